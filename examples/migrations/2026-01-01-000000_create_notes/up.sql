@@ -1,0 +1,5 @@
+CREATE TABLE notes (
+    id INTEGER GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    text TEXT NOT NULL,
+    backend INTEGER NOT NULL DEFAULT pg_backend_pid()
+);

@@ -1,0 +1,9 @@
+// @generated automatically by Diesel CLI.
+
+diesel::table! {
+    notes (id) {
+        id -> Int4,
+        text -> Text,
+        backend -> Int4,
+    }
+}

@@ -1,0 +1,197 @@
+use std::io;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use aws_credential_types::provider::error::CredentialsError;
+use diesel::ConnectionError;
+
+/// What went wrong: one variant for each step of the way to a usable connection.
+///
+/// `r2d2` keeps only the text of an error, so `Display` is complete: the step, what it said, and what to do.
+/// No text holds a token, a secret key or a password.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The connection string, an environment variable that completes it, or a setting of the
+    /// [`Builder`](crate::Builder) cannot be used. Nothing was dialled.
+    #[error("unusable connection string: {0}")]
+    Conninfo(String),
+
+    /// Nothing tells the region that a token has to be signed for.
+    #[error(
+        "no AWS region for {host}: {reason}; set region_name= in the connection string, Builder::region or AWS_REGION"
+    )]
+    Region {
+        /// The host that a token was to be signed for.
+        host: String,
+        /// Where the region was looked for.
+        reason: &'static str,
+    },
+
+    /// The credentials provider gave no credentials.
+    #[error(
+        "no AWS credentials: {}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or give the task or instance a role",
+        chain(source)
+    )]
+    Credentials {
+        /// What the provider said.
+        source: Arc<CredentialsError>,
+    },
+
+    /// The credentials had already ended when a token was to be signed; the server would refuse it.
+    #[error(
+        "the AWS credentials {key} ended {} s ago; refresh them (aws sso login, or the role that gave them) and check this machine's clock",
+        seconds_between(.ended, .now)
+    )]
+    CredentialsExpired {
+        /// The access key id, masked but for its first four characters.
+        key: String,
+        /// When the credentials ended.
+        ended: SystemTime,
+        /// The time of signing.
+        now: SystemTime,
+    },
+
+    /// The token could not be signed.
+    #[error("cannot sign a token: {}; check the host name, the user name and the credentials", chain(&**source))]
+    Token {
+        /// What the signer said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// The name to dial could not be resolved (only with `iam_host`: libpq resolves the other names).
+    #[error("cannot resolve host name \"{host}\": {source}; check the name, and that DNS is reachable from here")]
+    Resolve {
+        /// The name to dial.
+        host: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+
+    /// libpq could not open the connection, or the server refused the login.
+    #[error("cannot connect to {target}: {}; {}", one_line(source), cure(&source.to_string()))]
+    Connect {
+        /// Whom we tried to log in, and where.
+        target: String,
+        /// What libpq or the server said.
+        source: ConnectionError,
+    },
+
+    /// An open connection did not answer a query: it is dropped and a new one takes its place.
+    #[error("the connection is no longer usable: {}; it is replaced by a new one", one_line(source))]
+    Ping {
+        /// What diesel said.
+        source: diesel::result::Error,
+    },
+
+    /// The local stand-in for RDS could not be started or changed.
+    #[cfg(feature = "local")]
+    #[error("local RDS: {step}: {}", chain(&**source))]
+    Local {
+        /// What was being done, and what to do about it.
+        step: String,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The cure for what libpq or the server says when a login fails.
+fn cure(text: &str) -> &'static str {
+    const CURES: &[(&str, &str)] = &[
+        (
+            "password authentication failed",
+            "the user does not exist or lacks the role: run GRANT rds_iam TO the user, or, for a login by password, set rds_iam_auth=false and check it",
+        ),
+        (
+            "authentication failed for user",
+            "the server refused the token: the AWS identity needs rds-db:connect for this user and database; sign for the real endpoint (iam_host= for a CNAME or a tunnel), in its region; check this machine's clock",
+        ),
+        ("no pg_hba.conf entry", "the server wants TLS: use sslmode=verify-full"),
+        ("pg_hba.conf rejects", "the server wants TLS: use sslmode=verify-full"),
+        ("root certificate file", "download the RDS CA bundle (global-bundle.pem) and set sslrootcert= to its path"),
+        (
+            "certificate verify failed",
+            "set sslrootcert= to the CA bundle that signed the server's certificate (for RDS: global-bundle.pem)",
+        ),
+        (
+            "self-signed certificate",
+            "set sslrootcert= to the CA bundle that signed the server's certificate (for RDS: global-bundle.pem)",
+        ),
+        (
+            "does not match host name",
+            "set iam_host= to the endpoint's own name when you dial a CNAME, an address or a tunnel",
+        ),
+        ("could not translate host name", "check the name, and that DNS is reachable from here"),
+        ("Connection refused", "check host and port, and that the server is running"),
+        ("timeout expired", "check the security group, the VPC and the port from this network"),
+        ("requires a password", "the server's own answer is above; check its authentication method for this user"),
+        ("does not exist", "check the names of database and user"),
+        ("server does not support SSL", "use the RDS endpoint itself: a token is sent over TLS only"),
+    ];
+    CURES
+        .iter()
+        .find(|(symptom, _)| text.contains(symptom))
+        .map_or("check the server's log for the cause", |(_, cure)| cure)
+}
+
+/// The texts of an error and its sources, each once.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = one_line(error);
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = one_line(cause);
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// libpq's messages have several lines and a closing newline; a log line has one.
+fn one_line(error: &(impl std::fmt::Display + ?Sized)) -> String {
+    let text = error.to_string();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn seconds_between(earlier: &SystemTime, later: &SystemTime) -> u64 {
+    later.duration_since(*earlier).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_symptom_has_its_own_cure() {
+        let cases = [
+            ("FATAL:  PAM authentication failed for user \"app\"", "rds-db:connect"),
+            ("FATAL:  LDAP authentication failed for user \"app\"", "rds-db:connect"),
+            ("FATAL:  password authentication failed for user \"app\"", "GRANT rds_iam"),
+            ("FATAL:  no pg_hba.conf entry for host \"10.0.0.1\", no encryption", "verify-full"),
+            ("root certificate file \"/root/.postgresql/root.crt\" does not exist", "global-bundle.pem"),
+            ("SSL error: certificate verify failed", "sslrootcert="),
+            ("server certificate for \"a\" does not match host name \"b\"", "iam_host="),
+            ("FATAL:  database \"x\" does not exist", "names of database"),
+            ("something never seen before", "server's log"),
+        ];
+        for (text, expected) in cases {
+            let error = Error::Connect {
+                target: "app@db:5432/app".into(),
+                source: ConnectionError::BadConnection(format!("{text}\n")),
+            };
+            let shown = error.to_string();
+            assert!(shown.contains(expected), "{shown}");
+            assert!(!shown.contains('\n'), "{shown:?}");
+            assert!(std::error::Error::source(&error).is_some());
+        }
+    }
+
+    #[test]
+    fn a_credentials_error_shows_its_inner_cause() {
+        let source = CredentialsError::not_loaded("environment: not set");
+        let error = Error::Credentials { source: Arc::new(source) };
+        assert!(error.to_string().contains("environment: not set"), "{error}");
+    }
+}

@@ -1,0 +1,86 @@
+//! AWS over https through native-tls: the SDK's `HttpClient` on hyper and hyper-tls.
+//!
+//! The SDK's own https client would bring a second TLS stack and its C compiler along.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::body::SdkBody;
+use hyper_tls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector as TcpConnector;
+use hyper_util::rt::TokioExecutor;
+use native_tls::TlsConnector;
+
+/// A client whose TLS is not set up before the first request: loading the system's roots costs 90 ms of CPU, and a
+/// program with keys in its environment makes no request at all.
+pub(crate) fn client() -> SharedHttpClient {
+    SharedHttpClient::new(NativeTls)
+}
+
+#[derive(Debug)]
+struct NativeTls;
+
+impl HttpClient for NativeTls {
+    fn http_connector(&self, settings: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+        let (connect, read) = (settings.connect_timeout(), settings.read_timeout());
+        SharedHttpConnector::new(Connector { connect, read, client: OnceLock::new() })
+    }
+}
+
+#[derive(Debug)]
+struct Connector {
+    connect: Option<Duration>,
+    read: Option<Duration>,
+    client: OnceLock<Client<HttpsConnector<TcpConnector>, SdkBody>>,
+}
+
+impl Connector {
+    fn client(&self) -> Result<Client<HttpsConnector<TcpConnector>, SdkBody>, native_tls::Error> {
+        if let Some(client) = self.client.get() {
+            return Ok(client.clone());
+        }
+        let mut tcp = TcpConnector::new();
+        tcp.set_connect_timeout(self.connect);
+        // Else it refuses https://, which is hyper-tls's part.
+        tcp.enforce_http(false);
+        let https = HttpsConnector::from((tcp, tls()?.into()));
+        let client = Client::builder(TokioExecutor::new()).build(https);
+        Ok(self.client.get_or_init(|| client).clone())
+    }
+}
+
+/// One for the process, since building it is what costs.
+fn tls() -> Result<TlsConnector, native_tls::Error> {
+    static TLS: OnceLock<TlsConnector> = OnceLock::new();
+    if let Some(tls) = TLS.get() {
+        return Ok(tls.clone());
+    }
+    let tls = TlsConnector::new()?;
+    Ok(TLS.get_or_init(|| tls).clone())
+}
+
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let (client, read) = (self.client(), self.read);
+        HttpConnectorFuture::new(async move {
+            let client = client.map_err(|error| ConnectorError::other(error.into(), None))?;
+            let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
+            let sent = client.request(request);
+            let response = match read {
+                Some(limit) => tokio::time::timeout(limit, sent)
+                    .await
+                    .map_err(|elapsed| ConnectorError::timeout(elapsed.into()))?,
+                None => sent.await,
+            };
+            let response = response.map_err(|error| ConnectorError::io(error.into()))?.map(SdkBody::from_body_1_x);
+            HttpResponse::try_from(response).map_err(|error| ConnectorError::other(error.into(), None))
+        })
+    }
+}

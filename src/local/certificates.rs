@@ -1,0 +1,86 @@
+//! A certificate authority for one server, and that server's certificate.
+
+use std::net::Ipv4Addr;
+
+use openssl::asn1::Asn1Time;
+use openssl::bn::{BigNum, MsbOption};
+use openssl::ec::{EcGroup, EcKey};
+use openssl::error::ErrorStack;
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
+use openssl::pkey::{PKey, Private};
+use openssl::x509::extension::{BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName};
+use openssl::x509::{X509, X509Builder, X509Name};
+
+use super::failed;
+use crate::Error;
+
+/// As PEM. The authority's key is not kept.
+pub(super) struct Certificates {
+    pub(super) authority: Vec<u8>,
+    pub(super) server: Vec<u8>,
+    pub(super) server_key: Vec<u8>,
+}
+
+impl Certificates {
+    pub(super) fn new(names: &[String], address: Ipv4Addr) -> Result<Certificates, Error> {
+        make(names, address).map_err(failed("cannot make certificates"))
+    }
+}
+
+fn make(names: &[String], address: Ipv4Addr) -> Result<Certificates, ErrorStack> {
+    let authority_key = new_key()?;
+    let authority_name = common_name("LocalRds root")?;
+    let mut authority = certificate(&authority_key, &authority_name, &authority_name)?;
+    authority.append_extension(BasicConstraints::new().critical().ca().build()?)?;
+    authority.append_extension(KeyUsage::new().critical().key_cert_sign().crl_sign().build()?)?;
+    let authority = signed(authority, &authority_key)?;
+
+    let server_key = new_key()?;
+    let mut server = certificate(&server_key, &common_name("LocalRds")?, &authority_name)?;
+    let mut alternatives = SubjectAlternativeName::new();
+    names.iter().for_each(|name| {
+        alternatives.dns(name);
+    });
+    alternatives.ip(&address.to_string());
+    server.append_extension(alternatives.build(&server.x509v3_context(Some(&authority), None))?)?;
+    server.append_extension(ExtendedKeyUsage::new().server_auth().build()?)?;
+    let server = signed(server, &authority_key)?;
+
+    Ok(Certificates {
+        authority: authority.to_pem()?,
+        server: server.to_pem()?,
+        server_key: server_key.private_key_to_pem_pkcs8()?,
+    })
+}
+
+fn new_key() -> Result<PKey<Private>, ErrorStack> {
+    let curve = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
+    PKey::from_ec_key(EcKey::generate(&curve)?)
+}
+
+fn common_name(name: &str) -> Result<X509Name, ErrorStack> {
+    let mut builder = X509Name::builder()?;
+    builder.append_entry_by_nid(Nid::COMMONNAME, name)?;
+    Ok(builder.build())
+}
+
+fn certificate(key: &PKey<Private>, subject: &X509Name, issuer: &X509Name) -> Result<X509Builder, ErrorStack> {
+    let mut serial = BigNum::new()?;
+    serial.rand(127, MsbOption::MAYBE_ZERO, false)?;
+    let mut builder = X509::builder()?;
+    // X.509 counts from 0: this is version 3.
+    builder.set_version(2)?;
+    builder.set_serial_number(&*serial.to_asn1_integer()?)?;
+    builder.set_subject_name(subject)?;
+    builder.set_issuer_name(issuer)?;
+    builder.set_pubkey(key)?;
+    builder.set_not_before(&*Asn1Time::days_from_now(0)?)?;
+    builder.set_not_after(&*Asn1Time::days_from_now(30)?)?;
+    Ok(builder)
+}
+
+fn signed(mut builder: X509Builder, key: &PKey<Private>) -> Result<X509, ErrorStack> {
+    builder.sign(key, MessageDigest::sha256())?;
+    Ok(builder.build())
+}

@@ -1,0 +1,102 @@
+//! The LDAP bind listener that PostgreSQL's `ldap` method asks (PostgreSQL, "LDAP Authentication").
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use ldap3_proto::LdapCodec;
+use ldap3_proto::proto::{LdapBindCred, LdapBindRequest, LdapBindResponse, LdapMsg, LdapOp, LdapResult};
+use tokio_util::codec::{Decoder, Encoder};
+
+use super::failed;
+use super::judge::Judge;
+use crate::Error;
+
+/// PostgreSQL makes `uid=USER,dc=rds` of the user's name, and escapes nothing.
+pub(super) const PREFIX: &str = "uid=";
+pub(super) const SUFFIX: &str = ",dc=rds";
+
+/// Answers binds until it is dropped.
+pub(super) struct Listener {
+    address: SocketAddr,
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    pub(super) fn start(judge: Arc<Judge>) -> Result<Listener, Error> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed("cannot listen on 127.0.0.1"))?;
+        let address = listener.local_addr().map_err(failed("cannot listen on 127.0.0.1"))?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let seen = ended.clone();
+        let thread = std::thread::spawn(move || serve(&listener, &judge, &seen));
+        Ok(Listener { address, ended, thread: Some(thread) })
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.address.port()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        // A connection of our own wakes the thread, which then sees that it has ended.
+        if TcpStream::connect(self.address).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(listener: &TcpListener, judge: &Arc<Judge>, ended: &AtomicBool) {
+    for stream in listener.incoming() {
+        if ended.load(Ordering::SeqCst) {
+            return;
+        }
+        let judge = judge.clone();
+        // Each backend of PostgreSQL has a connection of its own, and they log in at the same time.
+        std::thread::spawn(move || {
+            if let Err(error) = stream.and_then(|stream| converse(stream, &judge)) {
+                log::debug!("LocalRds: a conversation with PostgreSQL ended: {error}");
+            }
+        });
+    }
+}
+
+/// One connection: a bind and its answer, then an unbind or the end.
+fn converse(mut stream: TcpStream, judge: &Judge) -> io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut codec = LdapCodec::default();
+    let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
+    let mut chunk = [0; 4096];
+    loop {
+        while let Some(message) = codec.decode(&mut input)? {
+            let LdapOp::BindRequest(bind) = message.op else {
+                return Ok(());
+            };
+            let answer = LdapOp::BindResponse(LdapBindResponse { res: answer(&bind, judge), saslcreds: None });
+            codec.encode(LdapMsg::new(message.msgid, answer), &mut output)?;
+            stream.write_all(&output.split())?;
+        }
+        match stream.read(&mut chunk)? {
+            0 => return Ok(()),
+            length => input.extend_from_slice(&chunk[..length]),
+        }
+    }
+}
+
+fn answer(bind: &LdapBindRequest, judge: &Judge) -> LdapResult {
+    let user = bind.dn.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(SUFFIX));
+    match (user, &bind.cred) {
+        (Some(user), LdapBindCred::Simple(password)) if judge.admits(user, password) => {
+            LdapBindResponse::new_success("").res
+        }
+        _ => LdapBindResponse::new_invalidcredentials(&bind.dn, "refused").res,
+    }
+}

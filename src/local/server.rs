@@ -1,0 +1,283 @@
+//! A PostgreSQL server in a private folder, from the programs on this machine.
+
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use diesel::{Connection, PgConnection};
+use tempfile::TempDir;
+
+use super::certificates::Certificates;
+use super::{failed, ldap};
+use crate::Error;
+
+const SUPERUSER: &str = "rdsadmin";
+const READY: &str = "database system is ready to accept connections";
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Ends the server and removes its folder as soon as our end of its standard input is closed: on drop, and also when
+/// this process is killed. The server's own process id is the first line of postmaster.pid; an initdb that still runs
+/// writes until its folder is gone.
+const WATCHDOG: &str = r#"
+trap '' INT TERM HUP
+read -r _
+pid=$(head -n 1 "$1/data/postmaster.pid") && kill -QUIT "$pid"
+tries=100
+while [ "$tries" -gt 0 ] && { kill -0 "$pid" || ! rm -rf "$1"; }; do tries=$((tries - 1)); sleep 0.05; done
+"#;
+
+pub(super) struct Server {
+    port: u16,
+    ca_file: PathBuf,
+    postgres: Child,
+    watchdog: Watchdog,
+    folder: Folder,
+}
+
+impl Server {
+    pub(super) fn start(certificates: &Certificates, ldap_port: u16) -> Result<Server, Error> {
+        let bin = find_programs()?;
+        let folder = Folder::create()?;
+        let watchdog = Watchdog::start(&folder)?;
+        let ca_file = folder.write("ca.pem", &certificates.authority)?;
+        folder.write("server.pem", &certificates.server)?;
+        folder.write("server.key", &certificates.server_key)?;
+        folder.write("pg_hba.conf", pg_hba(ldap_port).as_bytes())?;
+        initdb(&bin, &folder)?;
+        let (postgres, port) = start_on_a_free_port(&bin, &folder)?;
+        Ok(Server { port, ca_file, postgres, watchdog, folder })
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(super) fn ca_file(&self) -> &Path {
+        &self.ca_file
+    }
+
+    /// Over the unix socket, which nobody else can reach.
+    pub(super) fn superuser(&self, database: &str) -> Result<PgConnection, Error> {
+        let (folder, port) = (self.folder.path().display(), self.port);
+        let conninfo = format!("host='{folder}' port={port} user={SUPERUSER} dbname={database}");
+        PgConnection::establish(&conninfo).map_err(failed("cannot connect as superuser"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.watchdog.wake();
+        // The watchdog waits until the process id is free, and that takes our wait.
+        let _ = self.postgres.wait();
+    }
+}
+
+struct Watchdog(Child);
+
+impl Watchdog {
+    fn start(folder: &Folder) -> Result<Watchdog, Error> {
+        let mut sh = folder.run("sh");
+        let watchdog = sh.arg("-c").arg(WATCHDOG).arg("watchdog").arg(folder.path()).stdin(Stdio::piped()).spawn();
+        watchdog.map(Watchdog).map_err(failed("cannot run sh"))
+    }
+
+    fn wake(&mut self) {
+        drop(self.0.stdin.take());
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.wake();
+        let _ = self.0.wait();
+    }
+}
+
+/// The folder that holds initdb and postgres: on PATH, by pg_config, or where Debian puts them, newest first.
+fn find_programs() -> Result<PathBuf, Error> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
+        folders.push(String::from_utf8_lossy(&output.stdout).trim().into());
+    }
+    let mut versions: Vec<PathBuf> = entries("/usr/lib/postgresql");
+    versions.sort_by_key(|path| std::cmp::Reverse(version(path)));
+    folders.extend(versions.into_iter().map(|path| path.join("bin")));
+    let complete = |folder: &PathBuf| ["initdb", "postgres"].iter().all(|program| folder.join(program).is_file());
+    folders.into_iter().find(complete).ok_or_else(|| {
+        failed("PostgreSQL's server is missing")(
+            "no folder with initdb and postgres on PATH, by pg_config, or in /usr/lib/postgresql; install it (apt install postgresql, dnf install postgresql-server, brew install postgresql)",
+        )
+    })
+}
+
+fn entries(folder: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+fn version(path: &Path) -> u32 {
+    path.file_name().and_then(|name| name.to_str()?.parse().ok()).unwrap_or_default()
+}
+
+fn initdb(bin: &Path, folder: &Folder) -> Result<(), Error> {
+    let mut initdb = folder.run(bin.join("initdb"));
+    initdb.args(["--auth=reject", "--encoding=UTF8", "--locale=C", "--no-sync", "--username", SUPERUSER, "--pgdata"]);
+    let output =
+        initdb.arg(folder.path().join("data")).stderr(Stdio::piped()).output().map_err(failed("cannot run initdb"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(failed("initdb failed")(String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+/// Another process can take the port between our look and PostgreSQL's: then the next one.
+fn start_on_a_free_port(bin: &Path, folder: &Folder) -> Result<(Child, u16), Error> {
+    let mut tries = 3;
+    loop {
+        tries -= 1;
+        let port = free_port()?;
+        match start(bin, folder, port) {
+            Ok(postgres) => return Ok((postgres, port)),
+            Err(log) if tries > 0 && log.contains("Address already in use") => {}
+            Err(log) => return Err(failed("postgres does not start")(log)),
+        }
+    }
+}
+
+fn free_port() -> Result<u16, Error> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    listener.map(|address| address.port()).map_err(failed("no free port on 127.0.0.1"))
+}
+
+/// Starts postgres and waits until it is ready; else gives what it wrote.
+fn start(bin: &Path, folder: &Folder, port: u16) -> Result<Child, String> {
+    let mut postgres = folder.run(bin.join("postgres"));
+    postgres.arg("-D").arg(folder.path().join("data"));
+    for (name, value) in settings(folder.path(), port) {
+        postgres.arg("-c").arg(format!("{name}={value}"));
+    }
+    let mut postgres = postgres.stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    let lines = postgres.stderr.take().map(follow);
+    let mut seen = String::new();
+    while let Some(line) = lines.as_ref().and_then(|lines| lines.recv_timeout(START_TIMEOUT).ok()) {
+        if line.contains(READY) {
+            return Ok(postgres);
+        }
+        seen.push_str(&line);
+        seen.push('\n');
+    }
+    let _ = postgres.kill();
+    let _ = postgres.wait();
+    Err(seen)
+}
+
+/// The server's log, line by line. It is read to its end, or the server would wait for us.
+fn follow(log: ChildStderr) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(log).lines().map_while(Result::ok) {
+            log::trace!("PostgreSQL: {line}");
+            // Nobody listens any more once the server is ready.
+            let _ = sender.send(line);
+        }
+    });
+    receiver
+}
+
+fn settings(folder: &Path, port: u16) -> Vec<(&'static str, String)> {
+    let file = |name: &str| folder.join(name).display().to_string();
+    vec![
+        ("listen_addresses", Ipv4Addr::LOCALHOST.to_string()),
+        ("port", port.to_string()),
+        ("unix_socket_directories", folder.display().to_string()),
+        ("hba_file", file("pg_hba.conf")),
+        ("ssl", "on".into()),
+        ("ssl_cert_file", file("server.pem")),
+        ("ssl_key_file", file("server.key")),
+        ("max_connections", "200".into()),
+        ("shared_buffers", "16MB".into()),
+        // Nothing here outlives the process: the disk need not be waited for.
+        ("fsync", "off".into()),
+        // A statement that fails may hold a secret.
+        ("log_min_error_statement", "panic".into()),
+    ]
+}
+
+/// As on RDS: tokens for those with the role rds_iam, passwords for the others, TLS for all. The superuser comes
+/// through the folder, which is private.
+fn pg_hba(ldap_port: u16) -> String {
+    let (prefix, suffix) = (ldap::PREFIX, ldap::SUFFIX);
+    format!(
+        "local all {SUPERUSER} trust\n\
+         hostssl all +rds_iam all ldap ldapserver=127.0.0.1 ldapport={ldap_port} ldapprefix=\"{prefix}\" ldapsuffix=\"{suffix}\"\n\
+         hostssl all all all scram-sha-256\n"
+    )
+}
+
+/// A private folder, and the account that owns it: PostgreSQL does not run as root.
+struct Folder {
+    folder: TempDir,
+    account: Option<(u32, u32)>,
+}
+
+impl Folder {
+    fn create() -> Result<Folder, Error> {
+        let folder = tempfile::Builder::new().prefix("local-rds-").tempdir().map_err(failed("no temporary folder"))?;
+        let owner = fs::metadata(folder.path()).map_err(failed("no temporary folder"))?.uid();
+        let account = if owner == 0 { Some(unprivileged()?) } else { None };
+        let folder = Folder { folder, account };
+        folder.hand_over(folder.path())?;
+        Ok(folder)
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn hand_over(&self, path: &Path) -> Result<(), Error> {
+        let Some((user, group)) = self.account else { return Ok(()) };
+        chown(path, Some(user), Some(group)).map_err(failed(format!("cannot chown {}", path.display())))
+    }
+
+    /// Writes a file that only the owner can read.
+    fn write(&self, name: &str, contents: &[u8]) -> Result<PathBuf, Error> {
+        let path = self.path().join(name);
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(contents))
+            .map_err(failed(format!("cannot write {}", path.display())))?;
+        self.hand_over(&path)?;
+        Ok(path)
+    }
+
+    /// A program as the owner of the folder, apart from our terminal's Ctrl-C, and quiet.
+    fn run(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.path()).env("LC_ALL", "C").process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if let Some((user, group)) = self.account {
+            command.uid(user).gid(group);
+        }
+        command
+    }
+}
+
+/// An account for a server that root starts.
+fn unprivileged() -> Result<(u32, u32), Error> {
+    let number = |option: &str, name: &str| {
+        let output = Command::new("id").args([option, name]).output().ok()?;
+        String::from_utf8_lossy(&output.stdout).trim().parse().ok()
+    };
+    let account = ["postgres", "nobody"].into_iter().find_map(|name| Some((number("-u", name)?, number("-g", name)?)));
+    account.ok_or_else(|| {
+        failed("PostgreSQL does not run as root")("there is neither an account postgres nor nobody; create one")
+    })
+}

@@ -1,0 +1,385 @@
+//! [`RdsConnectionManager`], its [`Builder`], and what r2d2 asks of it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_smithy_async::time::{SharedTimeSource, TimeSource};
+use diesel::r2d2::R2D2Connection;
+use diesel::{Connection, PgConnection};
+use r2d2::ManageConnection;
+
+use crate::conninfo::{Given, IamConninfo, OwnKeys, check_signed_host, invalid};
+use crate::credentials::{CredentialsCache, Source, configured_region};
+use crate::{AuthToken, Endpoint, Error, HostKind, HostName, presign};
+
+/// An [`r2d2::ManageConnection`] for diesel's [`PgConnection`] that logs in to RDS with a new IAM token each time.
+///
+/// It takes the place of `diesel::r2d2::ConnectionManager<PgConnection>`:
+///
+/// ```no_run
+/// use diesel_rds_iam::RdsConnectionManager;
+///
+/// let manager = RdsConnectionManager::new("postgres://app@db.abc123.eu-west-1.rds.amazonaws.com/app")?;
+/// let pool = manager.pool_builder().max_size(8).build(manager)?;
+/// let mut connection = pool.get()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Clones are cheap and share the cached credentials.
+#[doc(alias = "BeforeConnect")]
+#[doc(alias = "ConnectionManager")]
+#[doc(alias = "get_connection_params")]
+#[derive(Clone)]
+pub struct RdsConnectionManager {
+    login: Arc<Login>,
+}
+
+enum Login {
+    /// With a token of its own for each connection.
+    Iam(Iam),
+    /// `rds_iam_auth=false`: the connection string for libpq.
+    Password(String),
+}
+
+struct Iam {
+    conninfo: IamConninfo,
+    endpoint: Endpoint,
+    /// The name dialled is another one than the endpoint's (CNAME, tunnel, port forward).
+    dials_another_name: bool,
+    credentials: CredentialsCache,
+    time_source: SharedTimeSource,
+}
+
+impl RdsConnectionManager {
+    /// A manager for a libpq connection string, URI or key/value, without a password.
+    ///
+    /// What it leaves out comes from libpq's PG* variables and service file, then from this crate's defaults.
+    /// Nothing is dialled. The keywords of our own are listed in the [crate's documentation](crate#connection-strings).
+    ///
+    /// # Errors
+    /// [`Error::Conninfo`] when the string cannot be used, [`Error::Region`] when nothing tells the region.
+    pub fn new(database_url: impl AsRef<str>) -> Result<RdsConnectionManager, Error> {
+        Self::builder().build(database_url)
+    }
+
+    /// A manager for `DATABASE_URL` or, where that is not set, for libpq's PG* variables.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); also when `DATABASE_URL` is set to nothing.
+    pub fn from_env() -> Result<RdsConnectionManager, Error> {
+        Self::builder().build_from_env()
+    }
+
+    /// A builder, for what a connection string cannot say.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// An [`r2d2::Builder`] with defaults that suit IAM logins.
+    ///
+    /// `max_lifetime` is 14 minutes, `connection_timeout` 15 seconds: longer than one `connect_timeout`, so that a
+    /// waiter learns the cause. An error handler logs a failed login as an error and a connection that was found dead
+    /// and replaced as a warning. All else is r2d2's.
+    #[doc(alias = "MaxConnLifetime")]
+    pub fn pool_builder(&self) -> r2d2::Builder<RdsConnectionManager> {
+        r2d2::Pool::builder()
+            .max_lifetime(Some(Duration::from_secs(14 * 60)))
+            .connection_timeout(Duration::from_secs(15))
+            .error_handler(Box::new(LogErrors))
+    }
+
+    /// Signs a new token, as [`connect`](ManageConnection::connect) does for each connection.
+    ///
+    /// # Errors
+    /// [`Error::Credentials`] when there are none, [`Error::CredentialsExpired`] when they have ended,
+    /// [`Error::Conninfo`] when IAM is turned off.
+    pub fn token(&self) -> Result<AuthToken, Error> {
+        match &*self.login {
+            Login::Iam(iam) => iam.token(),
+            Login::Password(_) => invalid("rds_iam_auth=false: there is no token for a login by password"),
+        }
+    }
+
+    /// What tokens are signed for; none with `rds_iam_auth=false`.
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        match &*self.login {
+            Login::Iam(iam) => Some(&iam.endpoint),
+            Login::Password(_) => None,
+        }
+    }
+}
+
+/// The settings, without secrets.
+impl fmt::Debug for RdsConnectionManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("RdsConnectionManager");
+        match &*self.login {
+            Login::Iam(iam) => shown
+                .field("conninfo", &iam.conninfo.to_string())
+                .field("endpoint", &iam.endpoint)
+                .finish_non_exhaustive(),
+            Login::Password(_) => shown.field("rds_iam_auth", &false).finish_non_exhaustive(),
+        }
+    }
+}
+
+impl ManageConnection for RdsConnectionManager {
+    type Connection = PgConnection;
+    type Error = Error;
+
+    /// Signs a token and logs in with it.
+    fn connect(&self) -> Result<PgConnection, Error> {
+        match &*self.login {
+            Login::Iam(iam) => iam.connect(),
+            Login::Password(conninfo) => PgConnection::establish(conninfo)
+                .map_err(|source| Error::Connect { target: "the database without IAM".into(), source }),
+        }
+    }
+
+    /// Asks the server, by an empty query.
+    fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        connection.ping().map_err(|source| Error::Ping { source })
+    }
+
+    /// Whether the connection was left in a transaction, or in the middle of a panic.
+    fn has_broken(&self, connection: &mut PgConnection) -> bool {
+        std::thread::panicking() || connection.is_broken()
+    }
+}
+
+impl Iam {
+    fn token(&self) -> Result<AuthToken, Error> {
+        let credentials = self.credentials.get()?;
+        presign(&self.endpoint, self.conninfo.user(), &credentials, self.time_source.now())
+    }
+
+    fn connect(&self) -> Result<PgConnection, Error> {
+        let started = Instant::now();
+        let token = self.token()?;
+        let (host, hostaddr) = self.names_to_dial()?;
+        let mut for_this = vec![("host", host.as_str())];
+        for_this.extend(hostaddr.as_deref().map(|addresses| ("hostaddr", addresses)));
+        let conninfo = self.conninfo.with_password(token.as_str(), &for_this);
+        let target = self.target();
+        let connection = PgConnection::establish(&conninfo);
+        let connection = connection.map_err(|source| Error::Connect { target: target.clone(), source })?;
+        log::debug!("connected to {target} in {:?}", started.elapsed());
+        Ok(connection)
+    }
+
+    /// libpq's `host`, by which it checks the certificate, and its `hostaddr`, which it dials instead of resolving
+    /// the host: as many of the one as of the other.
+    fn names_to_dial(&self) -> Result<(String, Option<String>), Error> {
+        let signed = self.endpoint.host().to_owned();
+        if !self.dials_another_name || self.conninfo.hostaddr().is_some() {
+            return Ok((signed, None));
+        }
+        let dialled = self.conninfo.host();
+        let failed = |source| Error::Resolve { host: dialled.to_owned(), source };
+        let addresses = (dialled, self.conninfo.port()).to_socket_addrs().map_err(failed)?;
+        let mut seen = BTreeSet::<IpAddr>::new();
+        let addresses: Vec<String> =
+            addresses.map(|a| a.ip()).filter(|ip| seen.insert(*ip)).map(|ip| ip.to_string()).collect();
+        Ok((vec![signed; addresses.len()].join(","), Some(addresses.join(","))))
+    }
+
+    /// Whom we log in, and where, for people.
+    fn target(&self) -> String {
+        let (user, host, port) = (self.conninfo.user(), self.conninfo.host(), self.conninfo.port());
+        if self.dials_another_name {
+            format!("{user}@{host}:{port} (signed for {})", self.endpoint)
+        } else {
+            format!("{user}@{host}:{port}")
+        }
+    }
+}
+
+/// Settings that a connection string cannot say, and those it can: what is set here wins.
+///
+/// ```no_run
+/// use diesel_rds_iam::RdsConnectionManager;
+///
+/// let manager = RdsConnectionManager::builder()
+///     .region("eu-west-1")
+///     .iam_host("db.abc123.eu-west-1.rds.amazonaws.com")
+///     .build("postgres://app@db.example.com/app")?;
+/// # Ok::<(), diesel_rds_iam::Error>(())
+/// ```
+#[must_use]
+pub struct Builder {
+    own: OwnKeys,
+    credentials_provider: Option<SharedCredentialsProvider>,
+    credentials_timeout: Duration,
+    time_source: SharedTimeSource,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Builder {
+            own: OwnKeys::default(),
+            credentials_provider: None,
+            credentials_timeout: Duration::from_secs(10),
+            time_source: SharedTimeSource::default(),
+        }
+    }
+}
+
+/// Which settings are set.
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("own", &self.own).finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// Whether to log in with a token (`rds_iam_auth` in the connection string).
+    ///
+    /// With `false` the connection string goes to libpq as it is: for a laptop with a plain password.
+    ///
+    /// Defaults to `true`.
+    pub fn rds_iam_auth(mut self, on: bool) -> Self {
+        self.own.rds_iam_auth = Some(on);
+        self
+    }
+
+    /// The AWS region that the database is in (`region_name` in the connection string).
+    ///
+    /// Defaults to the one in the host name; then AWS_REGION, AWS_DEFAULT_REGION or the profile's.
+    #[doc(alias = "region_name")]
+    pub fn region(mut self, region: impl Into<String>) -> Self {
+        self.own.region_name = Some(region.into());
+        self
+    }
+
+    /// The host name to sign for and to expect in the certificate, when another one is dialled: a CNAME, an SSH
+    /// tunnel, a port forward.
+    ///
+    /// Defaults to the host that is dialled.
+    pub fn iam_host(mut self, host: impl Into<String>) -> Self {
+        self.own.iam_host = Some(host.into());
+        self
+    }
+
+    /// The port to sign for, when another one is dialled.
+    ///
+    /// Defaults to the port that is dialled.
+    pub fn iam_port(mut self, port: u16) -> Self {
+        self.own.iam_port = Some(port);
+        self
+    }
+
+    /// Where AWS credentials come from. It is asked on a thread of ours, inside a tokio runtime.
+    ///
+    /// Defaults to aws-config's default chain: environment, profile, web identity, container, instance metadata.
+    pub fn credentials_provider(mut self, provider: impl ProvideCredentials + 'static) -> Self {
+        self.credentials_provider = Some(SharedCredentialsProvider::new(provider));
+        self
+    }
+
+    /// How long to wait for AWS credentials.
+    ///
+    /// Defaults to 10 seconds.
+    pub fn credentials_timeout(mut self, timeout: Duration) -> Self {
+        self.credentials_timeout = timeout;
+        self
+    }
+
+    /// The clock that tokens are signed by, for tests.
+    ///
+    /// Defaults to the system's.
+    pub fn time_source(mut self, time_source: impl TimeSource + 'static) -> Self {
+        self.time_source = SharedTimeSource::new(time_source);
+        self
+    }
+
+    /// Builds the manager for a connection string. Nothing is dialled.
+    ///
+    /// # Errors
+    /// As [`RdsConnectionManager::new`].
+    pub fn build(self, database_url: impl AsRef<str>) -> Result<RdsConnectionManager, Error> {
+        self.build_given(Given::parse(database_url.as_ref())?)
+    }
+
+    /// Builds the manager for `DATABASE_URL` or, where that is not set, for libpq's PG* variables.
+    ///
+    /// # Errors
+    /// As [`RdsConnectionManager::from_env`].
+    pub fn build_from_env(self) -> Result<RdsConnectionManager, Error> {
+        match std::env::var("DATABASE_URL") {
+            Ok(url) if url.trim().is_empty() => invalid(
+                "DATABASE_URL is set to nothing; set it to postgres://USER@HOST:5432/DATABASE, or unset it to use PGHOST and its like",
+            ),
+            Ok(url) => self.build(url),
+            Err(std::env::VarError::NotPresent) => self.build_given(Given::from_variables()),
+            Err(std::env::VarError::NotUnicode(_)) => invalid("DATABASE_URL is not UTF-8; set it anew"),
+        }
+    }
+
+    fn build_given(self, given: Given) -> Result<RdsConnectionManager, Error> {
+        let own = self.own.clone().or(given.own.clone());
+        let login = if own.rds_iam_auth.unwrap_or(true) {
+            Login::Iam(self.build_iam(given.with_iam()?, own)?)
+        } else {
+            log::info!("IAM authentication is off: logging in as the connection string says");
+            Login::Password(given.without_iam())
+        };
+        Ok(RdsConnectionManager { login: Arc::new(login) })
+    }
+
+    fn build_iam(self, conninfo: IamConninfo, own: OwnKeys) -> Result<Iam, Error> {
+        let host = own.iam_host.as_deref().unwrap_or(conninfo.host());
+        check_signed_host(host)?;
+        let region = region_for(host, own.region_name)?;
+        let endpoint = Endpoint::new(host, own.iam_port.unwrap_or(conninfo.port()), &region)?;
+        let dials_another_name = own.iam_host.is_some_and(|iam_host| iam_host != conninfo.host());
+        let source = self.credentials_provider.map_or(Source::DefaultChain, Source::Given);
+        let credentials = CredentialsCache::new(source, self.credentials_timeout, self.time_source.clone());
+        if conninfo.sslmode() != "verify-full" {
+            log::warn!(
+                "sslmode={}: the server's name is not checked, and whoever answers gets the token; use verify-full",
+                conninfo.sslmode()
+            );
+        }
+        log::info!("IAM authentication for {} in {region}: {conninfo}", endpoint);
+        Ok(Iam { conninfo, endpoint, dials_another_name, credentials, time_source: self.time_source })
+    }
+}
+
+/// The region: explicit, else the host's own, else AWS configuration. Never a guess.
+fn region_for(host: &str, explicit: Option<String>) -> Result<String, Error> {
+    let name = HostName::parse(host)?;
+    match (explicit, name.region()) {
+        (Some(region), Some(told)) if region != told => {
+            log::warn!("signing for the region {region}, as set, though {} says {told}", name.as_str());
+            Ok(region)
+        }
+        (Some(region), _) => Ok(region),
+        (None, Some(told)) => Ok(told.to_owned()),
+        // AWS_REGION tells where we are; a global database's writer may be elsewhere.
+        (None, None) if name.kind() == HostKind::GlobalWriter => Err(Error::Region {
+            host: name.as_str().to_owned(),
+            reason: "the name of a global database carries none, and its writer can move",
+        }),
+        (None, None) => configured_region().ok_or_else(|| Error::Region {
+            host: name.as_str().to_owned(),
+            reason: "the host name tells none, and neither AWS_REGION nor the AWS profile is set",
+        }),
+    }
+}
+
+/// r2d2's default handler logs everything as an error.
+#[derive(Debug)]
+struct LogErrors;
+
+impl r2d2::HandleError<Error> for LogErrors {
+    fn handle_error(&self, error: Error) {
+        match error {
+            Error::Ping { .. } => log::warn!("{error}"),
+            error => log::error!("{error}"),
+        }
+    }
+}
