@@ -373,14 +373,35 @@ pub(crate) fn invalid<T>(reason: impl Into<String>) -> Result<T, Error> {
     Err(Error::Conninfo(reason.into()))
 }
 
-/// libpq's complaint without what it quotes, which can be part of a password.
+/// libpq's complaint, with its cure, and without what it quotes where that can be part of a password.
 fn safe(Complaint(message): Complaint, conninfo: &str) -> Error {
     let message = message.trim_end();
     // What stands where a keyword should can be anything: the second half of a password with a space in it.
-    let quotes_anything = message.starts_with("missing \"=\"");
-    let hide = quotes_anything || may_hold_secret(conninfo);
+    let hide = message.starts_with(NO_EQUALS_SIGN) || may_hold_secret(conninfo);
     let shown = if hide { without_quoted(message) } else { message.to_owned() };
-    Error::Conninfo(format!("libpq says: {shown}; see \"Connection Strings\" in libpq's documentation"))
+    Error::Conninfo(format!("libpq says: {shown}; {}", cure(message, conninfo)))
+}
+
+const NO_EQUALS_SIGN: &str = "missing \"=\"";
+
+fn cure(message: &str, conninfo: &str) -> &'static str {
+    const CURES: &[(&str, &str)] = &[
+        (
+            NO_EQUALS_SIGN,
+            "write a URI, postgres://USER@HOST:5432/DATABASE, or pairs keyword=value, with values that hold spaces in single quotes",
+        ),
+        ("invalid connection option", "check its spelling against libpq's parameter key words"),
+        ("invalid URI query parameter", "check its spelling against libpq's parameter key words"),
+        ("percent-encoded", "write a % that stands for itself as %25"),
+        ("of service", "check PGSERVICE, PGSERVICEFILE and ~/.pg_service.conf"),
+    ];
+    if conninfo.contains("X-Amz-") {
+        return "it holds a token; leave that out, for each connection signs its own";
+    }
+    CURES
+        .iter()
+        .find(|(symptom, _)| message.contains(symptom))
+        .map_or("see \"Connection Strings\" in libpq's documentation", |(_, cure)| cure)
 }
 
 /// A password, or a token where it does not belong.
@@ -402,4 +423,131 @@ pub(crate) fn check_signed_host(host: &str) -> Result<(), Error> {
         );
     }
     HostName::parse(host).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::token::encode;
+
+    /// What a manager would give to libpq, parsed by libpq.
+    fn for_libpq(conninfo: &str) -> BTreeMap<String, String> {
+        let settings = Given::parse(conninfo).and_then(|given| given.with_iam()).unwrap();
+        libpq::parse(&c_string(&settings.with_password("TOKEN", &[])).unwrap()).ok().unwrap()
+    }
+
+    #[test]
+    fn both_forms_mean_the_same() {
+        let uri = "postgresql://a%20b@db.example.com:6432/the%20db?connect_timeout=3&options=-c%20geqo%3Doff";
+        let pairs =
+            r"host=db.example.com port = 6432 user='a b' dbname=the\ db connect_timeout=3 options='-c geqo=off'";
+        assert_eq!(for_libpq(uri), for_libpq(pairs));
+        assert_eq!(for_libpq(uri)["dbname"], "the db");
+    }
+
+    #[test]
+    fn defaults_hold_only_where_nothing_is_set() {
+        let plain = for_libpq("postgres://app@db.example.com/app");
+        let set = for_libpq(
+            "postgres://app@db.example.com/app?sslmode=require&connect_timeout=0&tcp_user_timeout=1&gssencmode=prefer",
+        );
+        let cases = [
+            ("sslmode", "verify-full", "require"),
+            ("connect_timeout", "10", "0"),
+            ("tcp_user_timeout", "15000", "1"),
+            ("gssencmode", "disable", "prefer"),
+            ("keepalives_idle", "10", "10"),
+            ("port", "5432", "5432"),
+            ("password", "TOKEN", "TOKEN"),
+        ];
+        for (keyword, default, when_set) in cases {
+            assert_eq!(plain[keyword], default, "{keyword}");
+            assert_eq!(set[keyword], when_set, "{keyword}");
+        }
+    }
+
+    #[test]
+    fn require_auth_is_set_where_libpq_knows_it() {
+        let known = libpq::complete(None).ok().unwrap().contains_key("require_auth");
+        assert_eq!(for_libpq("postgres://app@db.example.com/app").contains_key("require_auth"), known);
+    }
+
+    #[test]
+    fn the_program_names_itself_unless_told_otherwise() {
+        let named = for_libpq("host=db.example.com user=app application_name=mine");
+        assert_eq!(named["application_name"], "mine");
+        let program = &for_libpq("host=db.example.com user=app")["fallback_application_name"];
+        assert!(program.starts_with("diesel_rds_iam"), "{program}");
+    }
+
+    #[test]
+    fn people_see_no_secrets() {
+        let given = Given::parse("host=db.example.com user=app sslkey=/k sslpassword=hunter2").unwrap();
+        let shown = given.with_iam().unwrap().to_string();
+        assert!(shown.contains("sslkey='/k'") && shown.contains("sslpassword='***'"), "{shown}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn without_iam_the_string_stays_as_it_came_less_our_keys() {
+        let cases = [
+            ("postgres://u:p%3F@h/d?rds_iam_auth=false", "postgres://u:p%3F@h/d"),
+            ("postgres://u:p?@h/d?sslmode=disable&rds_iam_auth=false", "postgres://u:p?@h/d?sslmode=disable"),
+            ("postgres://h?rds_iam_auth=false&connect_timeout=1", "postgres://h?connect_timeout=1"),
+            ("host=h rds_iam_auth = 'false'  user='a\\'b=c'", "host=h  user='a\\'b=c'"),
+            ("region_name=x iam_host=y iam_port=1 rds_iam_auth=FALSE", ""),
+        ];
+        for (conninfo, rest) in cases {
+            let given = Given::parse(conninfo).unwrap();
+            assert_eq!(given.own.rds_iam_auth, Some(false));
+            assert_eq!(given.without_iam(), rest, "{conninfo}");
+        }
+    }
+
+    #[test]
+    fn of_a_key_said_twice_the_last_holds() {
+        for conninfo in ["iam_host=a iam_host=b", "postgres:///?iam_host=a&iam_host=b"] {
+            assert_eq!(Given::parse(conninfo).unwrap().own.iam_host.as_deref(), Some("b"));
+        }
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        any::<String>().prop_map(|text| text.replace('\0', ""))
+    }
+
+    proptest! {
+        #[test]
+        fn what_we_render_libpq_reads_back(user in text(), password in text(), options in text(), host in text()) {
+            let settings = [("host", &host), ("options", &options), ("password", &password), ("user", &user)];
+            let rendered = render(settings.iter().map(|(keyword, value)| (*keyword, value.as_str())).collect());
+            let parsed = libpq::parse(&c_string(&rendered).unwrap()).ok().unwrap();
+            prop_assert_eq!(parsed, settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect());
+        }
+
+        #[test]
+        fn our_keys_come_out_of_any_company(values in proptest::collection::vec(text(), 4), first in any::<bool>()) {
+            let own = [("region_name", values[0].as_str()), ("iam_host", &values[1])];
+            let others = [("user", values[2].as_str()), ("options", &values[3])];
+            let all: Vec<(&str, &str)> =
+                if first { own.iter().chain(&others).copied().collect() } else { others.iter().chain(&own).copied().collect() };
+            let pairs: Vec<String> = all.iter().map(|pair| render([*pair].into())).collect();
+            let query: Vec<String> = all.iter().map(|(keyword, value)| format!("{keyword}={}", encode(value))).collect();
+            for conninfo in [pairs.join(" "), format!("postgresql:///?{}", query.join("&"))] {
+                let given = Given::parse(&conninfo).unwrap();
+                let some = |value: &str| (!value.is_empty()).then(|| value.to_owned());
+                prop_assert_eq!(given.own.region_name, some(&values[0]));
+                prop_assert_eq!(given.own.iam_host, some(&values[1]));
+                let parsed = libpq::parse(given.text.as_ref().unwrap()).ok().unwrap();
+                prop_assert_eq!(&parsed["user"], &values[2]);
+                prop_assert_eq!(&parsed["options"], &values[3]);
+            }
+        }
+
+        #[test]
+        fn no_string_makes_us_panic(conninfo in any::<String>()) {
+            let _ = Given::parse(&conninfo).and_then(|given| given.with_iam());
+        }
+    }
 }

@@ -18,9 +18,7 @@ pub enum Error {
     Conninfo(String),
 
     /// Nothing tells the region that a token has to be signed for.
-    #[error(
-        "no AWS region for {host}: {reason}; set region_name= in the connection string, Builder::region or AWS_REGION"
-    )]
+    #[error("no AWS region for {host}: {reason}; set region_name= in the connection string, or Builder::region")]
     Region {
         /// The host that a token was to be signed for.
         host: String,

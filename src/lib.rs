@@ -1,4 +1,66 @@
-//! IAM database authentication for diesel.
+//! IAM database authentication for [diesel] on Amazon RDS and Aurora for PostgreSQL.
+//!
+//! With IAM authentication a database user has no password. It logs in by a token instead, which is signed on this
+//! machine with AWS credentials, counts only at login, and dies after 15 minutes. A pool opens connections for as long
+//! as its program runs, so each of them needs a token of its own. [`RdsConnectionManager`] does just that:
+//!
+//! ```no_run
+//! use diesel::prelude::*;
+//! use diesel_rds_iam::RdsConnectionManager;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let manager = RdsConnectionManager::new("postgres://app@db.abc123.eu-west-1.rds.amazonaws.com/app")?;
+//! let pool = manager.pool_builder().max_size(8).build(manager)?;
+//! let mut connection = pool.get()?;
+//! let one: i32 = diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("1")).get_result(&mut connection)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Its connections are diesel's own [`PgConnection`](diesel::PgConnection), so all of diesel works on them. (COPY wants
+//! `&mut *connection`: diesel implements it for the connection itself and for its own manager's pool only.)
+//!
+//! # Contents
+//!
+//! - [`RdsConnectionManager`], the manager, and its [`Builder`] for what a connection string cannot say;
+//! - [`Endpoint`], what a token is signed for, and [`HostName`], what AWS's host names tell;
+//! - [`AuthToken`] and [`presign`], the token by itself: pure and local;
+//! - [`Error`], which names the step that failed, and what to do;
+//! - `local` (feature `local`), a PostgreSQL on this machine that asks for IAM tokens: for tests and laptops.
+//!
+//! # Connection strings
+//!
+//! A connection string is libpq's, as URI or as key/value. What it leaves out comes from libpq's `PG*` variables and
+//! service files, then from this table, then from libpq's own defaults:
+//!
+//! | keyword | default | why |
+//! |---|---|---|
+//! | `sslmode` | `verify-full` | a token is a password in clear text inside TLS |
+//! | `connect_timeout` | 10 s | libpq waits for ever |
+//! | `tcp_user_timeout` | 15,000 ms | a query in flight to a host that has gone ends |
+//! | `keepalives_idle`, `_interval`, `_count` | 10 s, 5 s, 3 | an idle connection to such a host ends within 25 s |
+//! | `gssencmode` | `disable` | saves a round trip |
+//! | `require_auth` | `password` | only a server that wants a token gets one (libpq 16 and newer) |
+//! | `fallback_application_name` | the program's name | shows in `pg_stat_activity` |
+//!
+//! Four keywords are ours, and libpq never sees them. The [`Builder`] has a setter for each, which wins:
+//!
+//! | keyword | default | meaning |
+//! |---|---|---|
+//! | `rds_iam_auth` | `true` | with `false`, the string goes to libpq as it is: a login by password, on a laptop |
+//! | `region_name` | from the host name, then AWS_REGION, then the profile | the region to sign for |
+//! | `iam_host` | the host | the name to sign for and to expect in the certificate, when another one is dialled |
+//! | `iam_port` | the port | the port to sign for, when another one is dialled |
+//!
+//! A URL without a password means IAM. A password together with IAM is an error, and so is an `sslmode` that could send
+//! the token in clear text (`disable`, `allow`, `prefer`).
+//!
+//! # Logging
+//!
+//! Through [`log`]: *error* for a login that failed, *warn* for what works but not as meant, *info* for the settings of
+//! a new manager, *debug* for each connect and each refresh of credentials. No level shows a secret. Mind diesel's own
+//! instrumentation: a default one set by [`diesel::connection::set_default_instrumentation`] is handed the connection
+//! string of each new connection, token included.
 #![deny(unsafe_code)]
 
 mod conninfo;
@@ -13,8 +75,14 @@ mod manager;
 mod token;
 
 pub use aws_credential_types::Credentials;
+pub use r2d2;
+
 pub use endpoint::{Endpoint, HostKind, HostName};
 pub use error::Error;
 pub use manager::{Builder, RdsConnectionManager};
-pub use r2d2;
 pub use token::{AuthToken, presign};
+
+/// The README's examples are tests, too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

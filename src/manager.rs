@@ -366,7 +366,7 @@ fn region_for(host: &str, explicit: Option<String>) -> Result<String, Error> {
         }),
         (None, None) => configured_region().ok_or_else(|| Error::Region {
             host: name.as_str().to_owned(),
-            reason: "the host name tells none, and neither AWS_REGION nor the AWS profile is set",
+            reason: "the host name tells none, and neither AWS_REGION nor the AWS profile does",
         }),
     }
 }

@@ -30,7 +30,10 @@ impl Certificates {
 
 fn make(names: &[String], address: Ipv4Addr) -> Result<Certificates, ErrorStack> {
     let authority_key = new_key()?;
-    let authority_name = common_name("LocalRds root")?;
+    // A name of its own, or OpenSSL takes the root of one LocalRds for that of another and says "EVP lib".
+    let mut serial = BigNum::new()?;
+    serial.rand(64, MsbOption::MAYBE_ZERO, false)?;
+    let authority_name = common_name(&format!("LocalRds root {}", serial.to_hex_str()?))?;
     let mut authority = certificate(&authority_key, &authority_name, &authority_name)?;
     authority.append_extension(BasicConstraints::new().critical().ca().build()?)?;
     authority.append_extension(KeyUsage::new().critical().key_cert_sign().crl_sign().build()?)?;

@@ -43,7 +43,7 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn start(certificates: &Certificates, ldap_port: u16) -> Result<Server, Error> {
-        let bin = find_programs()?;
+        let bin = find_programs(candidates())?;
         let folder = Folder::create()?;
         let watchdog = Watchdog::start(&folder)?;
         let ca_file = folder.write("ca.pem", &certificates.authority)?;
@@ -100,20 +100,25 @@ impl Drop for Watchdog {
     }
 }
 
-/// The folder that holds initdb and postgres: on PATH, by pg_config, or where Debian puts them, newest first.
-fn find_programs() -> Result<PathBuf, Error> {
+/// Where the server's programs can be: on PATH, where pg_config says, or where Debian puts them, newest first.
+fn candidates() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
     if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
         folders.push(String::from_utf8_lossy(&output.stdout).trim().into());
     }
-    let mut versions: Vec<PathBuf> = entries("/usr/lib/postgresql");
+    let mut versions = entries("/usr/lib/postgresql");
     versions.sort_by_key(|path| std::cmp::Reverse(version(path)));
     folders.extend(versions.into_iter().map(|path| path.join("bin")));
+    folders
+}
+
+/// The first folder that holds both initdb and postgres.
+fn find_programs(candidates: Vec<PathBuf>) -> Result<PathBuf, Error> {
     let complete = |folder: &PathBuf| ["initdb", "postgres"].iter().all(|program| folder.join(program).is_file());
-    folders.into_iter().find(complete).ok_or_else(|| {
+    candidates.into_iter().find(complete).ok_or_else(|| {
         failed("PostgreSQL's server is missing")(
-            "no folder with initdb and postgres on PATH, by pg_config, or in /usr/lib/postgresql; install it (apt install postgresql, dnf install postgresql-server, brew install postgresql)",
+            "no folder on PATH, by pg_config or in /usr/lib/postgresql holds initdb and postgres; install them (apt install postgresql, dnf install postgresql-server, brew install postgresql)",
         )
     })
 }
@@ -280,4 +285,24 @@ fn unprivileged() -> Result<(u32, u32), Error> {
     account.ok_or_else(|| {
         failed("PostgreSQL does not run as root")("there is neither an account postgres nor nobody; create one")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_the_first_folder_with_both_programs_and_says_what_to_install_without_one() {
+        let (with_one, with_both) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (folder, program) in [(&with_one, "initdb"), (&with_both, "initdb"), (&with_both, "postgres")] {
+            fs::write(folder.path().join(program), "").unwrap();
+        }
+        let [one, both] = [&with_one, &with_both].map(|folder| folder.path().to_owned());
+        assert_eq!(find_programs(vec![one.clone(), both.clone()]).unwrap(), both);
+        let error = find_programs(vec![one]).unwrap_err().to_string();
+        assert!(
+            error.contains("apt install postgresql, dnf install postgresql-server, brew install postgresql"),
+            "{error}"
+        );
+    }
 }

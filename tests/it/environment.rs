@@ -1,0 +1,125 @@
+//! What comes from environment variables and service files, each in a process of its own.
+
+use std::io::Write;
+
+use diesel_rds_iam::local::LocalRds;
+use diesel_rds_iam::r2d2::ManageConnection;
+use diesel_rds_iam::{Error, RdsConnectionManager};
+
+use crate::support::{current_user, in_a_child, start};
+
+/// The keys of `rds` in the environment, as any AWS SDK reads them.
+fn keys(rds: &LocalRds) -> Vec<(&'static str, String)> {
+    rds.environment().into_iter().filter(|(name, _)| name.starts_with("AWS_")).collect()
+}
+
+fn run(test: &str, environment: &[(&str, String)]) {
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    in_a_child(test, &environment);
+}
+
+#[test]
+#[ignore = "runs as a process of its own, with the environment that the other tests give it"]
+fn logs_in() {
+    let manager = RdsConnectionManager::from_env().unwrap();
+    assert_eq!(current_user(&mut manager.connect().unwrap()), "app");
+}
+
+#[test]
+#[ignore = "runs as a process of its own, with the environment that the other tests give it"]
+fn tells_what_is_wrong() {
+    let error: Error = RdsConnectionManager::from_env().expect_err("built");
+    let expected = std::env::var("EXPECTED").unwrap();
+    assert!(error.to_string().contains(&expected), "{error}");
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+}
+
+#[test]
+fn database_url() {
+    let rds = start(LocalRds::builder());
+    run("environment::logs_in", &rds.environment());
+    assert_eq!(rds.attempts().len(), 1);
+}
+
+#[test]
+fn pg_variables() {
+    let rds = start(LocalRds::builder());
+    let mut environment = keys(&rds);
+    environment.extend([
+        ("PGHOST", "localhost".into()),
+        ("PGPORT", rds.port().to_string()),
+        ("PGUSER", "app".into()),
+        ("PGDATABASE", "app".into()),
+        ("PGSSLROOTCERT", rds.ca_file().display().to_string()),
+    ]);
+    run("environment::logs_in", &environment);
+}
+
+#[test]
+fn pg_variables_complete_a_database_url() {
+    let rds = start(LocalRds::builder());
+    let mut environment = keys(&rds);
+    environment.extend([
+        ("DATABASE_URL", format!("postgres://app@localhost:{}", rds.port())),
+        ("PGDATABASE", "app".into()),
+        ("PGSSLROOTCERT", rds.ca_file().display().to_string()),
+    ]);
+    run("environment::logs_in", &environment);
+}
+
+#[test]
+fn services_by_variable_and_by_keyword() {
+    let rds = start(LocalRds::builder());
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let (port, root) = (rds.port(), rds.ca_file().display());
+    writeln!(file, "[mine]\nhost=localhost\nport={port}\nuser=app\ndbname=app\nsslrootcert={root}").unwrap();
+    for (name, value) in [("PGSERVICE", "mine"), ("DATABASE_URL", "service=mine")] {
+        let mut environment = keys(&rds);
+        environment.extend([("PGSERVICEFILE", file.path().display().to_string()), (name, value.into())]);
+        run("environment::logs_in", &environment);
+    }
+}
+
+#[test]
+fn what_the_environment_can_get_wrong() {
+    let url = || ("DATABASE_URL", "postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app".to_owned());
+    let cases: Vec<(&str, Vec<(&str, String)>)> = vec![
+        ("DATABASE_URL is set to nothing", vec![("DATABASE_URL", String::new())]),
+        ("it names no host", vec![]),
+        ("PGPASSWORD holds a password", vec![url(), ("PGPASSWORD", "hunter2".into())]),
+        ("sslmode=prefer can send", vec![url(), ("PGSSLMODE", "prefer".into())]),
+        ("the port is not a number", vec![url(), ("PGPORT", "five".into())]),
+        ("definition of service", vec![url(), ("PGSERVICE", "nowhere".into())]),
+    ];
+    for (expected, mut environment) in cases {
+        environment.push(("EXPECTED", expected.to_owned()));
+        run("environment::tells_what_is_wrong", &environment);
+    }
+}
+
+#[test]
+fn a_password_in_a_service_file_is_told_as_such() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "[mine]\nhost=db.example.com\npassword=hunter2").unwrap();
+    let path = file.path().display().to_string();
+    let expected = "the service file holds a password".to_owned();
+    let environment = [("PGSERVICEFILE", path), ("PGSERVICE", "mine".into()), ("EXPECTED", expected)];
+    run("environment::tells_what_is_wrong", &environment);
+}
+
+#[test]
+fn the_region_comes_from_the_profile_when_nothing_else_tells() {
+    let rds = start(LocalRds::builder().region("eu-central-1"));
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let credentials = rds.credentials();
+    writeln!(
+        file,
+        "[default]\nregion=eu-central-1\naws_access_key_id={}\naws_secret_access_key={}",
+        credentials.access_key_id(),
+        credentials.secret_access_key()
+    )
+    .unwrap();
+    let url = rds.database_url().replace("region_name=eu-central-1", "region_name=");
+    let environment = [("AWS_CONFIG_FILE", file.path().display().to_string()), ("DATABASE_URL", url)];
+    run("environment::logs_in", &environment);
+}

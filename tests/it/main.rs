@@ -1,0 +1,11 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is how it fails")]
+//! One binary for all that needs a server. It fails where PostgreSQL is missing.
+
+mod bad_input;
+mod diesel_api;
+mod environment;
+mod local_rds;
+mod login;
+mod pool;
+mod secrets;
+mod support;

@@ -1,0 +1,87 @@
+//! The manager under r2d2.
+
+use std::thread;
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel_rds_iam::local::LocalRds;
+use diesel_rds_iam::r2d2::{ManageConnection, Pool};
+
+use crate::support::{current_user, manager, start};
+
+#[test]
+fn many_threads_share_few_logins() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let pool = manager.pool_builder().max_size(4).build(manager).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..20).for_each(|_| assert_eq!(current_user(&mut pool.get().unwrap()), LocalRds::USER)));
+        }
+    });
+    assert_eq!(rds.attempts().len(), 4);
+}
+
+#[test]
+fn connections_that_the_server_ended_are_replaced() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let pool = manager.pool_builder().max_size(2).build(manager).unwrap();
+    diesel::sql_query("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app'")
+        .execute(&mut rds.superuser().unwrap())
+        .unwrap();
+    for _ in 0..4 {
+        assert_eq!(current_user(&mut pool.get().unwrap()), LocalRds::USER);
+    }
+}
+
+#[test]
+fn a_connection_left_in_a_transaction_is_not_given_out_again() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let pool = manager.pool_builder().max_size(1).build(manager).unwrap();
+    let backend = |connection: &mut PgConnection| -> i32 {
+        diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("pg_backend_pid()"))
+            .get_result(connection)
+            .unwrap()
+    };
+    let mut connection = pool.get().unwrap();
+    let first = backend(&mut connection);
+    drop(connection);
+    let mut connection = pool.get().unwrap();
+    assert_eq!(backend(&mut connection), first);
+    diesel::connection::AnsiTransactionManager::begin_transaction_sql(&mut *connection, "BEGIN").unwrap();
+    drop(connection);
+    assert_ne!(backend(&mut pool.get().unwrap()), first);
+}
+
+#[test]
+fn is_valid_tells_a_dead_connection() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let mut connection = manager.connect().unwrap();
+    manager.is_valid(&mut connection).unwrap();
+    drop(rds);
+    let text = manager.is_valid(&mut connection).unwrap_err().to_string();
+    assert!(text.starts_with("the connection is no longer usable"), "{text}");
+}
+
+#[test]
+fn the_defaults_of_a_pool() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let pool: Pool<_> = manager.pool_builder().build(manager.clone()).unwrap();
+    assert_eq!(pool.max_lifetime(), Some(Duration::from_secs(840)));
+    assert_eq!(pool.connection_timeout(), Duration::from_secs(15));
+    assert!(pool.test_on_check_out());
+}
+
+#[test]
+fn a_refused_login_reaches_whoever_waits() {
+    let rds = start(LocalRds::builder());
+    rds.refuse_next(usize::MAX);
+    let manager = manager(&rds);
+    let builder = manager.pool_builder().max_size(1).connection_timeout(Duration::from_millis(500));
+    let error = builder.build(manager).expect_err("let in").to_string();
+    assert!(error.contains("rds-db:connect"), "{error}");
+}

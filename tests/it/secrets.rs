@@ -1,0 +1,23 @@
+//! Nothing that any of these tests prints or logs holds a secret.
+
+use std::process::Command;
+
+/// Marks of a token, of LocalRds' secret keys and passwords, and of the passwords in these tests.
+const MARKS: &[&str] = &["X-Amz-Signature=", "X-Amz-Security-Token=", "local-rds-secret-", "local-rds-password-"];
+
+#[test]
+fn a_run_at_trace_level_shows_none() {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--nocapture", "--skip", "secrets::"]).env("RUST_LOG", "trace");
+    let output = command.output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let failed: Vec<&str> = shown.lines().filter(|line| line.ends_with("... FAILED")).collect();
+    assert!(output.status.success(), "{failed:?}");
+    assert!(shown.contains("diesel_rds_iam::manager] connected to app@localhost"), "nothing was logged");
+    assert!(shown.contains("LocalRds admits app"), "nothing was logged");
+    for mark in MARKS {
+        let lines: Vec<&str> = shown.lines().filter(|line| line.contains(mark)).collect();
+        // Without the lines themselves: this output is scanned as well.
+        assert!(lines.is_empty(), "{} lines hold {:?}", lines.len(), &mark[..5]);
+    }
+}
