@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use aws_credential_types::provider::error::CredentialsError;
+use aws_smithy_types::date_time::{DateTime, Format};
 use diesel::ConnectionError;
 
 /// What went wrong: one variant for each step of the way to a usable connection.
@@ -26,28 +27,28 @@ pub enum Error {
         reason: &'static str,
     },
 
-    /// The credentials provider gave no credentials.
+    /// There are no AWS credentials: none were found, the source failed, or it did not answer in time.
     #[error(
-        "no AWS credentials: {}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or give the task or instance a role",
-        chain(source)
+        "no AWS credentials: {}{}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, log in again (aws sso login), or give the task or instance a role",
+        causes(&**source), last_end(.ended)
     )]
     Credentials {
-        /// What the provider said.
+        /// What each source said.
         source: Arc<CredentialsError>,
+        /// When the last credentials ended, if there were any.
+        ended: Option<SystemTime>,
     },
 
     /// The credentials had already ended when a token was to be signed; the server would refuse it.
     #[error(
-        "the AWS credentials {key} ended {} s ago; refresh them (aws sso login, or the role that gave them) and check this machine's clock",
-        seconds_between(.ended, .now)
+        "the AWS credentials {key} ended at {}; refresh them (aws sso login, or the role that gave them) and check this machine's clock",
+        utc(*.ended)
     )]
     CredentialsExpired {
         /// The access key id, masked but for its first four characters.
         key: String,
         /// When the credentials ended.
         ended: SystemTime,
-        /// The time of signing.
-        now: SystemTime,
     },
 
     /// The token could not be signed.
@@ -91,6 +92,16 @@ pub enum Error {
         /// What went wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl Error {
+    /// Whether a server looked at the token and refused it: PAM on RDS, LDAP on the stand-in. "password
+    /// authentication failed" is for a user without the role rds_iam, whose token nobody looks at.
+    pub(crate) fn is_refused_token(&self) -> bool {
+        let Error::Connect { source, .. } = self else { return false };
+        let text = source.to_string();
+        text.contains("authentication failed for user") && !text.contains("password authentication failed")
+    }
 }
 
 /// The cure for what libpq or the server says when a login fails.
@@ -153,8 +164,20 @@ fn one_line(error: &(impl std::fmt::Display + ?Sized)) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn seconds_between(earlier: &SystemTime, later: &SystemTime) -> u64 {
-    later.duration_since(*earlier).unwrap_or_default().as_secs()
+/// What a credentials error has to say, without the SDK's general words before it.
+pub(crate) fn causes(error: &CredentialsError) -> String {
+    std::error::Error::source(error).map_or_else(|| chain(error), chain)
+}
+
+fn last_end(ended: &Option<SystemTime>) -> String {
+    ended.map_or_else(String::new, |end| format!(" (the last ones ended at {})", utc(end)))
+}
+
+/// A time for people: `2026-01-31T12:00:00Z`.
+pub(crate) fn utc(time: SystemTime) -> String {
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let time = DateTime::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+    time.fmt(Format::DateTime).unwrap_or_else(|_| "an unknown time".into())
 }
 
 #[cfg(test)]
@@ -189,7 +212,7 @@ mod tests {
     #[test]
     fn a_credentials_error_shows_its_inner_cause() {
         let source = CredentialsError::not_loaded("environment: not set");
-        let error = Error::Credentials { source: Arc::new(source) };
+        let error = Error::Credentials { source: Arc::new(source), ended: None };
         assert!(error.to_string().contains("environment: not set"), "{error}");
     }
 }

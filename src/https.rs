@@ -1,8 +1,10 @@
 //! AWS over https through native-tls: the SDK's `HttpClient` on hyper and hyper-tls.
 //!
-//! The SDK's own https client would bring a second TLS stack and its C compiler along.
+//! The SDK's own https client would bring a second TLS stack and its C library along.
 
-use std::sync::OnceLock;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::{
@@ -12,11 +14,16 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
+use http::Uri;
 use hyper_tls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector as TcpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use native_tls::TlsConnector;
+use tokio::net::TcpStream;
+use tower_service::Service;
 
 /// A client whose TLS is not set up before the first request: loading the system's roots costs 90 ms of CPU, and a
 /// program with keys in its environment makes no request at all.
@@ -38,11 +45,13 @@ impl HttpClient for NativeTls {
 struct Connector {
     connect: Option<Duration>,
     read: Option<Duration>,
-    client: OnceLock<Client<HttpsConnector<TcpConnector>, SdkBody>>,
+    client: OnceLock<HyperClient>,
 }
 
+type HyperClient = Client<HttpsConnector<Dialler>, SdkBody>;
+
 impl Connector {
-    fn client(&self) -> Result<Client<HttpsConnector<TcpConnector>, SdkBody>, native_tls::Error> {
+    fn client(&self) -> Result<HyperClient, native_tls::Error> {
         if let Some(client) = self.client.get() {
             return Ok(client.clone());
         }
@@ -50,9 +59,44 @@ impl Connector {
         tcp.set_connect_timeout(self.connect);
         // Else it refuses https://, which is hyper-tls's part.
         tcp.enforce_http(false);
-        let https = HttpsConnector::from((tcp, tls()?.into()));
+        let dialler = Dialler { tcp, proxies: Arc::new(Matcher::from_env()) };
+        let https = HttpsConnector::from((dialler, tls()?.into()));
         let client = Client::builder(TokioExecutor::new()).build(https);
         Ok(self.client.get_or_init(|| client).clone())
+    }
+}
+
+/// Connects through the proxy of HTTPS_PROXY, or ALL_PROXY, less NO_PROXY. Plain http is for this machine's metadata
+/// services, which no proxy can reach.
+#[derive(Debug, Clone)]
+struct Dialler {
+    tcp: TcpConnector,
+    proxies: Arc<Matcher>,
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Service<Uri> for Dialler {
+    type Response = TokioIo<TcpStream>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let proxy = self.proxies.intercept(&to).filter(|_| to.scheme_str() == Some("https"));
+        let Some(proxy) = proxy else {
+            let connecting = self.tcp.call(to);
+            return Box::pin(async { Ok(connecting.await?) });
+        };
+        let mut tunnel = Tunnel::new(proxy.uri().clone(), self.tcp.clone());
+        if let Some(auth) = proxy.basic_auth() {
+            tunnel = tunnel.with_auth(auth.clone());
+        }
+        let connecting = tunnel.call(to);
+        Box::pin(async { Ok(connecting.await?) })
     }
 }
 

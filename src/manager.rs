@@ -6,6 +6,7 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
 use diesel::r2d2::R2D2Connection;
@@ -13,7 +14,7 @@ use diesel::{Connection, PgConnection};
 use r2d2::ManageConnection;
 
 use crate::conninfo::{Given, IamConninfo, OwnKeys, check_signed_host, invalid};
-use crate::credentials::{CredentialsCache, Source, configured_region};
+use crate::credentials::{Configured, CredentialsCache, Role, Source, configured_region};
 use crate::{AuthToken, Endpoint, Error, HostKind, HostName, presign};
 
 /// An [`r2d2::ManageConnection`] for diesel's [`PgConnection`] that logs in to RDS with a new IAM token each time.
@@ -50,7 +51,7 @@ struct Iam {
     endpoint: Endpoint,
     /// The name dialled is another one than the endpoint's (CNAME, tunnel, port forward).
     dials_another_name: bool,
-    credentials: CredentialsCache,
+    credentials: Arc<CredentialsCache>,
     time_source: SharedTimeSource,
 }
 
@@ -153,13 +154,29 @@ impl ManageConnection for RdsConnectionManager {
 
 impl Iam {
     fn token(&self) -> Result<AuthToken, Error> {
-        let credentials = self.credentials.get()?;
-        presign(&self.endpoint, self.conninfo.user(), &credentials, self.time_source.now())
+        self.sign(&self.credentials.get()?)
+    }
+
+    fn sign(&self, credentials: &Credentials) -> Result<AuthToken, Error> {
+        presign(&self.endpoint, self.conninfo.user(), credentials, self.time_source.now())
     }
 
     fn connect(&self) -> Result<PgConnection, Error> {
+        let credentials = self.credentials.get()?;
+        let refused = match self.connect_with(&credentials) {
+            Err(error) if error.is_refused_token() => error,
+            outcome => return outcome,
+        };
+        // The key pair may have been rotated while it was cached. Once: a policy that says no will say it again.
+        match self.credentials.rotated(&credentials) {
+            Some(other) => self.connect_with(&other),
+            None => Err(refused),
+        }
+    }
+
+    fn connect_with(&self, credentials: &Credentials) -> Result<PgConnection, Error> {
         let started = Instant::now();
-        let token = self.token()?;
+        let token = self.sign(credentials)?;
         let (host, hostaddr) = self.names_to_dial()?;
         let mut for_this = vec![("host", host.as_str())];
         for_this.extend(hostaddr.as_deref().map(|addresses| ("hostaddr", addresses)));
@@ -212,18 +229,29 @@ impl Iam {
 #[must_use]
 pub struct Builder {
     own: OwnKeys,
-    credentials_provider: Option<SharedCredentialsProvider>,
+    origin: Origin,
+    profile: Option<String>,
+    role: Option<Role>,
     credentials_timeout: Duration,
-    time_source: SharedTimeSource,
+    time_source: Option<SharedTimeSource>,
+}
+
+/// Where the builder was told to take credentials from.
+enum Origin {
+    Configuration,
+    Provider(SharedCredentialsProvider),
+    Manager(RdsConnectionManager),
 }
 
 impl Default for Builder {
     fn default() -> Self {
         Builder {
             own: OwnKeys::default(),
-            credentials_provider: None,
+            origin: Origin::Configuration,
+            profile: None,
+            role: None,
             credentials_timeout: Duration::from_secs(10),
-            time_source: SharedTimeSource::default(),
+            time_source: None,
         }
     }
 }
@@ -272,11 +300,54 @@ impl Builder {
         self
     }
 
-    /// Where AWS credentials come from. It is asked on a thread of ours, inside a tokio runtime.
+    /// Where AWS credentials come from. It is asked on a thread of ours, inside a current-thread tokio runtime that all
+    /// managers share: it should not block.
     ///
-    /// Defaults to aws-config's default chain: environment, profile, web identity, container, instance metadata.
+    /// Defaults to AWS configuration: environment, profile, web identity, container, instance metadata, in this order.
     pub fn credentials_provider(mut self, provider: impl ProvideCredentials + 'static) -> Self {
-        self.credentials_provider = Some(SharedCredentialsProvider::new(provider));
+        self.origin = Origin::Provider(SharedCredentialsProvider::new(provider));
+        self
+    }
+
+    /// Takes the credentials of another manager, cache included: one source call serves both.
+    ///
+    /// Managers that take theirs from AWS configuration by the same settings and in the same region share a cache
+    /// without being told.
+    pub fn credentials_of(mut self, manager: &RdsConnectionManager) -> Self {
+        self.origin = Origin::Manager(manager.clone());
+        self
+    }
+
+    /// The profile in the shared configuration files to take credentials from, and no other source.
+    ///
+    /// Defaults to the default chain, in which the profile is AWS_PROFILE's, or `default`.
+    #[doc(alias = "AWS_PROFILE")]
+    pub fn profile(mut self, name: impl Into<String>) -> Self {
+        self.profile = Some(name.into());
+        self
+    }
+
+    /// The ARN of a role to assume with the credentials found, as for a database in another account.
+    ///
+    /// Defaults to none.
+    pub fn assume_role(mut self, arn: impl Into<String>) -> Self {
+        self.role.get_or_insert_default().arn = arn.into();
+        self
+    }
+
+    /// The external id that the role asks for. Goes with [`assume_role`](Self::assume_role).
+    ///
+    /// Defaults to none.
+    pub fn external_id(mut self, id: impl Into<String>) -> Self {
+        self.role.get_or_insert_default().external_id = Some(id.into());
+        self
+    }
+
+    /// The name of the role's session, as CloudTrail shows it. Goes with [`assume_role`](Self::assume_role).
+    ///
+    /// Defaults to `diesel-rds-iam`.
+    pub fn session_name(mut self, name: impl Into<String>) -> Self {
+        self.role.get_or_insert_default().session_name = Some(name.into());
         self
     }
 
@@ -292,7 +363,7 @@ impl Builder {
     ///
     /// Defaults to the system's.
     pub fn time_source(mut self, time_source: impl TimeSource + 'static) -> Self {
-        self.time_source = SharedTimeSource::new(time_source);
+        self.time_source = Some(SharedTimeSource::new(time_source));
         self
     }
 
@@ -333,24 +404,54 @@ impl Builder {
     fn build_iam(self, conninfo: IamConninfo, own: OwnKeys) -> Result<Iam, Error> {
         let host = own.iam_host.as_deref().unwrap_or(conninfo.host());
         check_signed_host(host)?;
-        let region = region_for(host, own.region_name)?;
+        let region = region_for(host, own.region_name, self.profile.as_deref())?;
         let endpoint = Endpoint::new(host, own.iam_port.unwrap_or(conninfo.port()), &region)?;
         let dials_another_name = own.iam_host.is_some_and(|iam_host| iam_host != conninfo.host());
-        let source = self.credentials_provider.map_or(Source::DefaultChain, Source::Given);
-        let credentials = CredentialsCache::new(source, self.credentials_timeout, self.time_source.clone());
-        if conninfo.sslmode() != "verify-full" {
-            log::warn!(
-                "sslmode={}: the server's name is not checked, and whoever answers gets the token; use verify-full",
-                conninfo.sslmode()
-            );
+        let time_source = self.time_source.clone().unwrap_or_default();
+        let credentials = self.credentials(region)?;
+        warn_of_sslmode(conninfo.sslmode());
+        log::info!("IAM authentication for {endpoint} in {}: {conninfo}", endpoint.region());
+        Ok(Iam { conninfo, endpoint, dials_another_name, credentials, time_source })
+    }
+
+    fn credentials(self, region: String) -> Result<Arc<CredentialsCache>, Error> {
+        if self.role.as_ref().is_some_and(|role| role.arn.is_empty()) {
+            return invalid("external_id and session_name go with a role; name it by assume_role");
         }
-        log::info!("IAM authentication for {} in {region}: {conninfo}", endpoint);
-        Ok(Iam { conninfo, endpoint, dials_another_name, credentials, time_source: self.time_source })
+        let timeout = self.credentials_timeout;
+        let configured = Configured { profile: self.profile, role: self.role, region };
+        let source = match (self.origin, configured) {
+            (Origin::Configuration, configured) if self.time_source.is_none() => {
+                return Ok(CredentialsCache::shared(&configured, timeout));
+            }
+            (Origin::Configuration, configured) => Source::Configured(configured),
+            (_, Configured { profile, role, .. }) if profile.is_some() || role.is_some() => {
+                return invalid(
+                    "profile and assume_role are for AWS configuration; leave out the other source of credentials",
+                );
+            }
+            (Origin::Provider(provider), _) => Source::Given(provider),
+            (Origin::Manager(manager), _) => {
+                return match &*manager.login {
+                    Login::Iam(iam) => Ok(iam.credentials.clone()),
+                    Login::Password(_) => {
+                        invalid("the manager given to credentials_of has rds_iam_auth=false, and no credentials")
+                    }
+                };
+            }
+        };
+        Ok(Arc::new(CredentialsCache::new(source, timeout, self.time_source.unwrap_or_default())))
+    }
+}
+
+fn warn_of_sslmode(sslmode: &str) {
+    if sslmode != "verify-full" {
+        log::warn!("sslmode={sslmode}: whoever answers by another name gets the token; use verify-full");
     }
 }
 
 /// The region: explicit, else the host's own, else AWS configuration. Never a guess.
-fn region_for(host: &str, explicit: Option<String>) -> Result<String, Error> {
+fn region_for(host: &str, explicit: Option<String>, profile: Option<&str>) -> Result<String, Error> {
     let name = HostName::parse(host)?;
     match (explicit, name.region()) {
         (Some(region), Some(told)) if region != told => {
@@ -364,7 +465,7 @@ fn region_for(host: &str, explicit: Option<String>) -> Result<String, Error> {
             host: name.as_str().to_owned(),
             reason: "the name of a global database carries none, and its writer can move",
         }),
-        (None, None) => configured_region().ok_or_else(|| Error::Region {
+        (None, None) => configured_region(profile).ok_or_else(|| Error::Region {
             host: name.as_str().to_owned(),
             reason: "the host name tells none, and neither AWS_REGION nor the AWS profile does",
         }),

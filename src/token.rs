@@ -77,7 +77,7 @@ pub fn presign(
     let lifetime_end = now + LIFETIME;
     let expires_at = credentials.expiry().map_or(lifetime_end, |end| end.min(lifetime_end));
     if expires_at <= now {
-        return Err(Error::CredentialsExpired { key: masked(credentials), ended: expires_at, now });
+        return Err(Error::CredentialsExpired { key: masked(credentials), ended: expires_at });
     }
     let unsigned = format!("{endpoint}/?Action=connect&DBUser={}", encode(user));
     let parameters = signature(endpoint, &unsigned, credentials, now).map_err(|source| Error::Token { source })?;

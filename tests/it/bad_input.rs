@@ -218,8 +218,10 @@ fn without_credentials_the_error_says_where_they_can_come_from() {
 fn no_credentials() {
     let manager = RdsConnectionManager::new("postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app").unwrap();
     let message = manager.connect().err().expect("connected").to_string();
-    assert!(message.starts_with("no AWS credentials: "), "{message}");
-    assert!(message.ends_with("a profile, or give the task or instance a role"), "{message}");
+    assert_eq!(
+        message,
+        "no AWS credentials: environment: environment variable not set; profile \"default\": not set up; web identity: $AWS_WEB_IDENTITY_TOKEN_FILE was not set; container: ECS provider not configured; instance metadata: IMDS disabled by AWS_EC2_METADATA_DISABLED env var set to `true`; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, log in again (aws sso login), or give the task or instance a role"
+    );
 }
 
 #[test]
@@ -230,6 +232,5 @@ fn with_credentials_that_have_ended_nothing_is_signed() {
         .build("postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app")
         .unwrap();
     let message = manager.connect().err().expect("connected").to_string();
-    assert!(message.starts_with("the AWS credentials AKIA**** ended 3"), "{message}");
-    assert!(message.contains("clock"), "{message}");
+    assert!(message.contains("the given provider: gave credentials that ended at 20"), "{message}");
 }

@@ -2,10 +2,12 @@
 //! One binary for all that needs a server. It fails where PostgreSQL is missing.
 
 mod bad_input;
+mod credentials;
 mod diesel_api;
 mod environment;
 mod local_rds;
 mod login;
 mod pool;
 mod secrets;
+mod sources;
 mod support;

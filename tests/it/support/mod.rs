@@ -1,4 +1,7 @@
-use std::process::{Command, Output};
+pub(crate) mod cloud;
+
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use diesel::prelude::*;
@@ -59,21 +62,28 @@ pub(crate) const fn minutes(count: u64) -> Duration {
 /// Runs one ignored test of this binary in a process of its own, with these environment variables and no others: a
 /// process that has threads cannot change its own.
 pub(crate) fn in_a_child(test: &str, environment: &[(&str, &str)]) {
-    let output = child(test, environment);
-    assert!(
-        output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let program = std::env::current_exe().unwrap();
+    run_alone(Command::new(program), test, environment);
 }
 
-fn child(test: &str, environment: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+/// The same in a network namespace of its own, where the loopback interface has `address`, too.
+pub(crate) fn in_a_network_of_its_own(test: &str, address: &str, environment: &[(&str, &str)]) {
+    let mut command = Command::new("unshare");
+    let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    let rights: &[&str] = if is_root { &["--net"] } else { &["--net", "--map-current-user", "--keep-caps"] };
+    let set_up = format!("ip link set lo up && ip address add {address}/32 dev lo && exec \"$0\" \"$@\"");
+    command.args(rights).args(["sh", "-c", &set_up]).arg(std::env::current_exe().unwrap());
+    run_alone(command, test, environment);
+}
+
+fn run_alone(mut command: Command, test: &str, environment: &[(&str, &str)]) {
     command.args(["--exact", test, "--ignored", "--nocapture"]).env_clear();
     let kept = ["PATH", "TMPDIR", "RUST_LOG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"];
     command.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     // Nobody's profile, and no metadata service: there are no AWS credentials but those given here.
     command.envs([("HOME", "/nonexistent"), ("AWS_EC2_METADATA_DISABLED", "true")]);
-    command.envs(environment.iter().copied()).output().unwrap()
+    let output = command.envs(environment.iter().copied()).output().unwrap();
+    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    // "1 passed": a name that no test has passes, too.
+    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}{stderr}");
 }

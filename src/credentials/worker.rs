@@ -1,0 +1,52 @@
+//! The one thread on which credentials are asked for.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::runtime::Builder;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A thread with a current-thread runtime, for all caches of the process. It ends when the last of them is dropped.
+///
+/// Callers wait for it, and never block on a runtime themselves: they may be inside of somebody's async code.
+pub(super) struct Worker {
+    tasks: UnboundedSender<Task>,
+}
+
+impl Worker {
+    /// The running one, or a new one.
+    pub(super) fn shared() -> io::Result<Arc<Worker>> {
+        static RUNNING: Mutex<Weak<Worker>> = Mutex::new(Weak::new());
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(worker) = running.upgrade() {
+            return Ok(worker);
+        }
+        let worker = Arc::new(Worker::start()?);
+        *running = Arc::downgrade(&worker);
+        Ok(worker)
+    }
+
+    fn start() -> io::Result<Worker> {
+        let (tasks, mut received) = unbounded_channel::<Task>();
+        // Built on its own thread, so that it is dropped there too: a runtime must not be dropped inside async code.
+        let serve = move || match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(async {
+                while let Some(task) = received.recv().await {
+                    tokio::spawn(task);
+                }
+            }),
+            // Each task is dropped unrun, and tells its waiters so.
+            Err(error) => log::error!("no runtime for AWS credentials: {error}"),
+        };
+        std::thread::Builder::new().name("rds-iam-worker".into()).spawn(serve)?;
+        Ok(Worker { tasks })
+    }
+
+    /// Runs `task` soon; drops it if the thread has gone.
+    pub(super) fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let _ = self.tasks.send(Box::pin(task));
+    }
+}

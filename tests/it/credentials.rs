@@ -1,0 +1,414 @@
+//! The cache in front of the sources: who waits, who asks, what is kept.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, Result as ProviderResult, future};
+use aws_smithy_async::time::TimeSource;
+use diesel_rds_iam::local::{LocalRds, Refusal};
+use diesel_rds_iam::r2d2::ManageConnection;
+use diesel_rds_iam::{Credentials, Error, RdsConnectionManager};
+use tokio::sync::Semaphore;
+
+use crate::support::{in_a_child, last_verdict, minutes, refused, start};
+
+const URL: &str = "postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app";
+
+/// A source that counts its calls and does as it is told.
+#[derive(Clone)]
+struct Told {
+    calls: Arc<AtomicUsize>,
+    does: Arc<dyn Fn(usize) -> ProviderResult + Send + Sync>,
+    takes: Duration,
+    /// Closed, it holds back all calls but the first.
+    gate: Arc<Semaphore>,
+}
+
+impl Told {
+    /// The argument is the number of calls before this one.
+    fn to(does: impl Fn(usize) -> ProviderResult + Send + Sync + 'static) -> Told {
+        Told { calls: Arc::default(), does: Arc::new(does), takes: Duration::ZERO, gate: Arc::new(Semaphore::new(1)) }
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Told")
+    }
+}
+
+impl ProvideCredentials for Told {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let before = self.calls.fetch_add(1, Ordering::SeqCst);
+            tokio::time::sleep(self.takes).await;
+            let _open = if before > 0 { Some(self.gate.acquire().await.unwrap()) } else { None };
+            (self.does)(before)
+        })
+    }
+}
+
+/// A clock that only the test moves, both ways.
+#[derive(Clone, Debug)]
+struct WallClock(Arc<Mutex<SystemTime>>);
+
+impl WallClock {
+    fn new() -> WallClock {
+        WallClock(Arc::new(Mutex::new(SystemTime::now())))
+    }
+
+    fn forward(&self, by: Duration) {
+        *self.0.lock().unwrap() += by;
+    }
+
+    fn back(&self, by: Duration) {
+        *self.0.lock().unwrap() -= by;
+    }
+}
+
+impl TimeSource for WallClock {
+    fn now(&self) -> SystemTime {
+        *self.0.lock().unwrap()
+    }
+}
+
+/// Credentials whose key id tells which call gave them.
+fn numbered(number: usize, end: Option<SystemTime>) -> Credentials {
+    Credentials::new(format!("AKIA{number}"), "local-rds-secret-told", None, end, "test")
+}
+
+fn manager(source: &Told, clock: &WallClock) -> RdsConnectionManager {
+    let builder = RdsConnectionManager::builder().credentials_provider(source.clone());
+    builder.credentials_timeout(Duration::from_secs(5)).time_source(clock.clone()).build(URL).unwrap()
+}
+
+/// The number of the call whose credentials sign now.
+fn signs_with(manager: &RdsConnectionManager) -> usize {
+    let token = manager.token().unwrap();
+    let after = token.as_str().split_once("X-Amz-Credential=AKIA").unwrap().1;
+    after.split_once("%2F").unwrap().0.parse().unwrap()
+}
+
+/// Waits for what happens in the background, and fails when it does not.
+fn eventually(happens: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !happens() {
+        assert!(Instant::now() < deadline, "it did not happen");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn while_they_are_fresh_nobody_is_asked() {
+    let clock = WallClock::new();
+    let end = clock.now() + minutes(60);
+    let source = Told::to(move |number| Ok(numbered(number, Some(end))));
+    let manager = manager(&source, &clock);
+    for _ in 0..100 {
+        assert_eq!(signs_with(&manager), 0);
+    }
+    clock.forward(minutes(54));
+    assert_eq!(signs_with(&manager), 0);
+    assert_eq!(source.calls(), 1);
+}
+
+#[test]
+fn two_hundred_threads_on_a_cold_cache_ask_once() {
+    let clock = WallClock::new();
+    let mut source = Told::to(|number| Ok(numbered(number, None)));
+    source.takes = Duration::from_millis(300);
+    let manager = manager(&source, &clock);
+    thread::scope(|scope| {
+        for _ in 0..200 {
+            scope.spawn(|| assert_eq!(signs_with(&manager), 0));
+        }
+    });
+    assert_eq!(source.calls(), 1);
+}
+
+#[test]
+fn near_their_end_they_are_refreshed_behind_the_callers_back() {
+    let clock = WallClock::new();
+    let now = clock.now();
+    let mut source = Told::to(move |number| Ok(numbered(number, Some(now + minutes(60 * (number as u64 + 1))))));
+    source.gate = Arc::new(Semaphore::new(0));
+    let manager = manager(&source, &clock);
+    assert_eq!(signs_with(&manager), 0);
+    clock.forward(minutes(58));
+    // The source hangs, and callers do not.
+    for _ in 0..10 {
+        assert_eq!(signs_with(&manager), 0);
+    }
+    source.gate.add_permits(1);
+    eventually(|| signs_with(&manager) == 1);
+    assert_eq!(source.calls(), 2);
+}
+
+#[test]
+fn a_failed_refresh_keeps_the_old_pair_and_backs_off() {
+    let clock = WallClock::new();
+    let end = clock.now() + minutes(60);
+    let source = Told::to(move |number| match number {
+        0 => Ok(numbered(0, Some(end))),
+        _ => Err(CredentialsError::provider_error("the source is down")),
+    });
+    let manager = manager(&source, &clock);
+    assert_eq!(signs_with(&manager), 0);
+    clock.forward(minutes(58));
+    assert_eq!(signs_with(&manager), 0);
+    eventually(|| source.calls() == 2);
+    // The failure is answered soon after the call; from then on the source is left alone for a second.
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(500) {
+        assert_eq!(signs_with(&manager), 0);
+    }
+    assert!(source.calls() <= 3, "{} calls", source.calls());
+}
+
+#[test]
+fn an_ended_pair_is_never_signed_with_and_the_error_says_why_there_is_no_other() {
+    let clock = WallClock::new();
+    let end = clock.now() + minutes(60);
+    let source = Told::to(move |number| match number {
+        0 => Ok(numbered(0, Some(end))),
+        _ => Err(CredentialsError::provider_error("the source is down")),
+    });
+    let manager = manager(&source, &clock);
+    assert_eq!(signs_with(&manager), 0);
+    clock.forward(minutes(60));
+    let text = manager.token().unwrap_err().to_string();
+    assert!(text.starts_with("no AWS credentials: the source is down (the last ones ended at 20"), "{text}");
+}
+
+#[test]
+fn a_machine_that_slept_wakes_up_with_new_credentials() {
+    let clock = WallClock::new();
+    let now = clock.now();
+    let source = Told::to(move |number| Ok(numbered(number, Some(now + minutes(60 * (10 * number as u64 + 1))))));
+    let manager = manager(&source, &clock);
+    assert_eq!(signs_with(&manager), 0);
+    clock.forward(minutes(8 * 60));
+    assert_eq!(signs_with(&manager), 1);
+}
+
+#[test]
+fn a_clock_that_was_set_back_does_not_prolong_credentials() {
+    let clock = WallClock::new();
+    let now = clock.now();
+    let source = Told::to(move |number| Ok(numbered(number, Some(now + minutes(60)))));
+    let manager = manager(&source, &clock);
+    assert_eq!(signs_with(&manager), 0);
+    clock.back(minutes(120));
+    eventually(|| signs_with(&manager) == 1);
+}
+
+#[test]
+fn each_waiter_on_a_hung_source_gets_an_error_in_time() {
+    let mut source = Told::to(|number| Ok(numbered(number, None)));
+    source.takes = Duration::from_secs(3600);
+    let builder = RdsConnectionManager::builder().credentials_provider(source);
+    let manager = builder.credentials_timeout(Duration::from_millis(300)).build(URL).unwrap();
+    let started = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                let error = manager.token().unwrap_err();
+                assert!(matches!(error, Error::Credentials { .. }), "{error}");
+            });
+        }
+    });
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_source_that_panics_is_an_error_and_can_come_back() {
+    let source =
+        Told::to(|number| if number == 0 { panic!("a bug of somebody else") } else { Ok(numbered(number, None)) });
+    let manager = manager(&source, &WallClock::new());
+    let text = manager.token().unwrap_err().to_string();
+    assert!(text.contains("panicked"), "{text}");
+    assert_eq!(signs_with(&manager), 1);
+}
+
+#[test]
+fn a_source_that_failed_is_asked_again_at_once() {
+    let source = Told::to(|number| match number {
+        0 => Err(CredentialsError::provider_error("not yet")),
+        _ => Ok(numbered(number, None)),
+    });
+    let manager = manager(&source, &WallClock::new());
+    assert!(manager.token().unwrap_err().to_string().contains("not yet"));
+    assert_eq!(signs_with(&manager), 1);
+}
+
+#[test]
+fn managers_share_what_one_of_them_has() {
+    let source = Told::to(|number| Ok(numbered(number, None)));
+    let first = manager(&source, &WallClock::new());
+    let others: Vec<_> =
+        (0..100).map(|_| RdsConnectionManager::builder().credentials_of(&first).build(URL).unwrap()).collect();
+    assert!(others.iter().all(|manager| signs_with(manager) == 0));
+    assert_eq!(source.calls(), 1);
+}
+
+#[test]
+fn credentials_come_from_one_origin() {
+    let source = Told::to(|number| Ok(numbered(number, None)));
+    let with_both = RdsConnectionManager::builder().credentials_provider(source).assume_role("arn").build(URL);
+    assert!(with_both.unwrap_err().to_string().contains("assume_role are for AWS configuration"));
+    let without_role = RdsConnectionManager::builder().external_id("x").build(URL);
+    assert!(without_role.unwrap_err().to_string().contains("name it by assume_role"));
+    let password = RdsConnectionManager::new("postgres://u:p@h/d?rds_iam_auth=false").unwrap();
+    let of_password = RdsConnectionManager::builder().credentials_of(&password).build(URL);
+    assert!(of_password.unwrap_err().to_string().contains("rds_iam_auth=false"));
+}
+
+#[test]
+fn a_refused_pair_is_refreshed_once_and_a_new_one_tried_once() {
+    let rds = start(LocalRds::builder());
+    rds.add_key_pair(numbered(1, None));
+    let source = Told::to(|number| Ok(numbered(number.min(1), None)));
+    let manager = rds.manager_builder().credentials_provider(source.clone()).build(rds.database_url()).unwrap();
+    manager.connect().unwrap();
+    assert_eq!(source.calls(), 2);
+    let verdicts: Vec<_> = rds.attempts().into_iter().map(|attempt| attempt.verdict).collect();
+    assert_eq!(verdicts, [Err(Refusal::UnknownKeyPair), Ok(())]);
+}
+
+#[test]
+fn a_pair_that_stays_refused_costs_neither_logins_nor_calls() {
+    let rds = start(LocalRds::builder());
+    let source = Told::to(|_| Ok(numbered(0, None)));
+    let manager = rds.manager_builder().credentials_provider(source.clone()).build(rds.database_url()).unwrap();
+    for logins in 1..=5 {
+        refused(&manager);
+        assert_eq!(rds.attempts().len(), logins);
+    }
+    assert_eq!(source.calls(), 2);
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_costs_no_refresh() {
+    let rds = start(LocalRds::builder());
+    let source = Told::to(|number| Ok(numbered(number, None)));
+    let manager = rds.manager_builder().credentials_provider(source.clone()).build(rds.database_url()).unwrap();
+    drop(rds);
+    refused(&manager);
+    assert_eq!(source.calls(), 1);
+}
+
+#[test]
+fn a_changed_credentials_file_is_noticed_without_a_restart() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    in_a_child("credentials::after_the_file_has_changed", &[("AWS_SHARED_CREDENTIALS_FILE", path)]);
+}
+
+#[test]
+#[ignore = "runs as a process of its own, with a home of its own"]
+fn after_the_file_has_changed() {
+    let rds = start(LocalRds::builder());
+    let write = |key: &Credentials| {
+        let keys = format!(
+            "[default]\naws_access_key_id={}\naws_secret_access_key={}\n",
+            key.access_key_id(),
+            key.secret_access_key()
+        );
+        std::fs::write(std::env::var("AWS_SHARED_CREDENTIALS_FILE").unwrap(), keys).unwrap();
+    };
+    write(rds.credentials());
+    let manager = RdsConnectionManager::new(rds.database_url()).unwrap();
+    manager.connect().unwrap();
+    rds.revoke_key_pair(rds.credentials().access_key_id());
+    rds.add_key_pair(numbered(1, None));
+    write(&numbered(1, None));
+    manager.connect().unwrap();
+    assert_eq!(last_verdict(&rds), Ok(()));
+}
+
+/// The names of this process's threads that are ours.
+#[cfg(target_os = "linux")]
+fn workers() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let name = |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task.unwrap().path().join("comm"));
+    tasks.filter_map(|task| name(task).ok()).filter(|name| name.starts_with("rds-iam")).count()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_hundred_managers_have_one_thread_that_ends_with_them() {
+    in_a_child(
+        "credentials::one_thread",
+        &[("AWS_ACCESS_KEY_ID", "AKIA7"), ("AWS_SECRET_ACCESS_KEY", "local-rds-secret-told")],
+    );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+#[ignore = "runs as a process of its own, whose threads can be counted"]
+fn one_thread() {
+    let managers: Vec<_> = (0..100).map(|_| RdsConnectionManager::new(URL).unwrap()).collect();
+    assert_eq!(workers(), 0, "a thread before anything was asked for");
+    assert!(managers.iter().all(|manager| signs_with(manager) == 7));
+    // A database per tenant, each with a role or a source of its own.
+    let source = || Told::to(|number| Ok(numbered(number, None)));
+    let tenants: Vec<_> =
+        (0..20).map(|_| RdsConnectionManager::builder().credentials_provider(source()).build(URL).unwrap()).collect();
+    assert!(tenants.iter().all(|manager| signs_with(manager) == 0));
+    assert_eq!(workers(), 1);
+    drop(managers);
+    drop(tenants);
+    eventually(|| workers() == 0);
+    // And a new one starts when it is needed.
+    let manager = RdsConnectionManager::new(URL).unwrap();
+    assert_eq!(signs_with(&manager), 7);
+    assert_eq!(workers(), 1);
+}
+
+/// What a program does with managers, wherever it stands.
+fn build_connect_and_drop(rds: &LocalRds) {
+    let manager = rds.manager_builder().build(rds.database_url()).unwrap();
+    manager.token().unwrap();
+    manager.connect().unwrap();
+    drop(manager);
+    // The region is asked of AWS configuration, on a runtime of its own.
+    let _ = RdsConnectionManager::new("postgres://app@db.example.com/app");
+}
+
+#[test]
+fn never_in_the_way_of_a_plain_thread() {
+    let rds = start(LocalRds::builder());
+    thread::scope(|scope| scope.spawn(|| build_connect_and_drop(&rds)).join().unwrap());
+}
+
+#[test]
+fn never_in_the_way_of_spawn_blocking() {
+    let rds = start(LocalRds::builder());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::task::spawn_blocking(move || build_connect_and_drop(&rds)).await.unwrap() });
+}
+
+#[test]
+fn never_in_the_way_of_a_current_thread_runtime() {
+    let rds = start(LocalRds::builder());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { build_connect_and_drop(&rds) });
+}
+
+#[test]
+fn never_in_the_way_of_a_multi_thread_runtime() {
+    let rds = start(LocalRds::builder());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async { tokio::spawn(async move { build_connect_and_drop(&rds) }).await.unwrap() });
+}
