@@ -50,8 +50,11 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("require_auth", "password"),
 ];
 
+const NO_HOST: &str =
+    "it names no host, and IAM authentication is for RDS over TCP; set host= or PGHOST to the RDS endpoint";
+
 /// The longest name that PostgreSQL keeps, in bytes (NAMEDATALEN - 1).
-const LONGEST_NAME: usize = 63;
+pub(crate) const LONGEST_NAME: usize = 63;
 
 impl Given {
     /// Takes our own keywords out of `conninfo`; the rest must be what libpq understands.
@@ -62,9 +65,10 @@ impl Given {
         if conninfo.contains('\0') {
             return invalid("it holds a NUL byte; remove it");
         }
+        check_at_signs(conninfo)?;
         let (rest, own) = take_own_keys(conninfo)?;
         let text = c_string(&rest)?;
-        libpq::parse(&text).map_err(|complaint| safe(complaint, conninfo))?;
+        libpq::parse(&text).map_err(|complaint| safe(&complaint, conninfo))?;
         Ok(Given { text: Some(text), own })
     }
 
@@ -74,20 +78,26 @@ impl Given {
     }
 
     /// The string for libpq as it came, less our own keywords: a login without IAM.
-    pub(crate) fn without_iam(&self) -> String {
-        let text = self.text.as_deref().map_or("".into(), CStr::to_string_lossy);
-        text.into_owned()
+    pub(crate) fn without_iam(&self) -> Result<String, Error> {
+        let all = libpq::complete(self.text.as_deref()).map_err(|complaint| safe(&complaint, &self.shown()))?;
+        // libpq checks the port only when it dials, and then quotes it: half a password, if that was not encoded.
+        check_ports(all["port"].value.as_deref().unwrap_or_default())?;
+        Ok(self.shown())
+    }
+
+    fn shown(&self) -> String {
+        self.text.as_deref().map_or("".into(), CStr::to_string_lossy).into_owned()
     }
 
     /// The settings for a login with a token: completed by libpq, checked, and with our defaults.
     pub(crate) fn with_iam(&self) -> Result<IamConninfo, Error> {
-        let shown = self.without_iam();
+        let shown = self.shown();
         let explicit = match &self.text {
-            Some(text) => libpq::parse(text).map_err(|complaint| safe(complaint, &shown))?,
+            Some(text) => libpq::parse(text).map_err(|complaint| safe(&complaint, &shown))?,
             None => BTreeMap::new(),
         };
-        let all = libpq::complete(self.text.as_deref()).map_err(|complaint| safe(complaint, &shown))?;
-        if let Some(place) = place_of_password(&explicit, &all["password"]) {
+        let all = libpq::complete(self.text.as_deref()).map_err(|complaint| safe(&complaint, &shown))?;
+        if let Some(place) = self.place_of_password(&explicit, &all["password"]) {
             return invalid(format!(
                 "{place} holds a password, but IAM authentication makes its own: remove the password, or set rds_iam_auth=false to log in with it"
             ));
@@ -105,18 +115,40 @@ impl Given {
             .filter(|(keyword, _)| !DROPPED.contains(&keyword.as_str()))
             .filter_map(|(keyword, setting)| Some((keyword.clone(), setting.value.clone().filter(|v| !v.is_empty())?)))
             .collect();
-        // libpq::complete puts its own value here.
+        // libpq::complete puts its own value here, over that of a service file, too.
         settings.remove("gssencmode");
-        settings.extend(explicit.get("gssencmode").map(|value| ("gssencmode".into(), value.clone())));
+        let gssencmode = explicit.get("gssencmode").cloned().or_else(|| std::env::var("PGGSSENCMODE").ok());
+        settings.extend(gssencmode.map(|value| ("gssencmode".into(), value)));
         for (keyword, value) in DEFAULTS {
             if all.contains_key(*keyword) {
                 settings.entry((*keyword).into()).or_insert_with(|| (*value).into());
             }
         }
-        settings.extend(program().map(|name| ("fallback_application_name".into(), name)));
+        if let Some(name) = program() {
+            settings.entry("fallback_application_name".into()).or_insert(name);
+        }
         let conninfo = IamConninfo { settings, secret };
         conninfo.check()?;
         Ok(conninfo)
+    }
+}
+
+impl Given {
+    /// Where a password is said that has no place beside IAM. PGPASSWORD is the string's only where there is none: in
+    /// the environment of a program that has its own DATABASE_URL it is somebody else's.
+    fn place_of_password(&self, explicit: &BTreeMap<String, String>, password: &Setting) -> Option<&'static str> {
+        let set = |value: Option<&String>| value.is_some_and(|value| !value.is_empty());
+        let in_environment = std::env::var_os("PGPASSWORD").is_some();
+        if set(explicit.get("password")) {
+            Some("it")
+        } else if in_environment && self.text.is_some() {
+            log::warn!("PGPASSWORD is set and not used: the connection string has no password, so IAM makes one");
+            None
+        } else if in_environment {
+            Some("PGPASSWORD")
+        } else {
+            set(password.value.as_ref()).then_some("the service file")
+        }
     }
 }
 
@@ -124,7 +156,7 @@ impl Given {
 const PINNED: &[&str] = &["host", "port", "user", "dbname"];
 
 /// Answered already (`service`), or without a meaning beside a token (`passfile`).
-const DROPPED: &[&str] = &["service", "servicefile", "passfile", "fallback_application_name"];
+const DROPPED: &[&str] = &["service", "servicefile", "passfile", "password"];
 
 impl IamConninfo {
     fn get(&self, keyword: &str) -> Option<&str> {
@@ -186,15 +218,11 @@ impl IamConninfo {
     }
 
     fn check_host(&self) -> Result<(), Error> {
-        if let Some(port) = self.get("port")
-            && !port.parse::<u16>().is_ok_and(|port| port > 0)
-        {
-            return invalid("the port is not a number from 1 to 65535; RDS for PostgreSQL listens on 5432 by default");
-        }
+        check_ports(self.get("port").unwrap_or_default())?;
         match self.host() {
-            "" => invalid(
-                "it names no host, and IAM authentication is for RDS over TCP; set host= or PGHOST to the RDS endpoint",
-            ),
+            // The name to sign for, and to check, can still come from iam_host.
+            "" if self.hostaddr().is_some() => Ok(()),
+            "" => invalid(NO_HOST),
             host if host.starts_with(['/', '@']) => invalid(
                 "the host is a unix socket, and IAM authentication is for RDS over TCP; name the RDS endpoint, or set rds_iam_auth=false",
             ),
@@ -224,23 +252,10 @@ impl fmt::Display for IamConninfo {
 }
 
 /// Key/value form, every value quoted (libpq, "Keyword/Value Connection Strings").
-fn render(settings: BTreeMap<&str, &str>) -> String {
+pub(crate) fn render(settings: BTreeMap<&str, &str>) -> String {
     let quote = |value: &str| value.replace('\\', r"\\").replace('\'', r"\'");
     let pairs = settings.into_iter().map(|(keyword, value)| format!("{keyword}='{}'", quote(value)));
     pairs.collect::<Vec<_>>().join(" ")
-}
-
-fn place_of_password(explicit: &BTreeMap<String, String>, password: &Setting) -> Option<&'static str> {
-    let set = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
-    if explicit.get("password").is_some_and(|value| !value.is_empty()) {
-        Some("it")
-    } else if set(&password.value) && std::env::var_os("PGPASSWORD").is_some() {
-        Some("PGPASSWORD")
-    } else if set(&password.value) {
-        Some("the service file")
-    } else {
-        None
-    }
 }
 
 /// The program's name, for pg_stat_activity where no application_name is set.
@@ -256,7 +271,8 @@ fn take_own_keys(text: &str) -> Result<(String, OwnKeys), Error> {
     for (keyword, raw) in pairs {
         let carrier = if is_uri(text) { "postgresql:///?application_name=" } else { "application_name=" };
         let carried = c_string(&format!("{carrier}{raw}"))?;
-        let parsed = libpq::parse(&carried).map_err(|complaint| safe(complaint, text))?;
+        let about_ours = |Complaint(message)| safe(&Complaint(message.replace("application_name", keyword)), text);
+        let parsed = libpq::parse(&carried).map_err(about_ours)?;
         let value = parsed.get("application_name").map(String::as_str).unwrap_or_default();
         own.set(keyword, value)?;
     }
@@ -308,14 +324,18 @@ fn is_uri(text: &str) -> bool {
     text.starts_with("postgresql://") || text.starts_with("postgres://")
 }
 
-/// The URI without our parameters, and those with their raw values.
-fn cut_uri(text: &str) -> (String, Vec<(&str, &str)>) {
+/// Where the host begins. As in libpq: an '@' before the first '/' ends user and password, which may hold a '?'.
+fn host_of_uri(text: &str) -> usize {
     let authority = text.find("://").map_or(0, |i| i + 3);
-    // As in libpq: an '@' before the first '/' ends user and password, which may hold a '?'.
-    let host = match text[authority..].find(['@', '/']) {
+    match text[authority..].find(['@', '/']) {
         Some(i) if text[authority + i..].starts_with('@') => authority + i + 1,
         _ => authority,
-    };
+    }
+}
+
+/// The URI without our parameters, and those with their raw values.
+fn cut_uri(text: &str) -> (String, Vec<(&str, &str)>) {
+    let host = host_of_uri(text);
     let Some(query) = text[host..].find('?').map(|i| host + i) else {
         return (text.to_owned(), Vec::new());
     };
@@ -338,6 +358,8 @@ fn cut_key_value(text: &str) -> (String, Vec<(&str, &str)>) {
             Some(keyword) => own.push((keyword, &after[value_start..value_end])),
             None => rest.push_str(&input[..setting_length]),
         }
+        // After a closing quote the next keyword needs no space, which the two around us may.
+        rest.push_str(if OwnKeys::ALL.contains(&keyword.trim_matches(is_space)) { " " } else { "" });
         input = &input[setting_length..];
     }
     rest.push_str(input);
@@ -369,18 +391,55 @@ fn c_string(text: &str) -> Result<CString, Error> {
     CString::new(text).or_else(|_| invalid("it holds a NUL byte; remove it"))
 }
 
+/// Refuses a URI whose user or password holds an '@' or a '/' as it is: libpq would take half of it for the host or
+/// the database, dial that, and print it.
+fn check_at_signs(conninfo: &str) -> Result<(), Error> {
+    if !is_uri(conninfo) {
+        return Ok(());
+    }
+    let host = &conninfo[host_of_uri(conninfo)..];
+    let before_query = host.split('?').next().unwrap_or_default();
+    if before_query.contains('@') {
+        return invalid(
+            "an '@' stands in or after the host; percent-encode user and password (@ is %40, / is %2F, : is %3A)",
+        );
+    }
+    Ok(())
+}
+
+fn check_ports(ports: &str) -> Result<(), Error> {
+    let fits = |port: &str| port.is_empty() || port.parse::<u16>().is_ok_and(|port| port > 0);
+    if ports.split(',').all(fits) {
+        return Ok(());
+    }
+    invalid("the port is not a number from 1 to 65535; RDS for PostgreSQL listens on 5432 by default")
+}
+
 pub(crate) fn invalid<T>(reason: impl Into<String>) -> Result<T, Error> {
     Err(Error::Conninfo(reason.into()))
 }
 
 /// libpq's complaint, with its cure, and without what it quotes where that can be part of a password.
-fn safe(Complaint(message): Complaint, conninfo: &str) -> Error {
+fn safe(Complaint(message): &Complaint, conninfo: &str) -> Error {
     let message = message.trim_end();
     // What stands where a keyword should can be anything: the second half of a password with a space in it.
-    let hide = message.starts_with(NO_EQUALS_SIGN) || may_hold_secret(conninfo);
-    let shown = if hide { without_quoted(message) } else { message.to_owned() };
-    Error::Conninfo(format!("libpq says: {shown}; {}", cure(message, conninfo)))
+    let hide_all = message.starts_with(NO_EQUALS_SIGN) || may_hold_secret(conninfo);
+    let parts = message.split('"').enumerate();
+    let shown = parts.map(|(i, part)| match i % 2 {
+        0 => part.to_owned(),
+        _ if hide_all || !is_word(part) => "\"***\"".to_owned(),
+        _ => format!("\"{part}\""),
+    });
+    Error::Conninfo(format!("libpq says: {}; {}", shown.collect::<String>(), cure(message, conninfo)))
 }
+
+/// A keyword, or one of the words that are the values of some: nothing else is shown.
+fn is_word(text: &str) -> bool {
+    text.len() <= 32 && text.bytes().all(|b| b.is_ascii_alphabetic() || b"_-=".contains(&b))
+}
+
+const UNKNOWN_KEYWORD: &str =
+    "check its spelling against libpq's parameter key words and ours: rds_iam_auth, region_name, iam_host, iam_port";
 
 const NO_EQUALS_SIGN: &str = "missing \"=\"";
 
@@ -390,8 +449,8 @@ fn cure(message: &str, conninfo: &str) -> &'static str {
             NO_EQUALS_SIGN,
             "write a URI, postgres://USER@HOST:5432/DATABASE, or pairs keyword=value, with values that hold spaces in single quotes",
         ),
-        ("invalid connection option", "check its spelling against libpq's parameter key words"),
-        ("invalid URI query parameter", "check its spelling against libpq's parameter key words"),
+        ("invalid connection option", UNKNOWN_KEYWORD),
+        ("invalid URI query parameter", UNKNOWN_KEYWORD),
         ("percent-encoded", "write a % that stands for itself as %25"),
         ("of service", "check PGSERVICE, PGSERVICEFILE and ~/.pg_service.conf"),
     ];
@@ -410,13 +469,11 @@ fn may_hold_secret(conninfo: &str) -> bool {
     authority.contains('@') && authority.contains(':') || conninfo.contains("pass") || conninfo.contains("X-Amz-")
 }
 
-fn without_quoted(message: &str) -> String {
-    let parts = message.split('"').enumerate();
-    parts.map(|(i, part)| if i % 2 == 0 { part } else { "\"***\"" }).collect()
-}
-
 /// The name that a token is signed for must be a name: RDS knows itself by no address.
 pub(crate) fn check_signed_host(host: &str) -> Result<(), Error> {
+    if host.is_empty() {
+        return invalid(NO_HOST);
+    }
     if host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok() {
         return invalid(
             "the host is an IP address, and a token is signed for a name; set iam_host= to the RDS endpoint",
@@ -496,13 +553,14 @@ mod tests {
             ("postgres://u:p%3F@h/d?rds_iam_auth=false", "postgres://u:p%3F@h/d"),
             ("postgres://u:p?@h/d?sslmode=disable&rds_iam_auth=false", "postgres://u:p?@h/d?sslmode=disable"),
             ("postgres://h?rds_iam_auth=false&connect_timeout=1", "postgres://h?connect_timeout=1"),
-            ("host=h rds_iam_auth = 'false'  user='a\\'b=c'", "host=h  user='a\\'b=c'"),
-            ("region_name=x iam_host=y iam_port=1 rds_iam_auth=FALSE", ""),
+            ("host=h rds_iam_auth = 'false'  user='a\\'b=c'", "host=h   user='a\\'b=c'"),
+            ("host=h rds_iam_auth='false'user=u", "host=h user=u"),
+            ("region_name=x iam_host=y iam_port=1 rds_iam_auth=FALSE", "    "),
         ];
         for (conninfo, rest) in cases {
             let given = Given::parse(conninfo).unwrap();
             assert_eq!(given.own.rds_iam_auth, Some(false));
-            assert_eq!(given.without_iam(), rest, "{conninfo}");
+            assert_eq!(given.without_iam().unwrap(), rest, "{conninfo}");
         }
     }
 

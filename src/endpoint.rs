@@ -13,6 +13,14 @@ pub struct Endpoint {
     host: String,
     port: u16,
     region: String,
+    service: Service,
+}
+
+/// Whose tokens an endpoint takes, by its name: they differ in form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Service {
+    Rds,
+    Dsql,
 }
 
 impl Endpoint {
@@ -30,7 +38,8 @@ impl Endpoint {
                 "the region is not of the form eu-west-1; give the code of the region that the database is in",
             );
         }
-        Ok(Endpoint { host: name.name, port, region: region.to_owned() })
+        let service = if name.kind == HostKind::Dsql { Service::Dsql } else { Service::Rds };
+        Ok(Endpoint { host: name.name, port, region: region.to_owned(), service })
     }
 
     /// The host name, in lower case and without a trailing dot.
@@ -46,6 +55,18 @@ impl Endpoint {
     /// The code of the AWS region, as `eu-west-1`.
     pub fn region(&self) -> &str {
         &self.region
+    }
+
+    pub(crate) fn service(&self) -> Service {
+        self.service
+    }
+
+    /// The host as a token names and signs it: with its port on RDS, without on DSQL.
+    pub(crate) fn authority(&self) -> String {
+        match self.service {
+            Service::Rds => self.to_string(),
+            Service::Dsql => self.host.clone(),
+        }
     }
 }
 
@@ -93,6 +114,8 @@ pub enum HostKind {
     Proxy,
     /// A further endpoint of an RDS Proxy (`NAME.endpoint.proxy-`).
     ProxyEndpoint,
+    /// An Aurora DSQL cluster (`CLUSTER.dsql.REGION.on.aws`).
+    Dsql,
     /// Not a name that RDS gives: a CNAME, a load balancer, a name of your own.
     Other,
 }
@@ -147,6 +170,13 @@ impl HostName {
 /// Reads the labels before a partition's suffix: `NAME.ID.REGION.rds`, or `NAME.ID.rds.REGION` in China and the
 /// isolated partitions.
 fn classify(name: &str) -> (HostKind, Option<&str>) {
+    if let Some(labels) = name.strip_suffix(".on.aws") {
+        let labels: Vec<&str> = labels.split('.').collect();
+        return match labels.as_slice() {
+            [_, "dsql" | "dsql-fips", region] if is_region(region) => (HostKind::Dsql, Some(region)),
+            _ => (HostKind::Other, None),
+        };
+    }
     let Some(labels) = SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix)) else {
         return (HostKind::Other, None);
     };
@@ -230,6 +260,9 @@ mod tests {
             ("db.abc.eu-isoe-west-1.rds.cloud.adc-e.uk", Some("eu-isoe-west-1")),
             ("db.abc.mx-central-1.rds.amazonaws.com", Some("mx-central-1")),
             ("db.abc.us-gov-west-1.rds.amazonaws.com", Some("us-gov-west-1")),
+            ("abc123.dsql.us-east-1.on.aws", Some("us-east-1")),
+            ("abc123.dsql-fips.us-west-2.on.aws", Some("us-west-2")),
+            ("abc123.lambda.us-west-2.on.aws", None),
             ("ec2-1-2-3-4.us-west-2.compute.amazonaws.com", Some("us-west-2")),
             ("db.abc.nowhere.rds.amazonaws.com", None),
             ("rds.amazonaws.com", None),

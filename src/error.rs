@@ -30,7 +30,7 @@ pub enum Error {
     /// There are no AWS credentials: none were found, the source failed, or it did not answer in time.
     #[error(
         "no AWS credentials: {}{}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, log in again (aws sso login), or give the task or instance a role",
-        causes(&**source), last_end(.ended)
+        causes(source), last_end(.ended)
     )]
     Credentials {
         /// What each source said.
@@ -133,6 +133,11 @@ fn cure(text: &str) -> &'static str {
         ("could not translate host name", "check the name, and that DNS is reachable from here"),
         ("Connection refused", "check host and port, and that the server is running"),
         ("timeout expired", "check the security group, the VPC and the port from this network"),
+        (
+            "remaining connection slots",
+            "lower max_size, of all programs together, or raise max_connections; RDS Proxy shares connections",
+        ),
+        ("target_session_attrs", "check the value against libpq's parameter key words"),
         ("requires a password", "the server's own answer is above; check its authentication method for this user"),
         ("does not exist", "check the names of database and user"),
         ("server does not support SSL", "use the RDS endpoint itself: a token is sent over TLS only"),

@@ -351,7 +351,7 @@ impl Builder {
         self
     }
 
-    /// How long to wait for AWS credentials.
+    /// How long to wait for AWS credentials. (The program of a `credential_process` that takes longer is not ended.)
     ///
     /// Defaults to 10 seconds.
     pub fn credentials_timeout(mut self, timeout: Duration) -> Self {
@@ -396,7 +396,7 @@ impl Builder {
             Login::Iam(self.build_iam(given.with_iam()?, own)?)
         } else {
             log::info!("IAM authentication is off: logging in as the connection string says");
-            Login::Password(given.without_iam())
+            Login::Password(given.without_iam()?)
         };
         Ok(RdsConnectionManager { login: Arc::new(login) })
     }
@@ -446,7 +446,7 @@ impl Builder {
 
 fn warn_of_sslmode(sslmode: &str) {
     if sslmode != "verify-full" {
-        log::warn!("sslmode={sslmode}: whoever answers by another name gets the token; use verify-full");
+        log::warn!("sslmode={sslmode} lets a server of another name take the token; use verify-full");
     }
 }
 

@@ -8,12 +8,10 @@ use aws_sigv4::http_request::{SignableBody, SignableRequest, SignatureLocation, 
 use aws_sigv4::sign::v4;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use crate::endpoint::Service;
 use crate::{Endpoint, Error};
 
-/// The service that a token is signed for.
-pub(crate) const SERVICE: &str = "rds-db";
-
-/// How long RDS accepts a token after it was signed (AWS, "IAM database authentication").
+/// How long a token is accepted after it was signed (AWS, "IAM database authentication"; for DSQL the SDKs' default).
 pub(crate) const LIFETIME: Duration = Duration::from_secs(15 * 60);
 
 /// All but RFC 3986's unreserved characters, as SigV4 wants it.
@@ -53,6 +51,9 @@ impl fmt::Debug for AuthToken {
 /// "Connecting using IAM authentication"). Nothing is sent anywhere. SigV4 counts in whole seconds: two tokens of
 /// the same second are equal.
 ///
+/// The name of an Aurora DSQL cluster gets a DSQL token: `GET https://HOST/?Action=DbConnect`, or `DbConnectAdmin` for
+/// the user `admin` (AWS, "Generating an authentication token in Amazon Aurora DSQL").
+///
 /// ```
 /// use std::time::SystemTime;
 /// use diesel_rds_iam::{Credentials, Endpoint, presign};
@@ -74,12 +75,16 @@ pub fn presign(
     credentials: &Credentials,
     now: SystemTime,
 ) -> Result<AuthToken, Error> {
+    check_signable(credentials, now).map_err(|text| Error::Token { source: text.into() })?;
     let lifetime_end = now + LIFETIME;
     let expires_at = credentials.expiry().map_or(lifetime_end, |end| end.min(lifetime_end));
     if expires_at <= now {
         return Err(Error::CredentialsExpired { key: masked(credentials), ended: expires_at });
     }
-    let unsigned = format!("{endpoint}/?Action=connect&DBUser={}", encode(user));
+    let unsigned = match endpoint.service() {
+        Service::Rds => format!("{}/?Action=connect&DBUser={}", endpoint.authority(), encode(user)),
+        Service::Dsql => format!("{}/?Action={}", endpoint.authority(), dsql_action(user)),
+    };
     let parameters = signature(endpoint, &unsigned, credentials, now).map_err(|source| Error::Token { source })?;
     let mut text = unsigned;
     for (name, value) in parameters {
@@ -87,6 +92,24 @@ pub fn presign(
     }
     Ok(AuthToken { text, expires_at })
 }
+
+/// Where aws-sigv4 panics instead of an error: dates of more than four digits, and requests longer than a URI may be.
+fn check_signable(credentials: &Credentials, now: SystemTime) -> Result<(), &'static str> {
+    let since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| "the clock says a time before 1970")?;
+    if since_1970 >= YEAR_9999 {
+        return Err("the clock says a time after the year 9998");
+    }
+    if credentials.session_token().is_some_and(|token| token.len() > LONGEST_SESSION_TOKEN) {
+        return Err("the session token has more than 16,384 bytes");
+    }
+    Ok(())
+}
+
+/// The first second of that year, counted from 1970.
+const YEAR_9999: Duration = Duration::from_secs(253_370_764_800);
+
+/// In bytes: percent-encoded it still fits PostgreSQL's limit of 65,530 for a password. AWS's have 400 to 2,000.
+const LONGEST_SESSION_TOKEN: usize = 16_384;
 
 /// The query parameters that sign `unsigned`, their values not yet percent-encoded.
 fn signature(
@@ -102,18 +125,33 @@ fn signature(
     let params = v4::SigningParams::builder()
         .identity(&identity)
         .region(endpoint.region())
-        .name(SERVICE)
+        .name(endpoint.service().name())
         .time(now)
         .settings(settings)
         .build()?
         .into();
     // The port is always part of the signed host; left to itself the signer drops 443.
-    let host = endpoint.to_string();
+    let host = endpoint.authority();
     let url = format!("https://{unsigned}");
     let request = SignableRequest::new("GET", &url, [("host", host.as_str())].into_iter(), SignableBody::Bytes(&[]))?;
     let (instructions, _) = sign(request, &params)?.into_parts();
     let (_, parameters) = instructions.into_parts();
     Ok(parameters.into_iter().map(|(name, value)| (name, value.into_owned())).collect())
+}
+
+impl Service {
+    /// The name that tokens are signed for.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Service::Rds => "rds-db",
+            Service::Dsql => "dsql",
+        }
+    }
+}
+
+/// What a DSQL token allows: it names no user.
+pub(crate) fn dsql_action(user: &str) -> &'static str {
+    if user == "admin" { "DbConnectAdmin" } else { "DbConnect" }
 }
 
 /// Percent-encodes by RFC 3986.
@@ -153,8 +191,12 @@ mod tests {
 
     #[test]
     fn published_vectors() {
-        let vectors: serde_json::Value =
-            serde_json::from_str(include_str!("../tests/data/token_vectors.json")).unwrap();
+        assert_eq!(tokens_as_in(include_str!("../tests/data/token_vectors.json")), 4);
+        assert_eq!(tokens_as_in(include_str!("../tests/data/dsql_vectors.json")), 3);
+    }
+
+    fn tokens_as_in(vectors: &str) -> usize {
+        let vectors: serde_json::Value = serde_json::from_str(vectors).unwrap();
         let times = [("20161107T173933Z", 1_478_540_373), ("20240826T220000Z", 1_724_709_600)];
         for vector in vectors.as_array().unwrap() {
             let text = |name: &str| vector[name].as_str().map(str::to_owned);
@@ -167,7 +209,7 @@ mod tests {
             let token = presign(&endpoint, &text("user").unwrap(), &credentials, now).unwrap();
             assert_eq!(as_set(token.as_str()), as_set(&text("token_canonical_order").unwrap()));
         }
-        assert_eq!(vectors.as_array().unwrap().len(), 4);
+        vectors.as_array().unwrap().len()
     }
 
     #[test]
@@ -215,6 +257,19 @@ mod tests {
         }
         let last = now + Duration::from_secs(1);
         assert!(presign(&endpoint(), "u", &key_pair(None, Some(last)), now).is_ok());
+    }
+
+    #[test]
+    fn what_the_signer_cannot_sign_is_an_error_and_no_panic() {
+        let sign = |session_token: &str, now| presign(&endpoint(), "u", &key_pair(Some(session_token), None), now);
+        assert!(sign(&"/".repeat(16_384), published_time()).unwrap().as_str().len() < 65_530);
+        assert!(sign(&"/".repeat(16_385), published_time()).is_err());
+        assert!(sign("", UNIX_EPOCH).is_ok());
+        assert!(sign("", UNIX_EPOCH - Duration::from_secs(1)).is_err());
+        assert!(sign("", UNIX_EPOCH + YEAR_9999 - Duration::from_secs(1)).is_ok());
+        assert!(sign("", UNIX_EPOCH + YEAR_9999).is_err());
+        let long = presign(&endpoint(), &"u".repeat(70_000), &key_pair(None, None), published_time());
+        assert!(matches!(long, Err(Error::Token { .. })));
     }
 
     #[test]

@@ -11,11 +11,15 @@ pub struct Clock {
     ahead: Arc<AtomicU64>,
 }
 
+/// 1,000 years, in milliseconds: dates of four digits are all that a token can hold.
+const FARTHEST: u64 = 1000 * 365 * 24 * 60 * 60 * 1000;
+
 impl Clock {
-    /// Moves the clock on.
+    /// Moves the clock on, by 1,000 years in all at most.
     pub fn advance(&self, by: Duration) {
         let milliseconds = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
-        self.ahead.fetch_add(milliseconds, Ordering::SeqCst);
+        let moved = |ahead: u64| Some(ahead.saturating_add(milliseconds).min(FARTHEST));
+        let _ = self.ahead.fetch_update(Ordering::SeqCst, Ordering::SeqCst, moved);
     }
 }
 

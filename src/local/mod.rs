@@ -36,6 +36,7 @@ use diesel::connection::SimpleConnection;
 pub use clock::Clock;
 pub use judge::{Attempt, Refusal};
 
+use crate::conninfo::{LONGEST_NAME, invalid};
 use crate::token::encode;
 use crate::{Endpoint, Error, RdsConnectionManager};
 use certificates::Certificates;
@@ -101,13 +102,14 @@ impl LocalRds {
     /// `rds_iam_auth=false`.
     pub fn password_url(&self) -> String {
         let user = format!("{}:{}", Self::USER_WITH_PASSWORD, self.password);
-        format!("{}&sslmode=verify-full&rds_iam_auth=false", self.plain_url(&user))
+        format!("{}&rds_iam_auth=false", self.plain_url(&user))
     }
 
     fn plain_url(&self, user: &str) -> String {
         let root = self.ca_file().to_string_lossy();
         let root = root.split('/').map(encode).collect::<Vec<_>>().join("/");
-        format!("postgres://{user}@{LOCALHOST}:{}/{}?sslrootcert={root}", self.port(), Self::DATABASE)
+        let (port, database) = (self.port(), Self::DATABASE);
+        format!("postgres://{user}@{LOCALHOST}:{port}/{database}?sslmode=verify-full&sslrootcert={root}")
     }
 
     /// The port on 127.0.0.1.
@@ -166,7 +168,8 @@ impl LocalRds {
         self.judge.clock()
     }
 
-    /// Trusts a further key pair. Its session token and its end, where it has them, are checked too.
+    /// Trusts a further key pair, in the place of one with the same access key id. Its session token and its end, where
+    /// it has them, are checked too.
     pub fn add_key_pair(&self, key_pair: Credentials) {
         self.judge.add_key_pair(key_pair);
     }
@@ -245,7 +248,7 @@ impl Builder {
         self
     }
 
-    /// A further user with the role `rds_iam`.
+    /// A further user with the role `rds_iam`: a name of 1 to 63 bytes that is not taken.
     ///
     /// Defaults to [`LocalRds::USER`] only.
     pub fn iam_user(mut self, name: impl Into<String>) -> Self {
@@ -258,20 +261,37 @@ impl Builder {
     /// # Errors
     /// As [`LocalRds::start`]; [`Error::Conninfo`] when the endpoint or the region is none.
     pub fn start(mut self) -> Result<LocalRds, Error> {
-        self.names.extend(self.endpoint.iter().map(|(host, _)| host.clone()));
-        self.names.push(LOCALHOST.into());
+        self.check_users()?;
+        let (host, port) = self.endpoint.clone().unwrap_or((LOCALHOST.into(), UNKNOWN_PORT));
+        let endpoint = Endpoint::new(&host, port, &self.region)?;
+        self.names.extend([endpoint.host().to_owned(), LOCALHOST.to_owned()]);
         let certificates = Certificates::new(&self.names, Ipv4Addr::LOCALHOST)?;
         let key_pair = new_key_pair()?;
-        let judge = Arc::new(Judge::new(Endpoint::new(LOCALHOST, 1, &self.region)?, key_pair.clone()));
+        let judge = Arc::new(Judge::new(endpoint, key_pair.clone()));
         let ldap = Listener::start(judge.clone())?;
         let server = Server::start(&certificates, ldap.port())?;
-        let (host, port) = self.endpoint.unwrap_or((LOCALHOST.into(), server.port()));
-        judge.set_endpoint(Endpoint::new(&host, port, &self.region)?);
+        if self.endpoint.is_none() {
+            judge.set_endpoint(Endpoint::new(LOCALHOST, server.port(), &self.region)?);
+        }
         let password = format!("local-rds-password-{}", random_hex()?);
         create_roles(&server, &self.users, &password)?;
         Ok(LocalRds { server, _ldap: ldap, judge, key_pair, password })
     }
+
+    fn check_users(&self) -> Result<(), Error> {
+        let taken = [LocalRds::USER_WITHOUT_GRANT, LocalRds::USER_WITH_PASSWORD, "rds_iam"];
+        for (i, user) in self.users.iter().enumerate() {
+            let fits = (1..=LONGEST_NAME).contains(&user.len()) && !user.contains('\0');
+            if !fits || taken.contains(&user.as_str()) || self.users[..i].contains(user) {
+                return invalid("a name given to iam_user is taken, or has not 1 to 63 bytes; give another");
+            }
+        }
+        Ok(())
+    }
 }
+
+/// Until the server has started.
+const UNKNOWN_PORT: u16 = 1;
 
 /// A key pair that is easy to tell from a real one.
 fn new_key_pair() -> Result<Credentials, Error> {

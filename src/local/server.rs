@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use super::certificates::Certificates;
 use super::{failed, ldap};
 use crate::Error;
+use crate::conninfo::render;
 
 const SUPERUSER: &str = "rdsadmin";
 const READY: &str = "database system is ready to accept connections";
@@ -65,14 +66,31 @@ impl Server {
 
     /// Over the unix socket, which nobody else can reach.
     pub(super) fn superuser(&self, database: &str) -> Result<PgConnection, Error> {
-        let (folder, port) = (self.folder.path().display(), self.port);
-        let conninfo = format!("host='{folder}' port={port} user={SUPERUSER} dbname={database}");
-        PgConnection::establish(&conninfo).map_err(failed("cannot connect as superuser"))
+        let (folder, port) = (self.folder.path().display().to_string(), self.port.to_string());
+        // All that PG* variables could say otherwise, for they are meant for somebody else's server.
+        let settings = [
+            ("host", folder.as_str()),
+            ("hostaddr", ""),
+            ("port", &port),
+            ("user", SUPERUSER),
+            ("dbname", database),
+            ("options", ""),
+            ("client_encoding", "UTF8"),
+            ("channel_binding", "disable"),
+            ("gssencmode", "disable"),
+            ("sslmode", "disable"),
+            ("target_session_attrs", "any"),
+        ];
+        PgConnection::establish(&render(settings.into())).map_err(failed("cannot connect as superuser"))
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // Somebody may have killed the watchdog.
+        if self.watchdog.has_ended() {
+            let _ = self.postgres.kill();
+        }
         self.watchdog.wake();
         // The watchdog waits until the process id is free, and that takes our wait.
         let _ = self.postgres.wait();
@@ -82,10 +100,15 @@ impl Drop for Server {
 struct Watchdog(Child);
 
 impl Watchdog {
+    /// As ourselves: the server's account need not be allowed to remove our folder.
     fn start(folder: &Folder) -> Result<Watchdog, Error> {
-        let mut sh = folder.run("sh");
+        let mut sh = quiet("sh");
         let watchdog = sh.arg("-c").arg(WATCHDOG).arg("watchdog").arg(folder.path()).stdin(Stdio::piped()).spawn();
         watchdog.map(Watchdog).map_err(failed("cannot run sh"))
+    }
+
+    fn has_ended(&mut self) -> bool {
+        !matches!(self.0.try_wait(), Ok(None))
     }
 
     fn wake(&mut self) {
@@ -136,7 +159,9 @@ fn initdb(bin: &Path, folder: &Folder) -> Result<(), Error> {
     let mut initdb = folder.run(bin.join("initdb"));
     initdb.args(["--auth=reject", "--encoding=UTF8", "--locale=C", "--no-sync", "--username", SUPERUSER, "--pgdata"]);
     let output =
-        initdb.arg(folder.path().join("data")).stderr(Stdio::piped()).output().map_err(failed("cannot run initdb"))?;
+        initdb.arg(folder.path().join("data")).stderr(Stdio::piped()).output().map_err(failed(
+        "cannot run initdb; its account (root's servers run as postgres or nobody) must be able to enter TMPDIR, so set that to another folder",
+    ))?;
     if output.status.success() {
         return Ok(());
     }
@@ -202,7 +227,8 @@ fn settings(folder: &Path, port: u16) -> Vec<(&'static str, String)> {
     vec![
         ("listen_addresses", Ipv4Addr::LOCALHOST.to_string()),
         ("port", port.to_string()),
-        ("unix_socket_directories", folder.display().to_string()),
+        // A list, whose names can be quoted.
+        ("unix_socket_directories", format!("\"{}\"", folder.display().to_string().replace('"', "\"\""))),
         ("hba_file", file("pg_hba.conf")),
         ("ssl", "on".into()),
         ("ssl_cert_file", file("server.pem")),
@@ -227,6 +253,9 @@ fn pg_hba(ldap_port: u16) -> String {
     )
 }
 
+/// PostgreSQL's limit for the path of a socket, in bytes; macOS' is four less.
+const LONGEST_SOCKET: usize = 103;
+
 /// A private folder, and the account that owns it: PostgreSQL does not run as root.
 struct Folder {
     folder: TempDir,
@@ -239,6 +268,7 @@ impl Folder {
         let owner = fs::metadata(folder.path()).map_err(failed("no temporary folder"))?.uid();
         let account = if owner == 0 { Some(unprivileged()?) } else { None };
         let folder = Folder { folder, account };
+        folder.check_socket()?;
         folder.hand_over(folder.path())?;
         Ok(folder)
     }
@@ -247,9 +277,24 @@ impl Folder {
         self.folder.path()
     }
 
+    /// The superuser comes over a unix socket in this folder.
+    fn check_socket(&self) -> Result<(), Error> {
+        let socket = self.path().join(".s.PGSQL.65535");
+        let path = socket.as_os_str().as_encoded_bytes();
+        // libpq takes a comma for the end of a host's name.
+        if path.len() <= LONGEST_SOCKET && !path.contains(&b',') {
+            return Ok(());
+        }
+        let step = "the temporary folder's path is too long for a unix socket, or holds a comma; set TMPDIR to another";
+        Err(failed(step)(self.path().display().to_string()))
+    }
+
     fn hand_over(&self, path: &Path) -> Result<(), Error> {
         let Some((user, group)) = self.account else { return Ok(()) };
-        chown(path, Some(user), Some(group)).map_err(failed(format!("cannot chown {}", path.display())))
+        chown(path, Some(user), Some(group)).map_err(failed(format!(
+            "cannot hand {} over to the server's account; run as another user than root",
+            path.display()
+        )))
     }
 
     /// Writes a file that only the owner can read.
@@ -263,16 +308,25 @@ impl Folder {
         Ok(path)
     }
 
-    /// A program as the owner of the folder, apart from our terminal's Ctrl-C, and quiet.
+    /// A program as the owner of the folder.
     fn run(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(program);
-        command.current_dir(self.path()).env("LC_ALL", "C").process_group(0);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut command = quiet(program);
+        command.current_dir(self.path());
         if let Some((user, group)) = self.account {
             command.uid(user).gid(group);
         }
         command
     }
+}
+
+/// A program apart from our terminal and its Ctrl-C, and from anybody's PG* variables.
+fn quiet(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env("LC_ALL", "C").process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// An account for a server that root starts.

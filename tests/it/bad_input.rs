@@ -24,11 +24,11 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "host=db.example.com hostt=x",
-        "libpq says: invalid connection option \"hostt\"; check its spelling against libpq's parameter key words",
+        "libpq says: invalid connection option \"hostt\"; check its spelling against libpq's parameter key words and ours: rds_iam_auth, region_name, iam_host, iam_port",
     ),
     (
         "postgres://app@db.example.com/app?sslmodus=require",
-        "libpq says: invalid URI query parameter: \"sslmodus\"; check its spelling against libpq's parameter key words",
+        "libpq says: invalid URI query parameter: \"sslmodus\"; check its spelling against libpq's parameter key words and ours: rds_iam_auth, region_name, iam_host, iam_port",
     ),
     (
         "postgres://app@db.example.com/app?rds_iam_auth",
@@ -48,7 +48,7 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "postgres://app%zz@db.example.com/app",
-        "libpq says: invalid percent-encoded token: \"app%zz\"; write a % that stands for itself as %25",
+        "libpq says: invalid percent-encoded token: \"***\"; write a % that stands for itself as %25",
     ),
     (
         "postgres://app:hunter2%zz@db.example.com/app",
@@ -56,7 +56,31 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "postgres://app@db.example.com/app?region_name=%zz",
-        "libpq says: invalid percent-encoded token: \"%zz\"; write a % that stands for itself as %25",
+        "libpq says: invalid percent-encoded token: \"***\"; write a % that stands for itself as %25",
+    ),
+    (
+        "postgres://app@db.example.com/app?rds_iam_auth==false",
+        "libpq says: extra key/value separator \"=\" in URI query parameter: \"rds_iam_auth\"; see \"Connection Strings\" in libpq's documentation",
+    ),
+    (
+        "RDS_IAM_AUTH=false host=db.example.com",
+        "libpq says: invalid connection option \"RDS_IAM_AUTH\"; check its spelling against libpq's parameter key words and ours: rds_iam_auth, region_name, iam_host, iam_port",
+    ),
+    (
+        "app:hunter2@db.example.com/app?sslmode=require",
+        "libpq says: invalid connection option \"***\"; check its spelling against libpq's parameter key words and ours: rds_iam_auth, region_name, iam_host, iam_port",
+    ),
+    (
+        "postgresql:/app:hunter2@db.example.com/app?sslmode=require",
+        "libpq says: invalid connection option \"***\"; check its spelling against libpq's parameter key words and ours: rds_iam_auth, region_name, iam_host, iam_port",
+    ),
+    ("postgres://app:p@hunter2@localhost/db", AT_SIGN),
+    ("postgres://app:p@hunter2@localhost/db?rds_iam_auth=false", AT_SIGN),
+    ("postgres://app:s3cr/hunter2@localhost/db?rds_iam_auth=false", AT_SIGN),
+    ("postgres://app:5432/hunter2@localhost/db?region_name=eu-west-1", AT_SIGN),
+    (
+        "host=localhost port=hunter2 rds_iam_auth=false",
+        "the port is not a number from 1 to 65535; RDS for PostgreSQL listens on 5432 by default",
     ),
     (
         "postgres://app:db.abc:5432/?Action=connect&X-Amz-Signature=hunter2@db.example.com/app",
@@ -147,6 +171,9 @@ const CASES: &[(&str, &str)] = &[
         "the region is not of the form eu-west-1; give the code of the region that the database is in",
     ),
 ];
+
+const AT_SIGN: &str =
+    "an '@' stands in or after the host; percent-encode user and password (@ is %40, / is %2F, : is %3A)";
 
 /// What no region can be told of.
 const WITHOUT_REGION: &[(&str, &str)] = &[

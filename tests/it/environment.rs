@@ -41,6 +41,30 @@ fn database_url() {
     assert_eq!(rds.attempts().len(), 1);
 }
 
+/// Common on laptops, and meant for another server.
+#[test]
+fn a_pgpassword_beside_a_database_url_is_left_alone() {
+    let rds = start(LocalRds::builder());
+    let mut environment = rds.environment();
+    environment.extend([("PGPASSWORD", "hunter2".into()), ("PGSSLMODE", "disable".into())]);
+    run("environment::logs_in", &environment);
+}
+
+#[test]
+fn gssencmode_comes_from_its_variable() {
+    let rds = start(LocalRds::builder());
+    let mut environment = rds.environment();
+    environment.extend([("PGGSSENCMODE", "prefer".into()), ("PGAPPNAME", "mine".into())]);
+    run("environment::shows_its_settings", &environment);
+}
+
+#[test]
+#[ignore = "runs as a process of its own, with the environment that the other tests give it"]
+fn shows_its_settings() {
+    let shown = format!("{:?}", RdsConnectionManager::from_env().unwrap());
+    assert!(shown.contains("gssencmode='prefer'") && shown.contains("application_name='mine'"), "{shown}");
+}
+
 #[test]
 fn pg_variables() {
     let rds = start(LocalRds::builder());
@@ -86,7 +110,7 @@ fn what_the_environment_can_get_wrong() {
     let cases: Vec<(&str, Vec<(&str, String)>)> = vec![
         ("DATABASE_URL is set to nothing", vec![("DATABASE_URL", String::new())]),
         ("it names no host", vec![]),
-        ("PGPASSWORD holds a password", vec![url(), ("PGPASSWORD", "hunter2".into())]),
+        ("PGPASSWORD holds a password", vec![("PGHOST", "localhost".into()), ("PGPASSWORD", "hunter2".into())]),
         ("sslmode=prefer can send", vec![url(), ("PGSSLMODE", "prefer".into())]),
         ("the port is not a number", vec![url(), ("PGPORT", "five".into())]),
         ("definition of service", vec![url(), ("PGSERVICE", "nowhere".into())]),

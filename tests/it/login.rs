@@ -214,6 +214,21 @@ fn a_tunnel_to_an_address_works_with_iam_host_and_iam_port() {
 }
 
 #[test]
+fn a_dsql_cluster_gets_dsql_tokens() {
+    let rds =
+        start(LocalRds::builder().endpoint("abc123.dsql.us-west-2.on.aws", 5432).region("us-west-2").iam_user("admin"));
+    for user in [LocalRds::USER, "admin"] {
+        let manager = rds.manager_builder().build(rds.database_url_for(user)).unwrap();
+        let token = manager.token().unwrap();
+        assert!(token.as_str().starts_with("abc123.dsql.us-west-2.on.aws/?Action=DbConnect"));
+        assert_eq!(current_user(&mut manager.connect().unwrap()), user);
+    }
+    // A token for everybody is none for the admin.
+    assert!(log_in(&rds, "admin", &token_of(&rds, SystemTime::now())).is_err());
+    assert_eq!(last_verdict(&rds), Err(Refusal::Wrong("Action")));
+}
+
+#[test]
 fn the_case_and_the_dot_of_a_host_do_not_matter() {
     let rds = start(LocalRds::builder());
     let odd = rds.database_url().replace("@localhost:", "@LocalHost.:");
