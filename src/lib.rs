@@ -55,6 +55,36 @@
 //! A URL without a password means IAM. A password together with IAM is an error, and so is an `sslmode` that could send
 //! the token in clear text (`disable`, `allow`, `prefer`).
 //!
+//! A password in the environment (PGPASSWORD) is left unused, with a warning, beside a connection string without one.
+//!
+//! # Credentials
+//!
+//! They come from AWS configuration, as for every AWS SDK: environment, profile (with `credential_process`, `role_arn`
+//! and SSO), web identity (EKS), container (ECS, EKS Pod Identity), instance metadata; or from a
+//! [`profile`](Builder::profile), a role ([`assume_role`](Builder::assume_role)) or a
+//! [provider](Builder::credentials_provider) given to the builder. Nothing of this is read from a URL.
+//!
+//! Signing a token takes microseconds, but asking for credentials can take a network call, so they are cached. One
+//! thread of ours asks, for all managers of the process; it starts with the first connection and ends with the last
+//! manager. Callers wait for it only when there is nothing usable yet, [`credentials_timeout`](Builder::credentials_timeout)
+//! at most: refreshes come in the background, five minutes before the end (or a quarter of a shorter life), and while
+//! they fail the old pair serves on. Wall time decides what has ended. When the server refuses a token, the pair is
+//! refreshed once, for it may have been rotated. Managers of the same settings in the same region share a cache.
+//!
+//! [`connect`](r2d2::ManageConnection::connect) and [`token`](RdsConnectionManager::token) block, as all of diesel does,
+//! but no async runtime around them is entered or dropped: they work inside of tokio as outside.
+//!
+//! # Aurora DSQL
+//!
+//! A host `CLUSTER.dsql.REGION.on.aws` gets DSQL tokens: `DbConnectAdmin` for the user `admin`, `DbConnect` for all
+//! others. DSQL ends each connection after 60 minutes; the pool's 14 minutes are within that.
+//!
+//! # Features
+//!
+//! - `credentials-process` (on by default): programs that print credentials, named in a profile;
+//! - `sso`: profiles of IAM Identity Center (`aws sso login`), as on a laptop;
+//! - `local`: the stand-in for RDS.
+//!
 //! # Logging
 //!
 //! Through [`log`]: *error* for a login that failed, *warn* for what works but not as meant, *info* for the settings of

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
+use aws_smithy_runtime_api::client::http::{HttpClient, SharedHttpClient};
 use diesel::r2d2::R2D2Connection;
 use diesel::{Connection, PgConnection};
 use r2d2::ManageConnection;
 
 use crate::conninfo::{Given, IamConninfo, OwnKeys, check_signed_host, invalid};
 use crate::credentials::{Configured, CredentialsCache, Role, Source, configured_region};
-use crate::{AuthToken, Endpoint, Error, HostKind, HostName, presign};
+use crate::{AuthToken, Endpoint, Error, HostKind, HostName, https, presign};
 
 /// An [`r2d2::ManageConnection`] for diesel's [`PgConnection`] that logs in to RDS with a new IAM token each time.
 ///
@@ -233,6 +234,7 @@ pub struct Builder {
     profile: Option<String>,
     role: Option<Role>,
     credentials_timeout: Duration,
+    http_client: Option<SharedHttpClient>,
     time_source: Option<SharedTimeSource>,
 }
 
@@ -251,6 +253,7 @@ impl Default for Builder {
             profile: None,
             role: None,
             credentials_timeout: Duration::from_secs(10),
+            http_client: None,
             time_source: None,
         }
     }
@@ -359,6 +362,14 @@ impl Builder {
         self
     }
 
+    /// The client by which AWS is asked over http and https, as the AWS SDK's own (`aws-smithy-http-client`).
+    ///
+    /// Defaults to one on native-tls, the TLS library of this system, that goes through HTTPS_PROXY, less NO_PROXY.
+    pub fn http_client(mut self, client: impl HttpClient + 'static) -> Self {
+        self.http_client = Some(SharedHttpClient::new(client));
+        self
+    }
+
     /// The clock that tokens are signed by, for tests.
     ///
     /// Defaults to the system's.
@@ -415,32 +426,39 @@ impl Builder {
     }
 
     fn credentials(self, region: String) -> Result<Arc<CredentialsCache>, Error> {
-        if self.role.as_ref().is_some_and(|role| role.arn.is_empty()) {
-            return invalid("external_id and session_name go with a role; name it by assume_role");
-        }
-        let timeout = self.credentials_timeout;
-        let configured = Configured { profile: self.profile, role: self.role, region };
-        let source = match (self.origin, configured) {
-            (Origin::Configuration, configured) if self.time_source.is_none() => {
-                return Ok(CredentialsCache::shared(&configured, timeout));
-            }
-            (Origin::Configuration, configured) => Source::Configured(configured),
-            (_, Configured { profile, role, .. }) if profile.is_some() || role.is_some() => {
+        let source = match self.origin {
+            Origin::Configuration => return self.configured(region),
+            _ if self.profile.is_some() || self.role.is_some() => {
                 return invalid(
                     "profile and assume_role are for AWS configuration; leave out the other source of credentials",
                 );
             }
-            (Origin::Provider(provider), _) => Source::Given(provider),
-            (Origin::Manager(manager), _) => {
+            Origin::Manager(manager) => {
                 return match &*manager.login {
                     Login::Iam(iam) => Ok(iam.credentials.clone()),
-                    Login::Password(_) => {
-                        invalid("the manager given to credentials_of has rds_iam_auth=false, and no credentials")
-                    }
+                    Login::Password(_) => invalid(
+                        "the manager given to credentials_of has no credentials, for it has rds_iam_auth=false; give another",
+                    ),
                 };
             }
+            Origin::Provider(provider) => Source::Given(provider),
         };
-        Ok(Arc::new(CredentialsCache::new(source, timeout, self.time_source.unwrap_or_default())))
+        let time_source = self.time_source.unwrap_or_default();
+        Ok(Arc::new(CredentialsCache::new(source, self.credentials_timeout, time_source)))
+    }
+
+    /// Shared with all managers of the same settings, unless something of its own tells it apart.
+    fn configured(self, region: String) -> Result<Arc<CredentialsCache>, Error> {
+        if self.role.as_ref().is_some_and(|role| role.arn.is_empty()) {
+            return invalid("external_id and session_name go with a role; name it by assume_role");
+        }
+        let configured = Configured { profile: self.profile, role: self.role, region };
+        if self.http_client.is_none() && self.time_source.is_none() {
+            return Ok(CredentialsCache::shared(&configured, self.credentials_timeout));
+        }
+        let source = Source::Configured(configured, self.http_client.unwrap_or_else(https::client));
+        let time_source = self.time_source.unwrap_or_default();
+        Ok(Arc::new(CredentialsCache::new(source, self.credentials_timeout, time_source)))
     }
 }
 

@@ -12,6 +12,7 @@ use aws_smithy_async::time::SharedTimeSource;
 
 use crate::Error;
 use crate::error::{causes, utc};
+use crate::https;
 use crate::token::masked;
 use source::Found;
 pub(crate) use source::{Configured, Role, Source, configured_region};
@@ -172,7 +173,7 @@ impl CredentialsCache {
         if let Some(cache) = known.iter().find_map(same) {
             return cache;
         }
-        let source = Source::Configured(configured.clone());
+        let source = Source::Configured(configured.clone(), https::client());
         let cache = Arc::new(CredentialsCache::new(source, timeout, SharedTimeSource::default()));
         known.push((configured.clone(), timeout, Arc::downgrade(&cache)));
         cache

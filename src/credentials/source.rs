@@ -15,15 +15,15 @@ use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, Result as ProviderResult, SharedCredentialsProvider};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
 use crate::error::{causes, chain};
-use crate::https;
 
 /// Where credentials come from.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
-    /// AWS configuration, as every AWS SDK reads it.
-    Configured(Configured),
+    /// AWS configuration, as every AWS SDK reads it, through this client.
+    Configured(Configured, SharedHttpClient),
     /// What the user gave to the builder.
     Given(SharedCredentialsProvider),
 }
@@ -53,7 +53,7 @@ impl Source {
     pub(super) async fn ask(&self) -> Result<Found, CredentialsError> {
         match self {
             Source::Given(provider) => Ok((provider.provide_credentials().await?, "the given provider".into())),
-            Source::Configured(configured) => configured.ask().await,
+            Source::Configured(configured, client) => configured.ask(client).await,
         }
     }
 }
@@ -61,12 +61,12 @@ impl Source {
 impl Configured {
     /// Asks the configured places anew each time: aws-config's providers read profile files only once, and a changed
     /// file is to be noticed.
-    async fn ask(&self) -> Result<Found, CredentialsError> {
+    async fn ask(&self, client: &SharedHttpClient) -> Result<Found, CredentialsError> {
         let region = region_chain(self.profile.as_deref()).or_else(Region::new(self.region.clone())).region().await;
-        let config = ProviderConfig::without_region().with_http_client(https::client()).with_region(region.clone());
+        let config = ProviderConfig::without_region().with_http_client(client.clone()).with_region(region.clone());
         let found = self.ask_places(&config).await?;
         let Some(role) = &self.role else { return Ok(found) };
-        let assumed = role.assume(found.0, region).await;
+        let assumed = role.assume(found.0, region, client).await;
         let named = |error| CredentialsError::provider_error(format!("role {}: {}", role.arn, causes(&error)));
         Ok((assumed.map_err(named)?, format!("role {}", role.arn)))
     }
@@ -129,9 +129,9 @@ async fn place(
 }
 
 impl Role {
-    async fn assume(&self, base: Credentials, region: Option<Region>) -> ProviderResult {
+    async fn assume(&self, base: Credentials, region: Option<Region>, client: &SharedHttpClient) -> ProviderResult {
         let config = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(https::client())
+            .http_client(client.clone())
             .region(region)
             .credentials_provider(base)
             .load()
