@@ -128,3 +128,21 @@ impl HttpConnector for Connector {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_server_that_never_answers_ends_in_a_timeout() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let read = Some(Duration::from_millis(50));
+        let connector = Connector { connect: None, read, client: OnceLock::new() };
+        let request = HttpRequest::get(format!("http://{}/", silent.local_addr().unwrap())).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let error = runtime.block_on(async { connector.call(request).await }).unwrap_err();
+        assert!(error.is_timeout(), "{error}");
+    }
+}

@@ -1,5 +1,6 @@
 //! [`AuthToken`] and the pure [`presign`].
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -88,7 +89,8 @@ pub fn presign(
     let parameters = signature(endpoint, &unsigned, credentials, now).map_err(|source| Error::Token { source })?;
     let mut text = unsigned;
     for (name, value) in parameters {
-        text.extend(["&", name, "=", &encode(&value)]);
+        text.extend(["&", name, "="]);
+        text.extend(utf8_percent_encode(&value, RESERVED));
     }
     Ok(AuthToken { text, expires_at })
 }
@@ -117,7 +119,7 @@ fn signature(
     unsigned: &str,
     credentials: &Credentials,
     now: SystemTime,
-) -> Result<Vec<(&'static str, String)>, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Vec<(&'static str, Cow<'static, str>)>, Box<dyn std::error::Error + Send + Sync>> {
     let mut settings = SigningSettings::default();
     settings.expires_in = Some(LIFETIME);
     settings.signature_location = SignatureLocation::QueryParams;
@@ -136,7 +138,7 @@ fn signature(
     let request = SignableRequest::new("GET", &url, [("host", host.as_str())].into_iter(), SignableBody::Bytes(&[]))?;
     let (instructions, _) = sign(request, &params)?.into_parts();
     let (_, parameters) = instructions.into_parts();
-    Ok(parameters.into_iter().map(|(name, value)| (name, value.into_owned())).collect())
+    Ok(parameters)
 }
 
 impl Service {

@@ -14,7 +14,7 @@ use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Credentials, Error, RdsConnectionManager};
 use tokio::sync::Semaphore;
 
-use crate::support::{in_a_child, last_verdict, minutes, refused, start};
+use crate::support::{in_a_child, last_verdict, log, minutes, refused, start};
 
 const URL: &str = "postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app";
 
@@ -89,6 +89,7 @@ fn numbered(number: usize, end: Option<SystemTime>) -> Credentials {
 }
 
 fn manager(source: &Told, clock: &WallClock) -> RdsConnectionManager {
+    log();
     let builder = RdsConnectionManager::builder().credentials_provider(source.clone());
     builder.credentials_timeout(Duration::from_secs(5)).time_source(clock.clone()).build(URL).unwrap()
 }
@@ -174,6 +175,15 @@ fn a_failed_refresh_keeps_the_old_pair_and_backs_off() {
         assert_eq!(signs_with(&manager), 0);
     }
     assert!(source.calls() <= 3, "{} calls", source.calls());
+    eventually(|| signs_with(&manager) == 0 && source.calls() >= 4);
+}
+
+#[test]
+fn a_streak_of_failures_is_warned_of_once() {
+    let shown = in_a_child("credentials::a_failed_refresh_keeps_the_old_pair_and_backs_off", &[("RUST_LOG", "debug")]);
+    let count = |text: &str| shown.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(count("AWS credentials not refreshed, the old ones serve on: the source is down"), 1, "{shown}");
+    assert!(count("no AWS credentials after") >= 1, "{shown}");
 }
 
 #[test]

@@ -6,21 +6,22 @@ use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Error, RdsConnectionManager};
 
-use crate::support::{current_user, in_a_child, start};
+use crate::support::{current_user, in_a_child, log, start};
 
 /// The keys of `rds` in the environment, as any AWS SDK reads them.
 fn keys(rds: &LocalRds) -> Vec<(&'static str, String)> {
     rds.environment().into_iter().filter(|(name, _)| name.starts_with("AWS_")).collect()
 }
 
-fn run(test: &str, environment: &[(&str, String)]) {
+fn run(test: &str, environment: &[(&str, String)]) -> String {
     let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    in_a_child(test, &environment);
+    in_a_child(test, &environment)
 }
 
 #[test]
 #[ignore = "runs as a process of its own, with the environment that the other tests give it"]
 fn logs_in() {
+    log();
     let manager = RdsConnectionManager::from_env().unwrap();
     assert_eq!(current_user(&mut manager.connect().unwrap()), "app");
 }
@@ -47,7 +48,35 @@ fn a_pgpassword_beside_a_database_url_is_left_alone() {
     let rds = start(LocalRds::builder());
     let mut environment = rds.environment();
     environment.extend([("PGPASSWORD", "hunter2".into()), ("PGSSLMODE", "disable".into())]);
-    run("environment::logs_in", &environment);
+    assert_eq!(
+        warnings(environment),
+        ["PGPASSWORD is set and not used: the connection string has no password, so IAM makes one"]
+    );
+}
+
+/// What a login with this environment warns of.
+fn warnings(mut environment: Vec<(&'static str, String)>) -> Vec<String> {
+    environment.push(("RUST_LOG", "warn".into()));
+    let shown = run("environment::logs_in", &environment);
+    let warned = shown.lines().filter_map(|line| Some(line.split_once("WARN ")?.1.split_once("] ")?.1.to_owned()));
+    warned.collect()
+}
+
+#[test]
+fn what_works_but_not_as_meant_is_warned_of_once() {
+    let rds = start(LocalRds::builder().endpoint("db.abc.eu-west-1.rds.amazonaws.com", 5432));
+    assert_eq!(
+        warnings(rds.environment()),
+        ["signing for the region us-east-1, as set, though db.abc.eu-west-1.rds.amazonaws.com says eu-west-1"]
+    );
+    let rds = start(LocalRds::builder());
+    assert!(warnings(rds.environment()).is_empty());
+    for sslmode in ["require", "verify-ca"] {
+        let mut environment = rds.environment();
+        environment[0].1 = rds.database_url().replace("sslmode=verify-full", &format!("sslmode={sslmode}"));
+        let expected = format!("sslmode={sslmode} lets a server of another name take the token; use verify-full");
+        assert_eq!(warnings(environment), [expected]);
+    }
 }
 
 #[test]

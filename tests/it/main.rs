@@ -5,6 +5,7 @@ mod bad_input;
 mod credentials;
 mod diesel_api;
 mod environment;
+mod examples;
 mod local_rds;
 mod login;
 mod pool;

@@ -375,6 +375,25 @@ fn a_broken_sts_is_named() {
 }
 
 #[test]
+fn an_sts_that_says_nothing_or_hangs_is_an_error_in_time() {
+    let quiet = |_: &Request| cloud::hang_up();
+    let hangs = |_: &Request| {
+        std::thread::park();
+        cloud::hang_up()
+    };
+    for (sts, expected) in [(Cloud::start(quiet), "io error"), (Cloud::start(hangs), "timed out after 10 seconds")] {
+        let mut stage = Stage::new();
+        stage.set("AWS_ENDPOINT_URL_STS", sts.url());
+        stage.set("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/r");
+        let token = stage.write("token", "identity-token");
+        stage.set("AWS_WEB_IDENTITY_TOKEN_FILE", token.display().to_string());
+        stage.set("EXPECTED", expected);
+        stage.run("sources::tells_what_is_wrong");
+        assert!(sts.calls() > 0);
+    }
+}
+
+#[test]
 #[ignore = "runs as a process of its own, with the environment that the other tests give it"]
 fn recovers() {
     let rds = start(LocalRds::builder());

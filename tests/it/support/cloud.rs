@@ -47,6 +47,11 @@ pub(crate) struct Reply {
     pub(crate) headers: Vec<(&'static str, String)>,
 }
 
+/// Ends the connection without a word.
+pub(crate) fn hang_up() -> Reply {
+    reply(0, "")
+}
+
 pub(crate) fn reply(status: u16, body: impl Into<String>) -> Reply {
     Reply { status, body: body.into(), headers: Vec::new() }
 }
@@ -113,6 +118,9 @@ fn answer_all(
         calls.fetch_add(1, Ordering::SeqCst);
         let play = play.lock().unwrap().clone();
         let Reply { status, body, headers } = play(&request);
+        if status == 0 {
+            return Ok(());
+        }
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         write!(output, "HTTP/1.1 {status} x\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len())?;
     }

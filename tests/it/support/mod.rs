@@ -11,8 +11,12 @@ use diesel_rds_iam::{Credentials, Error, RdsConnectionManager, presign};
 
 /// A server, with our log on standard error as RUST_LOG says.
 pub(crate) fn start(builder: Builder) -> LocalRds {
-    let _ = env_logger::builder().is_test(std::env::var_os("RUST_LOG").is_none()).try_init();
+    log();
     builder.start().unwrap()
+}
+
+pub(crate) fn log() {
+    let _ = env_logger::builder().is_test(std::env::var_os("RUST_LOG").is_none()).try_init();
 }
 
 pub(crate) fn manager(rds: &LocalRds) -> RdsConnectionManager {
@@ -60,10 +64,10 @@ pub(crate) const fn minutes(count: u64) -> Duration {
 }
 
 /// Runs one ignored test of this binary in a process of its own, with these environment variables and no others: a
-/// process that has threads cannot change its own.
-pub(crate) fn in_a_child(test: &str, environment: &[(&str, &str)]) {
+/// process that has threads cannot change its own. Returns what it printed and logged.
+pub(crate) fn in_a_child(test: &str, environment: &[(&str, &str)]) -> String {
     let program = std::env::current_exe().unwrap();
-    run_alone(Command::new(program), test, environment);
+    run_alone(Command::new(program), test, environment)
 }
 
 /// The same in a network namespace of its own, where the loopback interface has `address`, too.
@@ -76,8 +80,8 @@ pub(crate) fn in_a_network_of_its_own(test: &str, address: &str, environment: &[
     run_alone(command, test, environment);
 }
 
-fn run_alone(mut command: Command, test: &str, environment: &[(&str, &str)]) {
-    command.args(["--exact", test, "--ignored", "--nocapture"]).env_clear();
+fn run_alone(mut command: Command, test: &str, environment: &[(&str, &str)]) -> String {
+    command.args(["--exact", test, "--include-ignored", "--nocapture"]).env_clear();
     let kept = ["PATH", "TMPDIR", "RUST_LOG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"];
     command.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     // Nobody's profile, and no metadata service: there are no AWS credentials but those given here.
@@ -86,4 +90,5 @@ fn run_alone(mut command: Command, test: &str, environment: &[(&str, &str)]) {
     let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     // "1 passed": a name that no test has passes, too.
     assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}{stderr}");
+    stdout.into_owned() + &stderr
 }
