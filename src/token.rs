@@ -113,13 +113,16 @@ const YEAR_9999: Duration = Duration::from_secs(253_370_764_800);
 /// In bytes: percent-encoded it still fits PostgreSQL's limit of 65,530 for a password. AWS's have 400 to 2,000.
 const LONGEST_SESSION_TOKEN: usize = 16_384;
 
+/// Names and values of a query.
+type Parameters = Vec<(&'static str, Cow<'static, str>)>;
+
 /// The query parameters that sign `unsigned`, their values not yet percent-encoded.
 fn signature(
     endpoint: &Endpoint,
     unsigned: &str,
     credentials: &Credentials,
     now: SystemTime,
-) -> Result<Vec<(&'static str, Cow<'static, str>)>, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Parameters, Box<dyn std::error::Error + Send + Sync>> {
     let mut settings = SigningSettings::default();
     settings.expires_in = Some(LIFETIME);
     settings.signature_location = SignatureLocation::QueryParams;
