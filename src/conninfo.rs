@@ -185,6 +185,17 @@ impl IamConninfo {
         self.get("sslmode").unwrap_or_default()
     }
 
+    /// The query that tells whether the server still is what `target_session_attrs` wants; none where any will do.
+    pub(crate) fn role_check(&self) -> Option<&'static str> {
+        match self.get("target_session_attrs")? {
+            "read-write" => Some(
+                "SELECT NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean AS fits",
+            ),
+            "primary" => Some("SELECT NOT pg_is_in_recovery() AS fits"),
+            _ => None,
+        }
+    }
+
     /// The string for libpq, with a password and with what else holds for this one connection.
     pub(crate) fn with_password(&self, password: &str, for_this: &[(&str, &str)]) -> String {
         let mut settings: BTreeMap<&str, &str> = self.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();

@@ -83,6 +83,14 @@ pub enum Error {
         source: diesel::result::Error,
     },
 
+    /// An open connection is closed before anything went wrong with it: it is too old, or its server was demoted. A
+    /// new one takes its place.
+    #[error("the connection is retired: {reason}; a new one takes its place")]
+    Retired {
+        /// Why.
+        reason: &'static str,
+    },
+
     /// The local stand-in for RDS could not be started or changed.
     #[cfg(feature = "local")]
     #[error("local RDS: {step}: {}", chain(&**source))]

@@ -23,6 +23,7 @@
 //! # Contents
 //!
 //! - [`RdsConnectionManager`], the manager, and its [`Builder`] for what a connection string cannot say;
+//! - [`PerThread`], Django's persistent connection per thread, on the same manager;
 //! - [`Endpoint`], what a token is signed for, and [`HostName`], what AWS's host names tell;
 //! - [`AuthToken`] and [`presign`], the token by itself: pure and local;
 //! - [`Error`], which names the step that failed, and what to do;
@@ -74,6 +75,21 @@
 //! [`connect`](r2d2::ManageConnection::connect) and [`token`](RdsConnectionManager::token) block, as all of diesel does,
 //! but no async runtime around them is entered or dropped: they work inside of tokio as outside.
 //!
+//! # The life of a connection
+//!
+//! A token counts only at login, so open connections outlive it. They end by age: [`max_lifetime`](Builder::max_lifetime)
+//! is 14 minutes less up to a tenth, and holds for busy connections too, at their check-in and checkout (r2d2 by itself
+//! looks at idle ones only). One that the server has closed, that met a server which has become read-only, or that was
+//! left in a transaction is not given out again. After any other error than a violated constraint, and after more than
+//! [`validate_after`](Builder::validate_after) of idleness, a checkout asks the server; otherwise it makes no round
+//! trip, and just looks at the socket. With `target_session_attrs=read-write` or `primary` it also asks whether the
+//! server still is one.
+//!
+//! What is known of a connection is kept in its [`Instrumentation`](diesel::connection::Instrumentation), around the
+//! default one. A connection that you give one of your own is asked about at each checkout, and ends by r2d2's reaper.
+//! A LISTEN that only the server sees, inside of a function, is not known of: the look at the socket can then take a
+//! notification.
+//!
 //! # Aurora DSQL
 //!
 //! A host `CLUSTER.dsql.REGION.on.aws` gets DSQL tokens: `DbConnectAdmin` for the user `admin`, `DbConnect` for all
@@ -102,6 +118,8 @@ mod libpq;
 #[cfg(feature = "local")]
 pub mod local;
 mod manager;
+mod per_thread;
+mod session;
 mod token;
 
 pub use aws_credential_types::Credentials;
@@ -110,6 +128,7 @@ pub use r2d2;
 pub use endpoint::{Endpoint, HostKind, HostName};
 pub use error::Error;
 pub use manager::{Builder, RdsConnectionManager};
+pub use per_thread::{PerThread, PerThreadConnection, PerThreadError};
 pub use token::{AuthToken, presign};
 
 /// The README's examples are tests, too.

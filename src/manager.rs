@@ -11,11 +11,13 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
 use aws_smithy_runtime_api::client::http::{HttpClient, SharedHttpClient};
 use diesel::r2d2::R2D2Connection;
-use diesel::{Connection, PgConnection};
+use diesel::sql_types::Bool;
+use diesel::{Connection, PgConnection, RunQueryDsl};
 use r2d2::ManageConnection;
 
 use crate::conninfo::{Given, IamConninfo, OwnKeys, check_signed_host, invalid};
 use crate::credentials::{Configured, CredentialsCache, Role, Source, configured_region};
+use crate::session::{Fate, Session};
 use crate::{AuthToken, Endpoint, Error, HostKind, HostName, https, presign};
 
 /// An [`r2d2::ManageConnection`] for diesel's [`PgConnection`] that logs in to RDS with a new IAM token each time.
@@ -38,6 +40,8 @@ use crate::{AuthToken, Endpoint, Error, HostKind, HostName, https, presign};
 #[derive(Clone)]
 pub struct RdsConnectionManager {
     login: Arc<Login>,
+    max_lifetime: Option<Duration>,
+    validate_after: Duration,
 }
 
 enum Login {
@@ -83,13 +87,13 @@ impl RdsConnectionManager {
 
     /// An [`r2d2::Builder`] with defaults that suit IAM logins.
     ///
-    /// `max_lifetime` is 14 minutes, `connection_timeout` 15 seconds: longer than one `connect_timeout`, so that a
-    /// waiter learns the cause. An error handler logs a failed login as an error and a connection that was found dead
-    /// and replaced as a warning. All else is r2d2's.
-    #[doc(alias = "MaxConnLifetime")]
+    /// `max_lifetime` is the [manager's](Builder::max_lifetime), `connection_timeout` 15 seconds: longer than one
+    /// `connect_timeout`, so that a waiter learns the cause. An error handler logs a failed login as an error, a
+    /// connection that was found dead and replaced as a warning, and one that was retired as a matter of course at
+    /// debug level. All else is r2d2's.
     pub fn pool_builder(&self) -> r2d2::Builder<RdsConnectionManager> {
         r2d2::Pool::builder()
-            .max_lifetime(Some(Duration::from_secs(14 * 60)))
+            .max_lifetime(self.max_lifetime)
             .connection_timeout(Duration::from_secs(15))
             .error_handler(Box::new(LogErrors))
     }
@@ -135,22 +139,66 @@ impl ManageConnection for RdsConnectionManager {
 
     /// Signs a token and logs in with it.
     fn connect(&self) -> Result<PgConnection, Error> {
-        match &*self.login {
-            Login::Iam(iam) => iam.connect(),
+        let mut connection = match &*self.login {
+            Login::Iam(iam) => iam.connect()?,
             Login::Password(conninfo) => PgConnection::establish(conninfo)
-                .map_err(|source| Error::Connect { target: "the database without IAM".into(), source }),
+                .map_err(|source| Error::Connect { target: "the database without IAM".into(), source })?,
+        };
+        Session::start(&mut connection, Instant::now(), self.max_lifetime, fastrand::f64());
+        Ok(connection)
+    }
+
+    /// Whether the connection can be given out. A round trip to the server only if it was idle for longer than
+    /// [`validate_after`](Builder::validate_after), saw an error, or LISTENs; else a look at its socket.
+    fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        let fate = Session::of(connection).map_or(Fate::Ask, |it| it.fate(Instant::now(), self.validate_after));
+        match fate {
+            Fate::Use => look_at_socket(connection),
+            Fate::Ask => self.ask(connection),
+            Fate::Retire(reason) => Err(Error::Retired { reason }),
         }
     }
 
-    /// Asks the server, by an empty query.
-    fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        connection.ping().map_err(|source| Error::Ping { source })
-    }
-
-    /// Whether the connection was left in a transaction, or in the middle of a panic.
+    /// Whether the connection is not to be used again: it is past its end, was closed by the server, met a server that
+    /// has become read-only, was left in a transaction, or was dropped in a panic.
     fn has_broken(&self, connection: &mut PgConnection) -> bool {
-        std::thread::panicking() || connection.is_broken()
+        let retired = Session::of(connection).and_then(|session| session.retirement(Instant::now()));
+        if let Some(reason) = retired {
+            log::debug!("a connection is retired: {reason}");
+        }
+        retired.is_some() || std::thread::panicking() || connection.is_broken()
     }
+}
+
+impl RdsConnectionManager {
+    /// One round trip.
+    fn ask(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        let role_check = match &*self.login {
+            Login::Iam(iam) => iam.conninfo.role_check(),
+            Login::Password(_) => None,
+        };
+        let fits = match role_check {
+            Some(query) => diesel::dsl::sql::<Bool>(query).get_result(connection),
+            None => connection.ping().map(|()| true),
+        };
+        if !fits.map_err(|source| Error::Ping { source })? {
+            return Err(Error::Retired { reason: "its server is no longer the primary" });
+        }
+        if let Some(session) = Session::of(connection) {
+            session.found_sound();
+        }
+        Ok(())
+    }
+}
+
+/// Sees, without waiting, whether the server has closed the connection.
+fn look_at_socket(connection: &mut PgConnection) -> Result<(), Error> {
+    // After the server has gone, the first call gives none and the second the error.
+    for _ in 0..2 {
+        let read = connection.notifications_iter().next().transpose();
+        read.map_err(|source| Error::Ping { source })?;
+    }
+    Ok(())
 }
 
 impl Iam {
@@ -236,6 +284,8 @@ pub struct Builder {
     credentials_timeout: Duration,
     http_client: Option<SharedHttpClient>,
     time_source: Option<SharedTimeSource>,
+    max_lifetime: Option<Duration>,
+    validate_after: Duration,
 }
 
 /// Where the builder was told to take credentials from.
@@ -255,6 +305,8 @@ impl Default for Builder {
             credentials_timeout: Duration::from_secs(10),
             http_client: None,
             time_source: None,
+            max_lifetime: Some(Duration::from_secs(14 * 60)),
+            validate_after: Duration::from_secs(1),
         }
     }
 }
@@ -362,6 +414,32 @@ impl Builder {
         self
     }
 
+    /// How old a connection may become; each one's end is up to a tenth earlier, by chance, so that a pool does not
+    /// reconnect all at once. A connection past its end is retired at its check-in or its next checkout: never in the
+    /// middle of its use, and not only when it is idle, as r2d2 does by itself. None never ends one.
+    ///
+    /// Defaults to 14 minutes.
+    ///
+    /// # Panics
+    /// If it is zero, as r2d2's.
+    #[doc(alias = "CONN_MAX_AGE")]
+    #[doc(alias = "MaxConnLifetime")]
+    pub fn max_lifetime(mut self, max_lifetime: Option<Duration>) -> Self {
+        assert_ne!(max_lifetime, Some(Duration::ZERO), "max_lifetime must be positive");
+        self.max_lifetime = max_lifetime;
+        self
+    }
+
+    /// How long a connection may have been idle to be given out without a round trip to the server.
+    ///
+    /// Defaults to 1 second.
+    #[doc(alias = "CONN_HEALTH_CHECKS")]
+    #[doc(alias = "HealthCheckPeriod")]
+    pub fn validate_after(mut self, idle: Duration) -> Self {
+        self.validate_after = idle;
+        self
+    }
+
     /// The client by which AWS is asked over http and https, as the AWS SDK's own (`aws-smithy-http-client`).
     ///
     /// Defaults to one on native-tls, the TLS library of this system, that goes through HTTPS_PROXY, less NO_PROXY.
@@ -403,13 +481,14 @@ impl Builder {
 
     fn build_given(self, given: Given) -> Result<RdsConnectionManager, Error> {
         let own = self.own.clone().or(given.own.clone());
+        let (max_lifetime, validate_after) = (self.max_lifetime, self.validate_after);
         let login = if own.rds_iam_auth.unwrap_or(true) {
             Login::Iam(self.build_iam(given.with_iam()?, own)?)
         } else {
             log::info!("IAM authentication is off: logging in as the connection string says");
             Login::Password(given.without_iam()?)
         };
-        Ok(RdsConnectionManager { login: Arc::new(login) })
+        Ok(RdsConnectionManager { login: Arc::new(login), max_lifetime, validate_after })
     }
 
     fn build_iam(self, conninfo: IamConninfo, own: OwnKeys) -> Result<Iam, Error> {
@@ -497,6 +576,7 @@ struct LogErrors;
 impl r2d2::HandleError<Error> for LogErrors {
     fn handle_error(&self, error: Error) {
         match error {
+            Error::Retired { .. } => log::debug!("{error}"),
             Error::Ping { .. } => log::warn!("{error}"),
             error => log::error!("{error}"),
         }

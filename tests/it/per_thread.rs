@@ -1,0 +1,110 @@
+//! `PerThread` on real connections.
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Integer};
+use diesel_rds_iam::local::LocalRds;
+use diesel_rds_iam::{PerThread, RdsConnectionManager};
+
+use crate::support::{in_a_child, manager, start};
+
+fn backend(connections: &PerThread<RdsConnectionManager>) -> i32 {
+    let mut connection = connections.get().unwrap();
+    diesel::select(diesel::dsl::sql::<Integer>("pg_backend_pid()")).get_result(&mut *connection).unwrap()
+}
+
+/// The sessions that the server has of the user of these tests.
+fn sessions(rds: &LocalRds) -> i64 {
+    let query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
+    diesel::dsl::sql::<BigInt>(query).get_result(&mut rds.superuser().unwrap()).unwrap()
+}
+
+fn wait_for_sessions(rds: &LocalRds, expected: i64) {
+    let started = std::time::Instant::now();
+    while sessions(rds) != expected {
+        assert!(started.elapsed().as_secs() < 10, "{} sessions, not {expected}", sessions(rds));
+    }
+}
+
+#[test]
+fn threads_keep_their_connections_and_close_them_when_they_end() {
+    let rds = start(LocalRds::builder());
+    let connections = PerThread::new(manager(&rds));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let first = backend(&connections);
+                (0..20).for_each(|_| assert_eq!(backend(&connections), first));
+            });
+        }
+    });
+    assert_eq!(rds.attempts().len(), 8);
+    wait_for_sessions(&rds, 0);
+}
+
+#[test]
+fn after_an_error_a_connection_is_kept_only_if_it_proves_usable() {
+    let rds = start(LocalRds::builder());
+    let connections = PerThread::new(manager(&rds));
+    let first = backend(&connections);
+    connections.get().unwrap().batch_execute("SELECT nonsense").unwrap_err();
+    assert_eq!(backend(&connections), first, "it was usable");
+    let mut connection = connections.get().unwrap();
+    connection.batch_execute("SELECT nonsense").unwrap_err();
+    rds.superuser().unwrap().batch_execute(&format!("SELECT pg_terminate_backend({first}, 5000)")).unwrap();
+    drop(connection);
+    assert_ne!(backend(&connections), first);
+}
+
+#[test]
+fn with_health_checks_a_connection_that_the_server_closed_is_replaced() {
+    let rds = start(LocalRds::builder());
+    let connections = PerThread::new(manager(&rds)).test_on_check_out(true);
+    let first = backend(&connections);
+    rds.superuser().unwrap().batch_execute(&format!("SELECT pg_terminate_backend({first}, 5000)")).unwrap();
+    assert_ne!(backend(&connections), first);
+}
+
+#[test]
+fn a_transaction_left_open_closes_the_connection() {
+    let rds = start(LocalRds::builder());
+    let connections = PerThread::new(manager(&rds));
+    let first = backend(&connections);
+    let mut connection = connections.get().unwrap();
+    diesel::connection::AnsiTransactionManager::begin_transaction_sql(&mut *connection, "BEGIN").unwrap();
+    drop(connection);
+    assert_ne!(backend(&connections), first);
+}
+
+#[test]
+fn the_end_of_the_process_is_clean_with_guards_and_connections_alive() {
+    let rds = start(LocalRds::builder());
+    let url = rds.database_url();
+    let key = rds.credentials();
+    let environment = [
+        ("DATABASE_URL", url.as_str()),
+        ("AWS_ACCESS_KEY_ID", key.access_key_id()),
+        ("AWS_SECRET_ACCESS_KEY", key.secret_access_key()),
+    ];
+    in_a_child("per_thread::ends_with_guards_alive", &environment);
+    wait_for_sessions(&rds, 0);
+}
+
+#[test]
+#[ignore = "runs as a process of its own, which ends with connections in use"]
+fn ends_with_guards_alive() {
+    let connections: &'static _ = Box::leak(Box::new(PerThread::new(RdsConnectionManager::from_env().unwrap())));
+    let (sender, receiver) = std::sync::mpsc::channel();
+    for in_use in [true, false] {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            let guard = connections.get().unwrap();
+            let _guard = in_use.then_some(guard);
+            sender.send(()).unwrap();
+            std::thread::park();
+        });
+    }
+    receiver.iter().take(2).for_each(drop);
+    let guard = connections.get().unwrap();
+    std::mem::forget(guard);
+}

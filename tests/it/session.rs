@@ -1,0 +1,190 @@
+//! The life of a connection in a pool: its age, its errors, what a checkout costs.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Integer, Text};
+use diesel_rds_iam::local::LocalRds;
+use diesel_rds_iam::r2d2::{ManageConnection, Pool};
+use diesel_rds_iam::{Builder, Error, RdsConnectionManager};
+
+use crate::support::{log, start};
+
+fn pool_of(size: u32, builder: Builder, url: &str) -> Pool<RdsConnectionManager> {
+    let manager = builder.build(url).unwrap();
+    manager.pool_builder().max_size(size).build(manager).unwrap()
+}
+
+fn backend(connection: &mut PgConnection) -> i32 {
+    diesel::select(diesel::dsl::sql::<Integer>("pg_backend_pid()")).get_result(connection).unwrap()
+}
+
+/// The last query of a backend, as the server saw it.
+fn last_query(rds: &LocalRds, backend: i32) -> String {
+    let query = format!("SELECT query FROM pg_stat_activity WHERE pid = {backend}");
+    diesel::dsl::sql::<Text>(&query).get_result(&mut rds.superuser().unwrap()).unwrap()
+}
+
+#[test]
+fn busy_connections_are_retired_at_their_end() {
+    const LIFETIME: Duration = Duration::from_secs(2);
+    let rds = start(LocalRds::builder());
+    let pool = pool_of(4, rds.manager_builder().max_lifetime(Some(LIFETIME)), &rds.database_url());
+    let started = Instant::now();
+    // Of each backend: when it was seen first and last.
+    let seen = Mutex::new(BTreeMap::<i32, (Instant, Instant)>::new());
+    let longest_use = Mutex::new(Duration::ZERO);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while started.elapsed() < 4 * LIFETIME {
+                    let mut connection = pool.get().unwrap();
+                    let begun = Instant::now();
+                    let backend = backend(&mut connection);
+                    drop(connection);
+                    seen.lock().unwrap().entry(backend).or_insert((begun, begun)).1 = begun;
+                    let mut longest = longest_use.lock().unwrap();
+                    *longest = begun.elapsed().max(*longest);
+                }
+            });
+        }
+    });
+    let (seen, longest_use) = (seen.into_inner().unwrap(), longest_use.into_inner().unwrap());
+    for (backend, (first, last)) in &seen {
+        let age = last.duration_since(*first);
+        assert!(age <= LIFETIME + longest_use, "{backend} was used at the age of {age:?}");
+    }
+    assert!((12..=40).contains(&seen.len()), "{} connections in 8 seconds", seen.len());
+}
+
+#[test]
+fn a_checkout_makes_a_round_trip_only_after_validate_after() {
+    let rds = start(LocalRds::builder());
+    for (validate_after, last) in [(Duration::from_secs(3600), "SELECT 'mine'"), (Duration::ZERO, "SELECT 1")] {
+        let pool = pool_of(1, rds.manager_builder().validate_after(validate_after), &rds.database_url());
+        let backend = backend(&mut pool.get().unwrap());
+        pool.get().unwrap().batch_execute("SELECT 'mine'").unwrap();
+        drop(pool.get().unwrap());
+        assert_eq!(last_query(&rds, backend), last);
+    }
+}
+
+#[test]
+fn after_an_error_the_server_is_asked() {
+    let rds = start(LocalRds::builder());
+    let pool = pool_of(1, rds.manager_builder().validate_after(Duration::from_secs(3600)), &rds.database_url());
+    let mut connection = pool.get().unwrap();
+    let backend = backend(&mut connection);
+    connection.batch_execute("CREATE TABLE t (id INTEGER UNIQUE)").unwrap();
+    connection.batch_execute("INSERT INTO t VALUES (1)").unwrap();
+    let violation = "INSERT INTO t VALUES (1)";
+    connection.batch_execute(violation).unwrap_err();
+    drop(connection);
+    drop(pool.get().unwrap());
+    assert_eq!(last_query(&rds, backend), violation, "a violated constraint is nothing of the connection's");
+    pool.get().unwrap().batch_execute("SELECT nonsense").unwrap_err();
+    drop(pool.get().unwrap());
+    assert_eq!(last_query(&rds, backend), "SELECT 1");
+    // Once is enough.
+    pool.get().unwrap().batch_execute("SELECT 'mine'").unwrap();
+    drop(pool.get().unwrap());
+    assert_eq!(last_query(&rds, backend), "SELECT 'mine'");
+}
+
+#[test]
+fn a_dead_connection_found_by_a_load_does_not_go_back_into_the_pool() {
+    // Found in diesel: `is_broken` stays false after a load on a connection that the server has closed.
+    let rds = start(LocalRds::builder());
+    let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
+    let mut connection = pool.get().unwrap();
+    let first = backend(&mut connection);
+    rds.superuser().unwrap().batch_execute(&format!("SELECT pg_terminate_backend({first}, 5000)")).unwrap();
+    let load: QueryResult<i32> = diesel::select(diesel::dsl::sql::<Integer>("1")).get_result(&mut connection);
+    assert!(load.is_err());
+    assert!(pool.state().connections == 1);
+    let manager = rds.manager_builder().build(rds.database_url()).unwrap();
+    assert!(manager.has_broken(&mut connection));
+    drop(connection);
+    assert_ne!(backend(&mut pool.get().unwrap()), first);
+}
+
+#[test]
+fn the_look_at_the_socket_takes_no_notifications() {
+    let rds = start(LocalRds::builder());
+    let pool = pool_of(1, rds.manager_builder().validate_after(Duration::from_secs(3600)), &rds.database_url());
+    pool.get().unwrap().batch_execute("LISTEN jobs").unwrap();
+    rds.superuser().unwrap().batch_execute("NOTIFY jobs, 'hello'").unwrap();
+    let mut connection = pool.get().unwrap();
+    let notification = connection.notifications_iter().next().expect("it was taken").unwrap();
+    assert_eq!(notification.payload, "hello");
+}
+
+fn demote(rds: &LocalRds) {
+    let mut superuser = rds.superuser().unwrap();
+    superuser.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on").unwrap();
+    superuser.batch_execute("SELECT pg_reload_conf()").unwrap();
+}
+
+#[test]
+fn a_demoted_server_loses_its_connections_at_the_next_check() {
+    let rds = start(LocalRds::builder());
+    let url = format!("{}&target_session_attrs=read-write", rds.database_url());
+    let manager = rds.manager_builder().validate_after(Duration::ZERO).build(&url).unwrap();
+    let mut connection = manager.connect().unwrap();
+    manager.is_valid(&mut connection).unwrap();
+    demote(&rds);
+    let started = Instant::now();
+    // The reload reaches the session some time after pg_reload_conf() has returned.
+    let error = loop {
+        match manager.is_valid(&mut connection) {
+            Err(error) => break error,
+            Ok(()) => assert!(started.elapsed() < Duration::from_secs(10), "it still counts as the primary"),
+        }
+    };
+    assert!(matches!(error, Error::Retired { .. }), "{error}");
+}
+
+#[test]
+fn a_connection_that_met_a_read_only_server_is_not_given_out_again() {
+    let rds = start(LocalRds::builder());
+    let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
+    let mut connection = pool.get().unwrap();
+    let first = backend(&mut connection);
+    connection.batch_execute("SET default_transaction_read_only = on").unwrap();
+    connection.batch_execute("CREATE TABLE t ()").unwrap_err();
+    drop(connection);
+    assert_ne!(backend(&mut pool.get().unwrap()), first);
+}
+
+#[test]
+fn a_users_own_instrumentation_works_and_costs_a_round_trip() {
+    let rds = start(LocalRds::builder());
+    let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
+    let mut connection = pool.get().unwrap();
+    let backend = backend(&mut connection);
+    connection.set_instrumentation(|_: diesel::connection::InstrumentationEvent<'_>| {});
+    connection.batch_execute("SELECT 'mine'").unwrap();
+    drop(connection);
+    drop(pool.get().unwrap());
+    assert_eq!(last_query(&rds, backend), "SELECT 1");
+}
+
+#[test]
+#[should_panic(expected = "max_lifetime must be positive")]
+fn a_max_lifetime_of_zero_panics_as_r2d2s() {
+    log();
+    let _ = RdsConnectionManager::builder().max_lifetime(Some(Duration::ZERO));
+}
+
+#[test]
+fn the_managers_max_lifetime_is_the_pools() {
+    let rds = start(LocalRds::builder());
+    for lifetime in [Some(Duration::from_secs(60)), None] {
+        let pool = pool_of(1, rds.manager_builder().max_lifetime(lifetime), &rds.database_url());
+        assert_eq!(pool.max_lifetime(), lifetime);
+    }
+}
