@@ -109,6 +109,7 @@
 //! string of each new connection, token included.
 #![deny(unsafe_code)]
 
+mod builder;
 mod conninfo;
 mod credentials;
 mod endpoint;
@@ -125,9 +126,10 @@ mod token;
 pub use aws_credential_types::Credentials;
 pub use r2d2;
 
+pub use builder::Builder;
 pub use endpoint::{Endpoint, HostKind, HostName};
 pub use error::Error;
-pub use manager::{Builder, RdsConnectionManager};
+pub use manager::RdsConnectionManager;
 pub use per_thread::{PerThread, PerThreadConnection, PerThreadError};
 pub use token::{AuthToken, presign};
 

@@ -49,6 +49,14 @@ impl Stage {
         self.set("AWS_SECRET_ACCESS_KEY", "local-rds-secret-base");
     }
 
+    /// A web identity, as on EKS, that this STS knows.
+    fn set_web_identity(&mut self, sts: &Cloud) {
+        self.set("AWS_ENDPOINT_URL_STS", sts.url());
+        self.set("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/r");
+        let token = self.write("token", "identity-token");
+        self.set("AWS_WEB_IDENTITY_TOKEN_FILE", token.display().to_string());
+    }
+
     fn write(&self, name: &str, contents: &str) -> PathBuf {
         let path = self.home.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -180,10 +188,7 @@ fn web_identity_as_on_eks() {
         assert!(request.body.contains("WebIdentityToken=identity-token"), "{}", request.body);
         cloud::sts_reply("AssumeRoleWithWebIdentity", &role)
     });
-    stage.set("AWS_ENDPOINT_URL_STS", sts.url());
-    stage.set("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/r");
-    let token = stage.write("token", "identity-token");
-    stage.set("AWS_WEB_IDENTITY_TOKEN_FILE", token.display().to_string());
+    stage.set_web_identity(&sts);
     stage.logs_in();
     assert_eq!(sts.calls(), 1);
 }
@@ -364,10 +369,7 @@ fn a_broken_sts_is_named() {
     ] {
         let mut stage = Stage::new();
         let sts = Cloud::start(move |_: &Request| reply(status, body));
-        stage.set("AWS_ENDPOINT_URL_STS", sts.url());
-        stage.set("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/r");
-        let token = stage.write("token", "identity-token");
-        stage.set("AWS_WEB_IDENTITY_TOKEN_FILE", token.display().to_string());
+        stage.set_web_identity(&sts);
         stage.set("EXPECTED", expected);
         stage.run("sources::tells_what_is_wrong");
         assert!(sts.calls() > 0);
@@ -383,10 +385,7 @@ fn an_sts_that_says_nothing_or_hangs_is_an_error_in_time() {
     };
     for (sts, expected) in [(Cloud::start(quiet), "io error"), (Cloud::start(hangs), "timed out after 10 seconds")] {
         let mut stage = Stage::new();
-        stage.set("AWS_ENDPOINT_URL_STS", sts.url());
-        stage.set("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/r");
-        let token = stage.write("token", "identity-token");
-        stage.set("AWS_WEB_IDENTITY_TOKEN_FILE", token.display().to_string());
+        stage.set_web_identity(&sts);
         stage.set("EXPECTED", expected);
         stage.run("sources::tells_what_is_wrong");
         assert!(sts.calls() > 0);

@@ -71,12 +71,7 @@ impl Cloud {
     }
 
     pub(crate) fn start_at(address: &str, play: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Cloud {
-        let listener = TcpListener::bind(address).unwrap();
-        let cloud = Cloud {
-            address: listener.local_addr().unwrap(),
-            calls: Arc::default(),
-            play: Arc::new(Mutex::new(Arc::new(Box::new(play)))),
-        };
+        let (listener, cloud) = Self::listen(address, play);
         let (calls, play) = (cloud.calls.clone(), cloud.play.clone());
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -85,6 +80,13 @@ impl Cloud {
             }
         });
         cloud
+    }
+
+    fn listen(address: &str, play: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> (TcpListener, Cloud) {
+        let listener = TcpListener::bind(address).unwrap();
+        let address = listener.local_addr().unwrap();
+        let play: Arc<Play> = Arc::new(Box::new(play));
+        (listener, Cloud { address, calls: Arc::default(), play: Arc::new(Mutex::new(play)) })
     }
 
     pub(crate) fn url(&self) -> String {
@@ -136,12 +138,7 @@ pub(crate) fn https_proxy(
     tls.set_private_key_file(key, openssl::ssl::SslFiletype::PEM).unwrap();
     tls.set_certificate_chain_file(certificate).unwrap();
     let tls = tls.build();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let cloud = Cloud {
-        address: listener.local_addr().unwrap(),
-        calls: Arc::default(),
-        play: Arc::new(Mutex::new(Arc::new(Box::new(play)))),
-    };
+    let (listener, cloud) = Cloud::listen("127.0.0.1:0", play);
     let (calls, play) = (cloud.calls.clone(), cloud.play.clone());
     thread::spawn(move || {
         for stream in listener.incoming() {

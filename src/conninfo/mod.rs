@@ -1,27 +1,26 @@
 //! A libpq connection string: parsed, defaulted, checked, rendered with a password.
 
+mod complaint;
+mod own_keys;
+
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fmt;
 
-use crate::libpq::{self, Complaint, Setting};
+use crate::libpq::{self, Setting};
 use crate::{Error, HostName};
+use complaint::safe;
+pub(crate) use own_keys::OwnKeys;
+use own_keys::take_own_keys;
 
 /// A connection string as the user gave it, in libpq's part and ours.
 #[derive(Clone)]
 pub(crate) struct Given {
     /// What libpq gets to see; none when only PG* variables are used.
     text: Option<CString>,
+    /// What it sets.
+    explicit: BTreeMap<String, String>,
     pub(crate) own: OwnKeys,
-}
-
-/// The keywords that are ours. libpq does not know them and never gets them.
-#[derive(Clone, Default, Debug, PartialEq)]
-pub(crate) struct OwnKeys {
-    pub(crate) rds_iam_auth: Option<bool>,
-    pub(crate) region_name: Option<String>,
-    pub(crate) iam_host: Option<String>,
-    pub(crate) iam_port: Option<u16>,
 }
 
 /// The settings of a connection that logs in with a token.
@@ -68,18 +67,18 @@ impl Given {
         check_at_signs(conninfo)?;
         let (rest, own) = take_own_keys(conninfo)?;
         let text = c_string(&rest)?;
-        libpq::parse(&text).map_err(|complaint| safe(&complaint, conninfo))?;
-        Ok(Given { text: Some(text), own })
+        let explicit = libpq::parse(&text).map_err(|complaint| safe(&complaint, conninfo))?;
+        Ok(Given { text: Some(text), explicit, own })
     }
 
     /// No string at all: what libpq's PG* variables say.
     pub(crate) fn from_variables() -> Given {
-        Given { text: None, own: OwnKeys::default() }
+        Given { text: None, explicit: BTreeMap::new(), own: OwnKeys::default() }
     }
 
     /// The string for libpq as it came, less our own keywords: a login without IAM.
     pub(crate) fn without_iam(&self) -> Result<String, Error> {
-        let all = libpq::complete(self.text.as_deref()).map_err(|complaint| safe(&complaint, &self.shown()))?;
+        let all = self.complete()?;
         // libpq checks the port only when it dials, and then quotes it: half a password, if that was not encoded.
         check_ports(all["port"].value.as_deref().unwrap_or_default())?;
         Ok(self.shown())
@@ -89,66 +88,67 @@ impl Given {
         self.text.as_deref().map_or("".into(), CStr::to_string_lossy).into_owned()
     }
 
+    /// What holds for each of libpq's keywords.
+    fn complete(&self) -> Result<libpq::Settings, Error> {
+        libpq::complete(self.text.as_deref()).map_err(|complaint| safe(&complaint, &self.shown()))
+    }
+
     /// The settings for a login with a token: completed by libpq, checked, and with our defaults.
     pub(crate) fn with_iam(&self) -> Result<IamConninfo, Error> {
-        let shown = self.shown();
-        let explicit = match &self.text {
-            Some(text) => libpq::parse(text).map_err(|complaint| safe(&complaint, &shown))?,
-            None => BTreeMap::new(),
-        };
-        let all = libpq::complete(self.text.as_deref()).map_err(|complaint| safe(&complaint, &shown))?;
-        if let Some(place) = self.place_of_password(&explicit, &all["password"]) {
-            return invalid(format!(
-                "{place} holds a password, but IAM authentication makes its own: remove the password, or set rds_iam_auth=false to log in with it"
-            ));
-        }
-        let secret = all.iter().filter(|(_, setting)| setting.secret).map(|(keyword, _)| keyword.clone());
-        let secret = secret.collect();
-        let set = |keyword: &String, setting: &Setting| {
-            explicit.contains_key(keyword)
-                || setting.value != setting.compiled
-                || setting.variable.as_ref().is_some_and(|name| std::env::var_os(name).is_some())
-        };
-        let mut settings: BTreeMap<String, String> = all
-            .iter()
-            .filter(|(keyword, setting)| PINNED.contains(&keyword.as_str()) || set(keyword, setting))
-            .filter(|(keyword, _)| !DROPPED.contains(&keyword.as_str()))
-            .filter_map(|(keyword, setting)| Some((keyword.clone(), setting.value.clone().filter(|v| !v.is_empty())?)))
-            .collect();
-        // libpq::complete puts its own value here, over that of a service file, too.
-        settings.remove("gssencmode");
-        let gssencmode = explicit.get("gssencmode").cloned().or_else(|| std::env::var("PGGSSENCMODE").ok());
-        settings.extend(gssencmode.map(|value| ("gssencmode".into(), value)));
-        for (keyword, value) in DEFAULTS {
-            if all.contains_key(*keyword) {
-                settings.entry((*keyword).into()).or_insert_with(|| (*value).into());
-            }
+        let all = self.complete()?;
+        self.refuse_password(&all["password"])?;
+        let chosen =
+            all.iter().filter_map(|(keyword, setting)| Some((keyword.clone(), self.chosen(keyword, setting)?)));
+        let mut settings: BTreeMap<String, String> = chosen.collect();
+        for (keyword, value) in DEFAULTS.iter().filter(|(keyword, _)| all.contains_key(*keyword)) {
+            settings.entry((*keyword).into()).or_insert_with(|| (*value).into());
         }
         if let Some(name) = program() {
             settings.entry("fallback_application_name".into()).or_insert(name);
         }
+        let secret = all.into_iter().filter(|(_, setting)| setting.secret).map(|(keyword, _)| keyword).collect();
         let conninfo = IamConninfo { settings, secret };
         conninfo.check()?;
         Ok(conninfo)
     }
-}
 
-impl Given {
-    /// Where a password is said that has no place beside IAM. PGPASSWORD is the string's only where there is none: in
-    /// the environment of a program that has its own DATABASE_URL it is somebody else's.
-    fn place_of_password(&self, explicit: &BTreeMap<String, String>, password: &Setting) -> Option<&'static str> {
+    /// What the user chose for a keyword, in the string, a variable or a service file.
+    fn chosen(&self, keyword: &str, setting: &Setting) -> Option<String> {
+        let by_variable = || setting.variable.as_ref().and_then(|name| std::env::var(name).ok());
+        if DROPPED.contains(&keyword) {
+            return None;
+        }
+        // libpq::complete puts its own value here, over that of a service file, too.
+        if keyword == "gssencmode" {
+            return self.explicit.get(keyword).cloned().or_else(by_variable);
+        }
+        let is_chosen = PINNED.contains(&keyword)
+            || self.explicit.contains_key(keyword)
+            || setting.value != setting.compiled
+            || by_variable().is_some();
+        setting.value.clone().filter(|value| is_chosen && !value.is_empty())
+    }
+
+    /// A password has no place beside IAM. PGPASSWORD counts only where there is no string: in the environment of a
+    /// program that has its own DATABASE_URL it is somebody else's.
+    fn refuse_password(&self, password: &Setting) -> Result<(), Error> {
         let set = |value: Option<&String>| value.is_some_and(|value| !value.is_empty());
         let in_environment = std::env::var_os("PGPASSWORD").is_some();
-        if set(explicit.get("password")) {
-            Some("it")
+        let place = if set(self.explicit.get("password")) {
+            "it"
         } else if in_environment && self.text.is_some() {
             log::warn!("PGPASSWORD is set and not used: the connection string has no password, so IAM makes one");
-            None
+            return Ok(());
         } else if in_environment {
-            Some("PGPASSWORD")
+            "PGPASSWORD"
+        } else if set(password.value.as_ref()) {
+            "the service file"
         } else {
-            set(password.value.as_ref()).then_some("the service file")
-        }
+            return Ok(());
+        };
+        invalid(format!(
+            "{place} holds a password, but IAM authentication makes its own: remove the password, or set rds_iam_auth=false to log in with it"
+        ))
     }
 }
 
@@ -275,61 +275,6 @@ fn program() -> Option<String> {
     Some(path.file_stem()?.to_string_lossy().into_owned())
 }
 
-/// Cuts our own keywords out of a connection string, which libpq would refuse. Values are unquoted by libpq.
-fn take_own_keys(text: &str) -> Result<(String, OwnKeys), Error> {
-    let (rest, pairs) = if is_uri(text) { cut_uri(text) } else { cut_key_value(text) };
-    let mut own = OwnKeys::default();
-    for (keyword, raw) in pairs {
-        let carrier = if is_uri(text) { "postgresql:///?application_name=" } else { "application_name=" };
-        let carried = c_string(&format!("{carrier}{raw}"))?;
-        let about_ours = |Complaint(message)| safe(&Complaint(message.replace("application_name", keyword)), text);
-        let parsed = libpq::parse(&carried).map_err(about_ours)?;
-        let value = parsed.get("application_name").map(String::as_str).unwrap_or_default();
-        own.set(keyword, value)?;
-    }
-    Ok((rest, own))
-}
-
-impl OwnKeys {
-    const ALL: [&'static str; 4] = ["rds_iam_auth", "region_name", "iam_host", "iam_port"];
-
-    /// These keys, and the others where these say nothing.
-    pub(crate) fn or(self, others: OwnKeys) -> OwnKeys {
-        OwnKeys {
-            rds_iam_auth: self.rds_iam_auth.or(others.rds_iam_auth),
-            region_name: self.region_name.or(others.region_name),
-            iam_host: self.iam_host.or(others.iam_host),
-            iam_port: self.iam_port.or(others.iam_port),
-        }
-    }
-
-    fn set(&mut self, keyword: &str, value: &str) -> Result<(), Error> {
-        let some = (!value.is_empty()).then(|| value.to_owned());
-        match keyword {
-            "rds_iam_auth" => self.rds_iam_auth = Some(parse_bool(value)?),
-            "region_name" => self.region_name = some,
-            "iam_host" => self.iam_host = some,
-            _ => self.iam_port = some.map(|port| parse_port(&port)).transpose()?,
-        }
-        Ok(())
-    }
-}
-
-fn parse_bool(value: &str) -> Result<bool, Error> {
-    match value.to_ascii_lowercase().as_str() {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        _ => invalid("rds_iam_auth is neither true nor false; say rds_iam_auth=true or rds_iam_auth=false"),
-    }
-}
-
-fn parse_port(value: &str) -> Result<u16, Error> {
-    match value.parse() {
-        Ok(port) if port > 0 => Ok(port),
-        _ => invalid("iam_port is not a number from 1 to 65535; give the port of the real endpoint, as 5432"),
-    }
-}
-
 /// What libpq takes for a URI; anything else is key/value.
 fn is_uri(text: &str) -> bool {
     text.starts_with("postgresql://") || text.starts_with("postgres://")
@@ -342,60 +287,6 @@ fn host_of_uri(text: &str) -> usize {
         Some(i) if text[authority + i..].starts_with('@') => authority + i + 1,
         _ => authority,
     }
-}
-
-/// The URI without our parameters, and those with their raw values.
-fn cut_uri(text: &str) -> (String, Vec<(&str, &str)>) {
-    let host = host_of_uri(text);
-    let Some(query) = text[host..].find('?').map(|i| host + i) else {
-        return (text.to_owned(), Vec::new());
-    };
-    let is_own = |pair: &&str| pair.split_once('=').is_some_and(|(keyword, _)| OwnKeys::ALL.contains(&keyword));
-    let (own, others): (Vec<&str>, Vec<&str>) = text[query + 1..].split('&').partition(is_own);
-    let separator = if others.is_empty() { "" } else { "?" };
-    let rest = format!("{}{separator}{}", &text[..query], others.join("&"));
-    (rest, own.into_iter().filter_map(|pair| pair.split_once('=')).collect())
-}
-
-/// The key/value string without our settings, and those with their raw values.
-fn cut_key_value(text: &str) -> (String, Vec<(&str, &str)>) {
-    let (mut rest, mut own) = (String::new(), Vec::new());
-    let mut input = text;
-    while let Some((keyword, after)) = input.split_once('=') {
-        let value_start = after.len() - after.trim_start_matches(is_space).len();
-        let value_end = value_start + value_length(&after[value_start..]);
-        let setting_length = input.len() - after.len() + value_end;
-        match OwnKeys::ALL.into_iter().find(|own| *own == keyword.trim_matches(is_space)) {
-            Some(keyword) => own.push((keyword, &after[value_start..value_end])),
-            None => rest.push_str(&input[..setting_length]),
-        }
-        // After a closing quote the next keyword needs no space, which the two around us may.
-        rest.push_str(if OwnKeys::ALL.contains(&keyword.trim_matches(is_space)) { " " } else { "" });
-        input = &input[setting_length..];
-    }
-    rest.push_str(input);
-    (rest, own)
-}
-
-/// How long the value at the start of `text` is, quotes included, by libpq's rules.
-fn value_length(text: &str) -> usize {
-    let quoted = text.starts_with('\'');
-    let mut escaped = false;
-    for (at, c) in text.char_indices().skip(usize::from(quoted)) {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '\'' if quoted => return at + 1,
-            _ if !quoted && is_space(c) => return at,
-            _ => {}
-        }
-    }
-    text.len()
-}
-
-/// isspace() of the C locale.
-fn is_space(c: char) -> bool {
-    matches!(c, ' ' | '\t' | '\n' | '\x0b' | '\x0c' | '\r')
 }
 
 fn c_string(text: &str) -> Result<CString, Error> {
@@ -428,56 +319,6 @@ fn check_ports(ports: &str) -> Result<(), Error> {
 
 pub(crate) fn invalid<T>(reason: impl Into<String>) -> Result<T, Error> {
     Err(Error::Conninfo(reason.into()))
-}
-
-/// libpq's complaint, with its cure, and without what it quotes where that can be part of a password.
-fn safe(Complaint(message): &Complaint, conninfo: &str) -> Error {
-    let message = message.trim_end();
-    // What stands where a keyword should can be anything: the second half of a password with a space in it.
-    let hide_all = message.starts_with(NO_EQUALS_SIGN) || may_hold_secret(conninfo);
-    let parts = message.split('"').enumerate();
-    let shown = parts.map(|(i, part)| match i % 2 {
-        0 => part.to_owned(),
-        _ if hide_all || !is_word(part) => "\"***\"".to_owned(),
-        _ => format!("\"{part}\""),
-    });
-    Error::Conninfo(format!("libpq says: {}; {}", shown.collect::<String>(), cure(message, conninfo)))
-}
-
-/// A keyword, or one of the words that are the values of some: nothing else is shown.
-fn is_word(text: &str) -> bool {
-    text.len() <= 32 && text.bytes().all(|b| b.is_ascii_alphabetic() || b"_-=".contains(&b))
-}
-
-const UNKNOWN_KEYWORD: &str =
-    "check its spelling against libpq's parameter key words and ours: rds_iam_auth, region_name, iam_host, iam_port";
-
-const NO_EQUALS_SIGN: &str = "missing \"=\"";
-
-fn cure(message: &str, conninfo: &str) -> &'static str {
-    const CURES: &[(&str, &str)] = &[
-        (
-            NO_EQUALS_SIGN,
-            "write a URI, postgres://USER@HOST:5432/DATABASE, or pairs keyword=value, with values that hold spaces in single quotes",
-        ),
-        ("invalid connection option", UNKNOWN_KEYWORD),
-        ("invalid URI query parameter", UNKNOWN_KEYWORD),
-        ("percent-encoded", "write a % that stands for itself as %25"),
-        ("of service", "check PGSERVICE, PGSERVICEFILE and ~/.pg_service.conf"),
-    ];
-    if conninfo.contains("X-Amz-") {
-        return "it holds a token; leave that out, for each connection signs its own";
-    }
-    CURES
-        .iter()
-        .find(|(symptom, _)| message.contains(symptom))
-        .map_or("see \"Connection Strings\" in libpq's documentation", |(_, cure)| cure)
-}
-
-/// A password, or a token where it does not belong.
-fn may_hold_secret(conninfo: &str) -> bool {
-    let authority = conninfo.split_once("://").map_or("", |(_, rest)| rest);
-    authority.contains('@') && authority.contains(':') || conninfo.contains("pass") || conninfo.contains("X-Amz-")
 }
 
 /// The name that a token is signed for must be a name: RDS knows itself by no address.

@@ -1,0 +1,319 @@
+//! [`Builder`]: how a manager is put together.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_smithy_async::time::{SharedTimeSource, TimeSource};
+use aws_smithy_runtime_api::client::http::{HttpClient, SharedHttpClient};
+
+use crate::conninfo::{Given, IamConninfo, OwnKeys, check_signed_host, invalid};
+use crate::credentials::{Configured, CredentialsCache, Role, Source, configured_region};
+use crate::manager::{Iam, Login};
+use crate::{Endpoint, Error, HostKind, HostName, RdsConnectionManager, https};
+
+/// Settings that a connection string cannot say, and those it can: what is set here wins.
+///
+/// ```no_run
+/// use diesel_rds_iam::RdsConnectionManager;
+///
+/// let manager = RdsConnectionManager::builder()
+///     .region("eu-west-1")
+///     .iam_host("db.abc123.eu-west-1.rds.amazonaws.com")
+///     .build("postgres://app@db.example.com/app")?;
+/// # Ok::<(), diesel_rds_iam::Error>(())
+/// ```
+#[must_use]
+pub struct Builder {
+    own: OwnKeys,
+    origin: Origin,
+    profile: Option<String>,
+    role: Option<Role>,
+    credentials_timeout: Duration,
+    http_client: Option<SharedHttpClient>,
+    time_source: Option<SharedTimeSource>,
+    max_lifetime: Option<Duration>,
+    validate_after: Duration,
+}
+
+/// Where the builder was told to take credentials from.
+enum Origin {
+    Configuration,
+    Provider(SharedCredentialsProvider),
+    Manager(RdsConnectionManager),
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Builder {
+            own: OwnKeys::default(),
+            origin: Origin::Configuration,
+            profile: None,
+            role: None,
+            credentials_timeout: Duration::from_secs(10),
+            http_client: None,
+            time_source: None,
+            max_lifetime: Some(Duration::from_secs(14 * 60)),
+            validate_after: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Which settings are set.
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("own", &self.own).finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// Whether to log in with a token (`rds_iam_auth` in the connection string).
+    ///
+    /// With `false` the connection string goes to libpq as it is: for a laptop with a plain password.
+    ///
+    /// Defaults to `true`.
+    pub fn rds_iam_auth(mut self, on: bool) -> Self {
+        self.own.rds_iam_auth = Some(on);
+        self
+    }
+
+    /// The AWS region that the database is in (`region_name` in the connection string).
+    ///
+    /// Defaults to the one in the host name; then AWS_REGION, AWS_DEFAULT_REGION or the profile's.
+    #[doc(alias = "region_name")]
+    pub fn region(mut self, region: impl Into<String>) -> Self {
+        self.own.region_name = Some(region.into());
+        self
+    }
+
+    /// The host name to sign for and to expect in the certificate, when another one is dialled: a CNAME, an SSH
+    /// tunnel, a port forward.
+    ///
+    /// Defaults to the host that is dialled.
+    pub fn iam_host(mut self, host: impl Into<String>) -> Self {
+        self.own.iam_host = Some(host.into());
+        self
+    }
+
+    /// The port to sign for, when another one is dialled.
+    ///
+    /// Defaults to the port that is dialled.
+    pub fn iam_port(mut self, port: u16) -> Self {
+        self.own.iam_port = Some(port);
+        self
+    }
+
+    /// Where AWS credentials come from. It is asked on a thread of ours, inside a current-thread tokio runtime that all
+    /// managers share: it should not block.
+    ///
+    /// Defaults to AWS configuration: environment, profile, web identity, container, instance metadata, in this order.
+    pub fn credentials_provider(mut self, provider: impl ProvideCredentials + 'static) -> Self {
+        self.origin = Origin::Provider(SharedCredentialsProvider::new(provider));
+        self
+    }
+
+    /// Takes the credentials of another manager, cache included: one source call serves both.
+    ///
+    /// Managers that take theirs from AWS configuration by the same settings and in the same region share a cache
+    /// without being told.
+    pub fn credentials_of(mut self, manager: &RdsConnectionManager) -> Self {
+        self.origin = Origin::Manager(manager.clone());
+        self
+    }
+
+    /// The profile in the shared configuration files to take credentials from, and no other source.
+    ///
+    /// Defaults to the default chain, in which the profile is AWS_PROFILE's, or `default`.
+    #[doc(alias = "AWS_PROFILE")]
+    pub fn profile(mut self, name: impl Into<String>) -> Self {
+        self.profile = Some(name.into());
+        self
+    }
+
+    /// The ARN of a role to assume with the credentials found, as for a database in another account.
+    ///
+    /// Defaults to none.
+    pub fn assume_role(mut self, arn: impl Into<String>) -> Self {
+        self.role.get_or_insert_default().arn = arn.into();
+        self
+    }
+
+    /// The external id that the role asks for. Goes with [`assume_role`](Self::assume_role).
+    ///
+    /// Defaults to none.
+    pub fn external_id(mut self, id: impl Into<String>) -> Self {
+        self.role.get_or_insert_default().external_id = Some(id.into());
+        self
+    }
+
+    /// The name of the role's session, as CloudTrail shows it. Goes with [`assume_role`](Self::assume_role).
+    ///
+    /// Defaults to `diesel-rds-iam`.
+    pub fn session_name(mut self, name: impl Into<String>) -> Self {
+        self.role.get_or_insert_default().session_name = Some(name.into());
+        self
+    }
+
+    /// How long to wait for AWS credentials. (The program of a `credential_process` that takes longer is not ended.)
+    ///
+    /// Defaults to 10 seconds.
+    pub fn credentials_timeout(mut self, timeout: Duration) -> Self {
+        self.credentials_timeout = timeout;
+        self
+    }
+
+    /// How old a connection may become; each one's end is up to a tenth earlier, by chance, so that a pool does not
+    /// reconnect all at once. A connection past its end is retired at its check-in or its next checkout: never in the
+    /// middle of its use, and not only when it is idle, as r2d2 does by itself. None never ends one.
+    ///
+    /// Defaults to 14 minutes.
+    ///
+    /// # Panics
+    /// If it is zero, as r2d2's.
+    #[doc(alias = "CONN_MAX_AGE")]
+    #[doc(alias = "MaxConnLifetime")]
+    pub fn max_lifetime(mut self, max_lifetime: Option<Duration>) -> Self {
+        assert_ne!(max_lifetime, Some(Duration::ZERO), "max_lifetime must be positive");
+        self.max_lifetime = max_lifetime;
+        self
+    }
+
+    /// How long a connection may have been idle to be given out without a round trip to the server.
+    ///
+    /// Defaults to 1 second.
+    #[doc(alias = "CONN_HEALTH_CHECKS")]
+    #[doc(alias = "HealthCheckPeriod")]
+    pub fn validate_after(mut self, idle: Duration) -> Self {
+        self.validate_after = idle;
+        self
+    }
+
+    /// The client by which AWS is asked over http and https, as the AWS SDK's own (`aws-smithy-http-client`).
+    ///
+    /// Defaults to one on native-tls, the TLS library of this system, that goes through HTTPS_PROXY, less NO_PROXY.
+    pub fn http_client(mut self, client: impl HttpClient + 'static) -> Self {
+        self.http_client = Some(SharedHttpClient::new(client));
+        self
+    }
+
+    /// The clock that tokens are signed by, for tests.
+    ///
+    /// Defaults to the system's.
+    pub fn time_source(mut self, time_source: impl TimeSource + 'static) -> Self {
+        self.time_source = Some(SharedTimeSource::new(time_source));
+        self
+    }
+
+    /// Builds the manager for a connection string. Nothing is dialled.
+    ///
+    /// # Errors
+    /// As [`RdsConnectionManager::new`].
+    pub fn build(self, database_url: impl AsRef<str>) -> Result<RdsConnectionManager, Error> {
+        self.build_given(Given::parse(database_url.as_ref())?)
+    }
+
+    /// Builds the manager for `DATABASE_URL` or, where that is not set, for libpq's PG* variables.
+    ///
+    /// # Errors
+    /// As [`RdsConnectionManager::from_env`].
+    pub fn build_from_env(self) -> Result<RdsConnectionManager, Error> {
+        match std::env::var("DATABASE_URL") {
+            Ok(url) if url.trim().is_empty() => invalid(
+                "DATABASE_URL is set to nothing; set it to postgres://USER@HOST:5432/DATABASE, or unset it to use PGHOST and its like",
+            ),
+            Ok(url) => self.build(url),
+            Err(std::env::VarError::NotPresent) => self.build_given(Given::from_variables()),
+            Err(std::env::VarError::NotUnicode(_)) => invalid("DATABASE_URL is not UTF-8; set it anew"),
+        }
+    }
+
+    fn build_given(self, given: Given) -> Result<RdsConnectionManager, Error> {
+        let own = self.own.clone().or(given.own.clone());
+        let (max_lifetime, validate_after) = (self.max_lifetime, self.validate_after);
+        let login = if own.rds_iam_auth.unwrap_or(true) {
+            Login::Iam(self.build_iam(given.with_iam()?, own)?)
+        } else {
+            log::info!("IAM authentication is off: logging in as the connection string says");
+            Login::Password(given.without_iam()?)
+        };
+        Ok(RdsConnectionManager { login: Arc::new(login), max_lifetime, validate_after })
+    }
+
+    fn build_iam(self, conninfo: IamConninfo, own: OwnKeys) -> Result<Iam, Error> {
+        let host = own.iam_host.as_deref().unwrap_or(conninfo.host());
+        check_signed_host(host)?;
+        let region = region_for(host, own.region_name, self.profile.as_deref())?;
+        let endpoint = Endpoint::new(host, own.iam_port.unwrap_or(conninfo.port()), &region)?;
+        let dials_another_name = own.iam_host.is_some_and(|iam_host| iam_host != conninfo.host());
+        let time_source = self.time_source.clone().unwrap_or_default();
+        let credentials = self.credentials(region)?;
+        warn_of_sslmode(conninfo.sslmode());
+        log::info!("IAM authentication for {endpoint} in {}: {conninfo}", endpoint.region());
+        Ok(Iam { conninfo, endpoint, dials_another_name, credentials, time_source })
+    }
+
+    fn credentials(self, region: String) -> Result<Arc<CredentialsCache>, Error> {
+        let source = match self.origin {
+            Origin::Configuration => return self.configured(region),
+            _ if self.profile.is_some() || self.role.is_some() => {
+                return invalid(
+                    "profile and assume_role are for AWS configuration; leave out the other source of credentials",
+                );
+            }
+            Origin::Manager(manager) => {
+                return match &*manager.login {
+                    Login::Iam(iam) => Ok(iam.credentials.clone()),
+                    Login::Password(_) => invalid(
+                        "the manager given to credentials_of has no credentials, for it has rds_iam_auth=false; give another",
+                    ),
+                };
+            }
+            Origin::Provider(provider) => Source::Given(provider),
+        };
+        let time_source = self.time_source.unwrap_or_default();
+        Ok(Arc::new(CredentialsCache::new(source, self.credentials_timeout, time_source)))
+    }
+
+    /// Shared with all managers of the same settings, unless something of its own tells it apart.
+    fn configured(self, region: String) -> Result<Arc<CredentialsCache>, Error> {
+        if self.role.as_ref().is_some_and(|role| role.arn.is_empty()) {
+            return invalid("external_id and session_name go with a role; name it by assume_role");
+        }
+        let configured = Configured { profile: self.profile, role: self.role, region };
+        if self.http_client.is_none() && self.time_source.is_none() {
+            return Ok(CredentialsCache::shared(&configured, self.credentials_timeout));
+        }
+        let source = Source::Configured(configured, self.http_client.unwrap_or_else(https::client));
+        let time_source = self.time_source.unwrap_or_default();
+        Ok(Arc::new(CredentialsCache::new(source, self.credentials_timeout, time_source)))
+    }
+}
+
+fn warn_of_sslmode(sslmode: &str) {
+    if sslmode != "verify-full" {
+        log::warn!("sslmode={sslmode} lets a server of another name take the token; use verify-full");
+    }
+}
+
+/// The region: explicit, else the host's own, else AWS configuration. Never a guess.
+fn region_for(host: &str, explicit: Option<String>, profile: Option<&str>) -> Result<String, Error> {
+    let name = HostName::parse(host)?;
+    match (explicit, name.region()) {
+        (Some(region), Some(told)) if region != told => {
+            log::warn!("signing for the region {region}, as set, though {} says {told}", name.as_str());
+            Ok(region)
+        }
+        (Some(region), _) => Ok(region),
+        (None, Some(told)) => Ok(told.to_owned()),
+        // AWS_REGION tells where we are; a global database's writer may be elsewhere.
+        (None, None) if name.kind() == HostKind::GlobalWriter => Err(Error::Region {
+            host: name.as_str().to_owned(),
+            reason: "the name of a global database carries none, and its writer can move",
+        }),
+        (None, None) => configured_region(profile).ok_or_else(|| Error::Region {
+            host: name.as_str().to_owned(),
+            reason: "the host name tells none, and neither AWS_REGION nor the AWS profile does",
+        }),
+    }
+}
