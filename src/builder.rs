@@ -9,7 +9,8 @@ use aws_smithy_async::time::{SharedTimeSource, TimeSource};
 use aws_smithy_runtime_api::client::http::{HttpClient, SharedHttpClient};
 
 use crate::conninfo::{Given, IamConninfo, OwnKeys, check_signed_host, invalid};
-use crate::credentials::{Configured, CredentialsCache, Role, Source, configured_region};
+use crate::credentials::{Configured, CredentialsCache, Role, Source, configured_region, unreadable_files};
+use crate::endpoint::is_region;
 use crate::manager::{Iam, Login};
 use crate::{Endpoint, Error, HostKind, HostName, RdsConnectionManager, https};
 
@@ -116,7 +117,8 @@ impl Builder {
     /// Takes the credentials of another manager, cache included: one source call serves both.
     ///
     /// Managers that take theirs from AWS configuration by the same settings and in the same region share a cache
-    /// without being told.
+    /// without being told, unless they have a [`time_source`](Self::time_source) or [`http_client`](Self::http_client)
+    /// of their own.
     pub fn credentials_of(mut self, manager: &RdsConnectionManager) -> Self {
         self.origin = Origin::Manager(manager.clone());
         self
@@ -155,7 +157,8 @@ impl Builder {
         self
     }
 
-    /// How long to wait for AWS credentials. (The program of a `credential_process` that takes longer is not ended.)
+    /// How long to wait for AWS credentials. The program of a `credential_process` that takes longer is not ended: give
+    /// it a limit of its own, or each attempt leaves one behind.
     ///
     /// Defaults to 10 seconds.
     pub fn credentials_timeout(mut self, timeout: Duration) -> Self {
@@ -189,15 +192,17 @@ impl Builder {
         self
     }
 
-    /// The client by which AWS is asked over http and https, as the AWS SDK's own (`aws-smithy-http-client`).
+    /// The client by which AWS configuration is asked over http and https, as the AWS SDK's own
+    /// (`aws-smithy-http-client`).
     ///
     /// Defaults to one on native-tls, the TLS library of this system, that goes through HTTPS_PROXY, less NO_PROXY.
+    /// Only a proxy `http://` can be used.
     pub fn http_client(mut self, client: impl HttpClient + 'static) -> Self {
         self.http_client = Some(SharedHttpClient::new(client));
         self
     }
 
-    /// The clock that tokens are signed by, for tests.
+    /// The clock that tokens are signed by, and that tells when credentials end: for tests.
     ///
     /// Defaults to the system's.
     pub fn time_source(mut self, time_source: impl TimeSource + 'static) -> Self {
@@ -278,7 +283,9 @@ impl Builder {
     /// Shared with all managers of the same settings, unless something of its own tells it apart.
     fn configured(self, region: String) -> Result<Arc<CredentialsCache>, Error> {
         if self.role.as_ref().is_some_and(|role| role.arn.is_empty()) {
-            return invalid("external_id and session_name go with a role; name it by assume_role");
+            return invalid(
+                "the role's ARN is empty; external_id and session_name go with the role that assume_role names",
+            );
         }
         let configured = Configured { profile: self.profile, role: self.role, region };
         if self.http_client.is_none() && self.time_source.is_none() {
@@ -309,11 +316,23 @@ fn region_for(host: &str, explicit: Option<String>, profile: Option<&str>) -> Re
         // AWS_REGION tells where we are; a global database's writer may be elsewhere.
         (None, None) if name.kind() == HostKind::GlobalWriter => Err(Error::Region {
             host: name.as_str().to_owned(),
-            reason: "the name of a global database carries none, and its writer can move",
+            reason: "the name of a global database carries none, and its writer can move".into(),
         }),
-        (None, None) => configured_region(profile).ok_or_else(|| Error::Region {
-            host: name.as_str().to_owned(),
-            reason: "the host name tells none, and neither AWS_REGION nor the AWS profile does",
-        }),
+        (None, None) => told_by_configuration(&name, profile),
+    }
+}
+
+fn told_by_configuration(name: &HostName, profile: Option<&str>) -> Result<String, Error> {
+    let host = name.as_str().to_owned();
+    match configured_region(profile) {
+        Some(region) if is_region(&region) => Ok(region),
+        Some(region) => {
+            let reason = format!("AWS_REGION or the AWS profile says {region:?}, which is not of the form eu-west-1");
+            Err(Error::Region { host, reason })
+        }
+        None => {
+            let reason = "the host name tells none, and neither AWS_REGION nor the AWS profile does";
+            Err(Error::Region { host, reason: format!("{reason}{}", unreadable_files()) })
+        }
     }
 }

@@ -24,13 +24,13 @@ pub enum Error {
         /// The host that a token was to be signed for.
         host: String,
         /// Where the region was looked for.
-        reason: &'static str,
+        reason: String,
     },
 
     /// There are no AWS credentials: none were found, the source failed, or it did not answer in time.
     #[error(
-        "no AWS credentials: {}{}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, log in again (aws sso login), or give the task or instance a role",
-        causes(source), last_end(.ended)
+        "no AWS credentials: {}{}; {}",
+        causes(source), last_end(.ended), credentials_cure(source)
     )]
     Credentials {
         /// What each source said.
@@ -156,20 +156,53 @@ fn cure(text: &str) -> &'static str {
         .map_or("check the server's log for the cause", |(_, cure)| cure)
 }
 
-/// The texts of an error and its sources, each once.
+/// The cure for what the sources of credentials say.
+fn credentials_cure(error: &CredentialsError) -> &'static str {
+    const CURES: &[(&str, &str)] = &[
+        ("cargo feature", "build diesel-rds-iam with its feature sso or credentials-process"),
+        (
+            "gave credentials that ended",
+            "log in again (aws sso login) or refresh that source, and check this machine's clock",
+        ),
+        ("no answer within", "see why that source does not answer, or raise credentials_timeout"),
+        ("the given provider", "see to the provider that the builder was given"),
+        ("panicked", "see to the provider that the builder was given"),
+        ("not authorized", "allow that role or action to the identity that asks, in IAM"),
+        ("AccessDenied", "allow that role or action to the identity that asks, in IAM"),
+        ("dns error", "check that this name can be resolved from here, and AWS_REGION"),
+        ("io error", "check that this source can be reached from here, and HTTPS_PROXY"),
+    ];
+    let text = causes(error);
+    let known = CURES.iter().find(|(symptom, _)| text.contains(symptom)).map(|(_, cure)| *cure);
+    known.unwrap_or(match error {
+        CredentialsError::CredentialsNotLoaded(_) => {
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or give the task or instance a role"
+        }
+        _ => "mend that source; those after it are not asked",
+    })
+}
+
+/// The texts of an error and its sources, each once. The SDK's general words before them are left out, and what is too
+/// long for a line of a log is cut: a credential_process can say anything.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = one_line(error);
     let mut next = error.source();
     while let Some(cause) = next {
         let cause_text = one_line(cause);
-        if !text.contains(&cause_text) {
+        if !text.contains(&cause_text) && !cause.is::<CredentialsError>() {
             text.push_str(": ");
             text.push_str(&cause_text);
         }
         next = cause.source();
     }
-    text
+    match text.char_indices().nth(LONGEST_TEXT) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
 }
+
+/// In characters.
+const LONGEST_TEXT: usize = 1000;
 
 /// libpq's messages have several lines and a closing newline; a log line has one.
 fn one_line(error: &(impl std::fmt::Display + ?Sized)) -> String {

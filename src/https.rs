@@ -91,6 +91,10 @@ impl Service<Uri> for Dialler {
             let connecting = self.tcp.call(to);
             return Box::pin(async { Ok(connecting.await?) });
         };
+        // Its password would go to another kind of proxy in clear text.
+        if proxy.uri().scheme_str() != Some("http") {
+            return Box::pin(async { Err("HTTPS_PROXY or ALL_PROXY names a proxy that is not http://".into()) });
+        }
         let mut tunnel = Tunnel::new(proxy.uri().clone(), self.tcp.clone());
         if let Some(auth) = proxy.basic_auth() {
             tunnel = tunnel.with_auth(auth.clone());

@@ -67,10 +67,12 @@
 //!
 //! Signing a token takes microseconds, but asking for credentials can take a network call, so they are cached. One
 //! thread of ours asks, for all managers of the process; it starts with the first connection and ends with the last
-//! manager. Callers wait for it only when there is nothing usable yet, [`credentials_timeout`](Builder::credentials_timeout)
-//! at most: refreshes come in the background, five minutes before the end (or a quarter of a shorter life), and while
-//! they fail the old pair serves on. Wall time decides what has ended. When the server refuses a token, the pair is
-//! refreshed once, for it may have been rotated. Managers of the same settings in the same region share a cache.
+//! manager. Callers wait for it only when there is nothing usable or when the server has refused a token,
+//! [`credentials_timeout`](Builder::credentials_timeout) at most: refreshes come in the background, five minutes before
+//! the end (or a quarter of a shorter life), and while they fail the old pair serves on. Wall time decides what has
+//! ended. A refused pair is refreshed, for it may have been rotated, and a new one is tried once; if it is still the
+//! same, the source is left alone for a second, doubled each time up to a minute. Managers of the same settings in the
+//! same region share a cache.
 //!
 //! [`connect`](r2d2::ManageConnection::connect) and [`token`](RdsConnectionManager::token) block, as all of diesel does,
 //! but no async runtime around them is entered or dropped: they work inside of tokio as outside.

@@ -201,7 +201,20 @@ fn look_at_socket(connection: &mut PgConnection) -> Result<(), Error> {
 
 impl Iam {
     fn token(&self) -> Result<AuthToken, Error> {
-        self.sign(&self.credentials.get()?)
+        Ok(self.sign_with_cached()?.0)
+    }
+
+    /// Signs, with the credentials that are given back too. A pair that ends between the cache and the signer is as one
+    /// that had ended before.
+    fn sign_with_cached(&self) -> Result<(AuthToken, Credentials), Error> {
+        let credentials = self.credentials.get()?;
+        match self.sign(&credentials) {
+            Err(Error::CredentialsExpired { .. }) => {
+                let credentials = self.credentials.get()?;
+                Ok((self.sign(&credentials)?, credentials))
+            }
+            signed => Ok((signed?, credentials)),
+        }
     }
 
     fn sign(&self, credentials: &Credentials) -> Result<AuthToken, Error> {
@@ -209,21 +222,20 @@ impl Iam {
     }
 
     fn connect(&self) -> Result<PgConnection, Error> {
-        let credentials = self.credentials.get()?;
-        let refused = match self.connect_with(&credentials) {
+        let (token, credentials) = self.sign_with_cached()?;
+        let refused = match self.connect_with(&token) {
             Err(error) if error.is_refused_token() => error,
             outcome => return outcome,
         };
         // The key pair may have been rotated while it was cached. Once: a policy that says no will say it again.
         match self.credentials.rotated(&credentials) {
-            Some(other) => self.connect_with(&other),
+            Some(other) => self.connect_with(&self.sign(&other)?),
             None => Err(refused),
         }
     }
 
-    fn connect_with(&self, credentials: &Credentials) -> Result<PgConnection, Error> {
+    fn connect_with(&self, token: &AuthToken) -> Result<PgConnection, Error> {
         let started = Instant::now();
-        let token = self.sign(credentials)?;
         let (host, hostaddr) = self.names_to_dial()?;
         let mut for_this = vec![("host", host.as_str())];
         for_this.extend(hostaddr.as_deref().map(|addresses| ("hostaddr", addresses)));

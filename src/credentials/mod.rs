@@ -9,24 +9,24 @@ use std::time::{Duration, Instant, SystemTime};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_async::time::SharedTimeSource;
+use log::Level;
 
 use crate::Error;
 use crate::error::{causes, utc};
 use crate::https;
 use crate::token::masked;
 use source::Found;
-pub(crate) use source::{Configured, Role, Source, configured_region};
+pub(crate) use source::{Configured, Role, Source, configured_region, unreadable_files};
 use worker::Worker;
 
 /// Credentials are refreshed in the background when they end in less than this, or than a quarter of their life.
 const REFRESH_AHEAD: Duration = Duration::from_secs(5 * 60);
 
-/// How long to leave a source alone after a failure, while the old credentials still serve: doubled for each further
-/// failure, up to the second value.
-const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How much longer than the worker a caller waits, for the worker knows which place gives no answer.
+const GRACE: Duration = Duration::from_millis(250);
 
-/// How long credentials that a server has refused, and that a refresh has not changed, are not asked for again.
-const ROTATION_PAUSE: Duration = Duration::from_secs(10);
+/// A source that fails while nothing is usable is asked again at once, but then not more often than this.
+const PAUSE_WITHOUT_CREDENTIALS: Duration = Duration::from_millis(100);
 
 /// Credentials for callers on any thread, inside and outside of async code.
 ///
@@ -53,11 +53,34 @@ struct State {
     refreshing: bool,
     /// Counts the answers, so that a waiter knows its own.
     answers: u64,
-    /// What the last answer said, if it was a failure, and how many came in a row.
+    /// What the last answer said, if it was a failure.
     failure: Option<Arc<CredentialsError>>,
-    failures: u32,
-    last_failure: Option<Instant>,
-    last_rotation: Option<Instant>,
+    /// Failed refreshes, while the old credentials serve.
+    refreshes: BackOff,
+    /// Refreshes that did not change credentials which a server had refused.
+    rotations: BackOff,
+}
+
+/// How long to leave something alone that was in vain: a second, doubled each time, up to a minute.
+#[derive(Default)]
+struct BackOff {
+    times: u32,
+    last: Option<Instant>,
+}
+
+impl BackOff {
+    const FIRST: Duration = Duration::from_secs(1);
+    const LONGEST: Duration = Duration::from_secs(60);
+
+    fn was_in_vain(&mut self, now: Instant) {
+        self.times += 1;
+        self.last = Some(now);
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        let pause = Self::FIRST * 2_u32.saturating_pow(self.times.saturating_sub(1).min(10));
+        self.last.is_none_or(|last| now.duration_since(last) >= pause.min(Self::LONGEST))
+    }
 }
 
 struct Current {
@@ -92,42 +115,38 @@ impl State {
         self.current.as_ref().filter(|current| !current.has_ended(now))
     }
 
-    fn may_try_again(&self, now: Instant) -> bool {
-        let (first, longest) = BACK_OFF;
-        let pause = longest.min(first * 2_u32.saturating_pow(self.failures.saturating_sub(1)));
-        self.last_failure.is_none_or(|last| now.duration_since(last) >= pause)
-    }
-
-    fn answer(&mut self, result: Result<Found, CredentialsError>, now: SystemTime, took: Duration) {
+    /// Takes an answer in, and returns what is to be logged of it.
+    fn answer(&mut self, result: Result<Found, CredentialsError>, now: SystemTime) -> (Level, String) {
         self.refreshing = false;
         self.answers += 1;
-        let result = result.and_then(|found| not_ended(found, now));
-        self.report(&result, took, now);
-        match result {
-            Ok((credentials, _)) => {
+        match result.and_then(|found| not_ended(found, now)) {
+            Ok((credentials, place)) => {
+                let end = credentials.expiry().map_or("no end".to_owned(), utc);
+                let text = format!("AWS credentials {} from {place}, end: {end}", masked(&credentials));
                 self.current = Some(Current::new(credentials, now, fastrand::f64()));
-                (self.failure, self.failures, self.last_failure) = (None, 0, None);
+                (self.failure, self.refreshes) = (None, BackOff::default());
+                (Level::Debug, text)
             }
             Err(error) => {
+                let causes = causes(&error);
+                // Without usable credentials the caller has the error; with them, nobody else would say it.
+                let is_news = self.refreshes.times == 0 && self.usable(now).is_some();
                 self.failure = Some(Arc::new(error));
-                self.failures += 1;
-                self.last_failure = Some(Instant::now());
+                self.refreshes.was_in_vain(Instant::now());
+                if is_news {
+                    (Level::Warn, format!("AWS credentials not refreshed, the old ones serve on: {causes}"))
+                } else {
+                    (Level::Debug, format!("no AWS credentials: {causes}"))
+                }
             }
         }
     }
 
-    fn report(&self, result: &Result<Found, CredentialsError>, took: Duration, now: SystemTime) {
-        match result {
-            Ok((credentials, place)) => {
-                let end = credentials.expiry().map_or("no end".to_owned(), utc);
-                log::debug!("AWS credentials {} from {place} in {took:?}, end: {end}", masked(credentials));
-            }
-            // Without usable credentials the caller has the error; with them, nobody else would say it.
-            Err(error) if self.failures == 0 && self.usable(now).is_some() => {
-                log::warn!("AWS credentials not refreshed, the old ones serve on: {}", causes(error));
-            }
-            Err(error) => log::debug!("no AWS credentials after {took:?}: {}", causes(error)),
-        }
+    /// The last failure, where a further call would come too soon after it.
+    fn recent_failure(&self) -> Option<Error> {
+        let last = self.refreshes.last.filter(|_| self.refreshes.times > 1 && !self.refreshing)?;
+        let failure = self.failure.clone().filter(|_| last.elapsed() < PAUSE_WITHOUT_CREDENTIALS)?;
+        Some(self.error(failure))
     }
 
     /// What a caller gets whose refresh was answered.
@@ -183,71 +202,96 @@ impl CredentialsCache {
     pub(crate) fn get(&self) -> Result<Credentials, Error> {
         let now = self.time_source.now();
         let mut state = self.shared.lock();
-        let usable = state.usable(now).map(|current| (current.credentials.clone(), current.is_due(now)));
-        match usable {
-            Some((credentials, is_due)) => {
-                if is_due && state.may_try_again(Instant::now()) {
-                    self.request(&mut state)?;
-                }
-                Ok(credentials)
-            }
-            None => self.refresh(state),
+        let Some(current) = state.usable(now) else {
+            return match state.recent_failure() {
+                Some(error) => Err(error),
+                None => self.refresh(state),
+            };
+        };
+        let (credentials, is_due) = (current.credentials.clone(), current.is_due(now));
+        if is_due && state.refreshes.is_over(Instant::now()) {
+            let errand = self.errand(&mut state);
+            drop(state);
+            self.run(errand);
         }
+        Ok(credentials)
     }
 
     /// Other credentials than those that a server refused: they may have been rotated. None if they are still the same.
     pub(crate) fn rotated(&self, refused: &Credentials) -> Option<Credentials> {
-        let mut state = self.shared.lock();
-        let current = state.usable(self.time_source.now())?.credentials.clone();
-        if current != *refused {
-            return Some(current);
+        let now = self.time_source.now();
+        let state = self.shared.lock();
+        let other = state.usable(now).map(|current| &current.credentials).filter(|current| *current != refused);
+        if let Some(other) = other {
+            return Some(other.clone());
         }
-        let now = Instant::now();
-        if state.last_rotation.is_some_and(|last| now.duration_since(last) < ROTATION_PAUSE) {
+        let is_joined = state.refreshing;
+        if !is_joined && !state.rotations.is_over(Instant::now()) {
             return None;
         }
-        state.last_rotation = Some(now);
-        let refreshed = self.refresh(state).ok()?;
-        (refreshed != *refused).then_some(refreshed)
+        let refreshed = self.refresh(state).ok().filter(|refreshed| refreshed != refused);
+        let mut state = self.shared.lock();
+        match &refreshed {
+            Some(_) => state.rotations = BackOff::default(),
+            None if is_joined => {}
+            None => state.rotations.was_in_vain(Instant::now()),
+        }
+        refreshed
     }
 
     /// Waits for a refresh: its own, or the one that is on its way.
     fn refresh(&self, mut state: MutexGuard<'_, State>) -> Result<Credentials, Error> {
-        self.request(&mut state)?;
         let before = state.answers;
+        let errand = self.errand(&mut state);
+        drop(state);
+        self.run(errand);
+        let unanswered = |state: &mut State| state.answers == before;
         let (state, _) = self
             .shared
             .answered
-            .wait_timeout_while(state, self.timeout, |state| state.answers == before)
+            .wait_timeout_while(self.shared.lock(), self.timeout.saturating_add(GRACE), unanswered)
             .unwrap_or_else(PoisonError::into_inner);
         if state.answers == before {
-            return Err(state.error(Arc::new(CredentialsError::provider_timed_out(self.timeout))));
+            let text =
+                format!("no answer within {:?}; a provider that blocks its thread holds up all others", self.timeout);
+            return Err(state.error(Arc::new(CredentialsError::provider_error(text))));
         }
-        state.outcome(self.time_source.now())
+        let now = self.time_source.now();
+        state.outcome(now)
     }
 
-    /// Sends the worker to the source, unless it is on its way.
-    fn request(&self, state: &mut State) -> Result<(), Error> {
-        if state.refreshing {
-            return Ok(());
-        }
-        let worker = self.worker().map_err(|error| state.error(Arc::new(CredentialsError::unhandled(error))))?;
-        state.refreshing = true;
+    /// The duty to ask the source; none while somebody else has it.
+    fn errand(&self, state: &mut State) -> Option<Answer> {
+        let is_ours = !std::mem::replace(&mut state.refreshing, true);
         let (shared, time_source) = (self.shared.clone(), self.time_source.clone());
-        let answer = Answer { shared, time_source, asked: Instant::now(), result: None };
+        is_ours.then(|| Answer { shared, time_source, asked: Instant::now(), result: None })
+    }
+
+    /// Sends the worker to the source. Not under the lock, which an answer takes.
+    fn run(&self, errand: Option<Answer>) {
+        let Some(answer) = errand else { return };
+        let worker = match self.worker() {
+            Ok(worker) => worker,
+            Err(error) => {
+                return answer.give(Err(CredentialsError::provider_error(format!("no thread to ask on: {error}"))));
+            }
+        };
         let (source, timeout) = (self.source.clone(), self.timeout);
         worker.run(async move {
-            let found = tokio::time::timeout(timeout, source.ask()).await;
-            answer.give(found.unwrap_or_else(|_| Err(CredentialsError::provider_timed_out(timeout))));
+            let place = Mutex::default();
+            let found = tokio::time::timeout(timeout, source.ask(&place)).await;
+            answer.give(found.unwrap_or_else(|_| {
+                let place = place.into_inner().unwrap_or_else(PoisonError::into_inner);
+                Err(CredentialsError::provider_error(format!("{place}: no answer within {timeout:?}")))
+            }));
         });
-        Ok(())
     }
 
     fn worker(&self) -> std::io::Result<Arc<Worker>> {
         let mut taken = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         let worker = match &*taken {
-            Some(worker) => worker.clone(),
-            None => Worker::shared()?,
+            Some(worker) if !worker.has_ended() => worker.clone(),
+            _ => Worker::shared()?,
         };
         *taken = Some(worker.clone());
         Ok(worker)
@@ -277,9 +321,11 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        let unanswered = || Err(CredentialsError::unhandled("the credentials provider panicked"));
-        let result = self.result.take().unwrap_or_else(unanswered);
-        self.shared.lock().answer(result, self.time_source.now(), self.asked.elapsed());
+        let unanswered = || Err(CredentialsError::provider_error("the credentials provider panicked"));
+        let (result, now) = (self.result.take().unwrap_or_else(unanswered), self.time_source.now());
+        let (level, text) = self.shared.lock().answer(result, now);
         self.shared.answered.notify_all();
+        // Not under the lock: a logger may write into a database of ours.
+        log::log!(level, "{text}, after {:?}", self.asked.elapsed());
     }
 }

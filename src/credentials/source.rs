@@ -1,13 +1,14 @@
 //! Where credentials come from, and what each place said.
 
 use std::error::Error;
+use std::sync::{Mutex, PoisonError};
 
 use aws_config::BehaviorVersion;
 use aws_config::Region;
 use aws_config::ecs::EcsCredentialsProvider;
-use aws_config::environment::{EnvironmentVariableCredentialsProvider, EnvironmentVariableRegionProvider};
+use aws_config::environment::EnvironmentVariableCredentialsProvider;
 use aws_config::imds::credentials::ImdsCredentialsProvider;
-use aws_config::meta::region::RegionProviderChain;
+use aws_config::meta::region::ProvideRegion;
 use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
 use aws_config::provider_config::ProviderConfig;
 use aws_config::sts::AssumeRoleProvider;
@@ -17,6 +18,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, Result as ProviderResult, SharedCredentialsProvider};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
+use crate::endpoint::is_region;
 use crate::error::{causes, chain};
 
 /// Where credentials come from.
@@ -50,10 +52,15 @@ pub(crate) struct Role {
 pub(super) type Found = (Credentials, String);
 
 impl Source {
-    pub(super) async fn ask(&self) -> Result<Found, CredentialsError> {
+    /// Asks. `place` always says where, for the case that no answer comes.
+    pub(super) async fn ask(&self, place: &Mutex<String>) -> Result<Found, CredentialsError> {
         match self {
-            Source::Given(provider) => Ok((provider.provide_credentials().await?, "the given provider".into())),
-            Source::Configured(configured, client) => configured.ask(client).await,
+            Source::Given(provider) => {
+                const PLACE: &str = "the given provider";
+                now_at(place, PLACE);
+                Ok((provider.provide_credentials().await?, PLACE.into()))
+            }
+            Source::Configured(configured, client) => configured.ask(client, place).await,
         }
     }
 }
@@ -61,71 +68,104 @@ impl Source {
 impl Configured {
     /// Asks the configured places anew each time: aws-config's providers read profile files only once, and a changed
     /// file is to be noticed.
-    async fn ask(&self, client: &SharedHttpClient) -> Result<Found, CredentialsError> {
-        let region = region_chain(self.profile.as_deref()).or_else(Region::new(self.region.clone())).region().await;
+    async fn ask(&self, client: &SharedHttpClient, place: &Mutex<String>) -> Result<Found, CredentialsError> {
+        now_at(place, "AWS configuration");
+        // For STS. A value that is no region's code would become part of a host name.
+        let region = told_region(self.profile.as_deref()).await.filter(|region| is_region(region));
+        let region = Some(Region::new(region.unwrap_or_else(|| self.region.clone())));
         let config = ProviderConfig::without_region().with_http_client(client.clone()).with_region(region.clone());
-        let found = self.ask_places(&config).await?;
+        let found = self.ask_places(&config, place).await?;
         let Some(role) = &self.role else { return Ok(found) };
+        let label = format!("role {}", role.arn);
+        now_at(place, &label);
         let assumed = role.assume(found.0, region, client).await;
-        let named = |error| CredentialsError::provider_error(format!("role {}: {}", role.arn, causes(&error)));
-        Ok((assumed.map_err(named)?, format!("role {}", role.arn)))
+        let named = |error| CredentialsError::provider_error(format!("{label}: {}", causes(&error)));
+        Ok((assumed.map_err(named)?, label))
     }
 
     fn profile_name(&self) -> String {
-        let variable = || std::env::var("AWS_PROFILE").ok();
+        let variable = || std::env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
         self.profile.clone().or_else(variable).unwrap_or_else(|| "default".into())
     }
 
     /// The default chain, place by place: aws-config's own keeps what each place said to itself.
-    async fn ask_places(&self, config: &ProviderConfig) -> Result<Found, CredentialsError> {
-        let mut said = Vec::new();
-        if self.profile.is_none() {
-            let environment = EnvironmentVariableCredentialsProvider::new();
-            if let Some(found) = place("environment", &environment, &mut said).await? {
-                return Ok(found);
-            }
-        }
-        let mut profile = ProfileFileCredentialsProvider::builder().configure(config);
-        if let Some(name) = &self.profile {
-            profile = profile.profile_name(name);
-        }
+    async fn ask_places(&self, config: &ProviderConfig, place: &Mutex<String>) -> Result<Found, CredentialsError> {
         let label = format!("profile \"{}\"", self.profile_name());
-        if let Some(found) = place(&label, &profile.build(), &mut said).await? {
+        let profile = || ProfileFileCredentialsProvider::builder().configure(config).profile_name(self.profile_name());
+        let mut round = Round { place, said: Vec::new() };
+        if self.profile.is_some() {
+            let found = round.ask(&label, &profile().build()).await?;
+            return found.ok_or_else(|| round.nothing());
+        }
+        if let Some(found) = round.ask("environment", &EnvironmentVariableCredentialsProvider::new()).await? {
             return Ok(found);
         }
-        if self.profile.is_none() {
-            let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(config).build();
-            if let Some(found) = place("web identity", &web_identity, &mut said).await? {
-                return Ok(found);
-            }
-            let container = EcsCredentialsProvider::builder().configure(config).build();
-            if let Some(found) = place("container", &container, &mut said).await? {
-                return Ok(found);
-            }
-            let instance = ImdsCredentialsProvider::builder().configure(config).build();
-            if let Some(found) = place("instance metadata", &instance, &mut said).await? {
-                return Ok(found);
-            }
+        if let Some(found) = round.ask(&label, &profile().build()).await? {
+            return Ok(found);
         }
-        Err(CredentialsError::not_loaded(said.join("; ")))
+        let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(config).build();
+        if let Some(found) = round.ask("web identity", &web_identity).await? {
+            return Ok(found);
+        }
+        let container = EcsCredentialsProvider::builder().configure(config).build();
+        if let Some(found) = round.ask("container", &container).await? {
+            return Ok(found);
+        }
+        let instance = ImdsCredentialsProvider::builder().configure(config).build();
+        let found = round.ask("instance metadata", &instance).await?;
+        found.ok_or_else(|| round.nothing())
     }
 }
 
-/// Asks one place. It can have credentials, be not set up (then the next is asked), or fail.
-async fn place(
-    label: &str,
-    provider: &impl ProvideCredentials,
-    said: &mut Vec<String>,
-) -> Result<Option<Found>, CredentialsError> {
-    match provider.provide_credentials().await {
-        Ok(credentials) => Ok(Some((credentials, label.to_owned()))),
-        Err(error @ CredentialsError::CredentialsNotLoaded(_)) => {
-            let known = error.source().map_or("not set up".into(), chain);
-            said.push(format!("{label}: {known}"));
-            Ok(None)
+/// The places asked so far, and what they said.
+struct Round<'a> {
+    place: &'a Mutex<String>,
+    said: Vec<String>,
+}
+
+impl Round<'_> {
+    /// Asks one place. It can have credentials, be not set up (then the next is asked), or fail.
+    async fn ask(
+        &mut self,
+        label: &str,
+        provider: &impl ProvideCredentials,
+    ) -> Result<Option<Found>, CredentialsError> {
+        now_at(self.place, label);
+        match provider.provide_credentials().await {
+            Ok(credentials) => Ok(Some((credentials, label.to_owned()))),
+            Err(error @ CredentialsError::CredentialsNotLoaded(_)) => {
+                let known = error.source().map_or("not set up".into(), chain);
+                let unreadable = if label.starts_with("profile") { unreadable_files() } else { String::new() };
+                self.said.push(format!("{label}: {known}{unreadable}"));
+                Ok(None)
+            }
+            Err(error) => {
+                self.said.push(format!("{label}: {}", causes(&error)));
+                Err(CredentialsError::provider_error(self.said.join("; ")))
+            }
         }
-        Err(error) => Err(CredentialsError::provider_error(format!("{label}: {}", causes(&error)))),
     }
+
+    fn nothing(&self) -> CredentialsError {
+        CredentialsError::not_loaded(self.said.join("; "))
+    }
+}
+
+fn now_at(place: &Mutex<String>, label: &str) {
+    label.clone_into(&mut place.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// The shared configuration files that are there and cannot be read: aws-config takes them for absent.
+pub(crate) fn unreadable_files() -> String {
+    let home = std::env::home_dir().unwrap_or_default().join(".aws");
+    let files = [("AWS_CONFIG_FILE", "config"), ("AWS_SHARED_CREDENTIALS_FILE", "credentials")];
+    let unreadable = files.iter().filter_map(|(variable, name)| {
+        let path = std::env::var_os(variable).map_or_else(|| home.join(name), Into::into);
+        let error = std::fs::read_to_string(&path).err()?;
+        let is_there = error.kind() != std::io::ErrorKind::NotFound;
+        is_there.then(|| format!(" (cannot read {}: {error})", path.display()))
+    });
+    unreadable.collect()
 }
 
 impl Role {
@@ -145,13 +185,17 @@ impl Role {
     }
 }
 
-/// The region of AWS_REGION, AWS_DEFAULT_REGION or the profile.
-fn region_chain(profile: Option<&str>) -> RegionProviderChain {
+/// The region of AWS_REGION, AWS_DEFAULT_REGION or the profile. One that is set to nothing is not set.
+async fn told_region(profile: Option<&str>) -> Option<String> {
+    let variable = |name| std::env::var(name).ok().filter(|region| !region.is_empty());
+    if let Some(region) = variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION")) {
+        return Some(region);
+    }
     let mut file = ProfileFileRegionProvider::builder();
     if let Some(name) = profile {
         file = file.profile_name(name);
     }
-    RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new()).or_else(file.build())
+    Some(file.build().region().await?.to_string())
 }
 
 /// The region that AWS configuration tells; none when it tells none.
@@ -160,7 +204,7 @@ fn region_chain(profile: Option<&str>) -> RegionProviderChain {
 pub(crate) fn configured_region(profile: Option<&str>) -> Option<String> {
     let ask = || {
         let runtime = tokio::runtime::Builder::new_current_thread().build().ok()?;
-        Some(runtime.block_on(region_chain(profile).region())?.to_string())
+        runtime.block_on(told_region(profile))
     };
     std::thread::scope(|scope| scope.spawn(ask).join().ok().flatten())
 }

@@ -21,7 +21,7 @@ impl Worker {
     pub(super) fn shared() -> io::Result<Arc<Worker>> {
         static RUNNING: Mutex<Weak<Worker>> = Mutex::new(Weak::new());
         let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(worker) = running.upgrade() {
+        if let Some(worker) = running.upgrade().filter(|worker| !worker.has_ended()) {
             return Ok(worker);
         }
         let worker = Arc::new(Worker::start()?);
@@ -31,21 +31,30 @@ impl Worker {
 
     fn start() -> io::Result<Worker> {
         let (tasks, mut received) = unbounded_channel::<Task>();
+        let (built, outcome) = std::sync::mpsc::channel();
         // Built on its own thread, so that it is dropped there too: a runtime must not be dropped inside async code.
         let serve = move || match Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(async {
-                while let Some(task) = received.recv().await {
-                    tokio::spawn(task);
-                }
-            }),
-            // Each task is dropped unrun, and tells its waiters so.
-            Err(error) => log::error!("no runtime for AWS credentials: {error}"),
+            Ok(runtime) => {
+                let _ = built.send(Ok(()));
+                runtime.block_on(async {
+                    while let Some(task) = received.recv().await {
+                        tokio::spawn(task);
+                    }
+                });
+            }
+            // As when there are no file descriptors left.
+            Err(error) => drop(built.send(Err(error))),
         };
         std::thread::Builder::new().name("rds-iam-worker".into()).spawn(serve)?;
+        outcome.recv().map_err(io::Error::other)??;
         Ok(Worker { tasks })
     }
 
-    /// Runs `task` soon; drops it if the thread has gone.
+    pub(super) fn has_ended(&self) -> bool {
+        self.tasks.is_closed()
+    }
+
+    /// Runs `task` soon; drops it if the thread has ended.
     pub(super) fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
         let _ = self.tasks.send(Box::pin(task));
     }

@@ -3,7 +3,7 @@
 use diesel_rds_iam::RdsConnectionManager;
 use diesel_rds_iam::r2d2::ManageConnection;
 
-use crate::support::{in_a_child, key_pair};
+use crate::support::{in_a_child, key_pair, log};
 
 /// A connection string and the message that its user reads, less the words that all share.
 const CASES: &[(&str, &str)] = &[
@@ -195,6 +195,7 @@ fn has_a_clear_error_each() {
 #[test]
 #[ignore = "runs as a process of its own, without anybody's PG* variables"]
 fn table() {
+    log();
     for (conninfo, message) in CASES {
         let expected = format!("unusable connection string: {message}");
         assert_eq!(message_for(conninfo), expected, "{conninfo:?}");
@@ -243,11 +244,12 @@ fn without_credentials_the_error_says_where_they_can_come_from() {
 #[test]
 #[ignore = "runs as a process of its own, without anybody's AWS credentials"]
 fn no_credentials() {
+    log();
     let manager = RdsConnectionManager::new("postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app").unwrap();
     let message = manager.connect().err().expect("connected").to_string();
     assert_eq!(
         message,
-        "no AWS credentials: environment: environment variable not set; profile \"default\": not set up; web identity: $AWS_WEB_IDENTITY_TOKEN_FILE was not set; container: ECS provider not configured; instance metadata: IMDS disabled by AWS_EC2_METADATA_DISABLED env var set to `true`; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, log in again (aws sso login), or give the task or instance a role"
+        "no AWS credentials: environment: environment variable not set; profile \"default\": not set up; web identity: $AWS_WEB_IDENTITY_TOKEN_FILE was not set; container: ECS provider not configured; instance metadata: IMDS disabled by AWS_EC2_METADATA_DISABLED env var set to `true`; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or give the task or instance a role"
     );
 }
 

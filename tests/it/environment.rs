@@ -29,6 +29,7 @@ fn logs_in() {
 #[test]
 #[ignore = "runs as a process of its own, with the environment that the other tests give it"]
 fn tells_what_is_wrong() {
+    log();
     let error: Error = RdsConnectionManager::from_env().expect_err("built");
     let expected = std::env::var("EXPECTED").unwrap();
     assert!(error.to_string().contains(&expected), "{error}");
@@ -90,6 +91,7 @@ fn gssencmode_comes_from_its_variable() {
 #[test]
 #[ignore = "runs as a process of its own, with the environment that the other tests give it"]
 fn shows_its_settings() {
+    log();
     let shown = format!("{:?}", RdsConnectionManager::from_env().unwrap());
     assert!(shown.contains("gssencmode='prefer'") && shown.contains("application_name='mine'"), "{shown}");
 }
@@ -158,6 +160,16 @@ fn a_password_in_a_service_file_is_told_as_such() {
     let expected = "the service file holds a password".to_owned();
     let environment = [("PGSERVICEFILE", path), ("PGSERVICE", "mine".into()), ("EXPECTED", expected)];
     run("environment::tells_what_is_wrong", &environment);
+}
+
+#[test]
+fn a_region_that_is_none_is_told_as_such_and_an_empty_one_is_not_set() {
+    let url = ("DATABASE_URL", "postgres://app@db.example.com/app".to_owned());
+    let expected = |text: &str| ("EXPECTED", text.to_owned());
+    let nonsense = "AWS_REGION or the AWS profile says \"EU-WEST-1\", which is not of the form eu-west-1";
+    run("environment::tells_what_is_wrong", &[url.clone(), ("AWS_REGION", "EU-WEST-1".into()), expected(nonsense)]);
+    let none = "neither AWS_REGION nor the AWS profile does";
+    run("environment::tells_what_is_wrong", &[url, ("AWS_REGION", String::new()), expected(none)]);
 }
 
 #[test]

@@ -15,23 +15,34 @@ fn example(name: &str) -> Command {
     command
 }
 
-fn shown(output: &Output) -> String {
-    (String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr)).into_owned()
+/// Shows what it showed, for the search for secrets.
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    eprint!("{}{}", printed(&output), logged(&output));
+    output
+}
+
+fn printed(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn logged(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[test]
 fn quickstart_on_a_local_rds() {
-    let output = example("quickstart").output().unwrap();
-    assert!(output.status.success(), "{}", shown(&output));
-    assert!(shown(&output).ends_with("All as it should be.\n"), "{}", shown(&output));
+    let output = run(&mut example("quickstart"));
+    assert!(output.status.success(), "{}", logged(&output));
+    assert!(printed(&output).ends_with("All as it should be.\n"), "{}", printed(&output));
 }
 
 #[test]
 fn quickstart_on_your_database() {
     let rds = start(LocalRds::builder());
-    let output = example("quickstart").envs(rds.environment()).output().unwrap();
-    assert!(output.status.success(), "{}", shown(&output));
-    assert!(shown(&output).starts_with("4 threads wrote notes through "), "{}", shown(&output));
+    let output = run(example("quickstart").envs(rds.environment()));
+    assert!(output.status.success(), "{}", logged(&output));
+    assert!(printed(&output).starts_with("4 threads wrote notes through "), "{}", printed(&output));
     assert_eq!(rds.attempts().len(), 4);
 }
 
@@ -39,7 +50,7 @@ fn quickstart_on_your_database() {
 fn quickstart_fails_where_it_is_not_let_in() {
     let rds = start(LocalRds::builder());
     rds.refuse_next(usize::MAX);
-    let output = example("quickstart").envs(rds.environment()).output().unwrap();
+    let output = run(example("quickstart").envs(rds.environment()));
     assert!(!output.status.success());
-    assert!(shown(&output).contains("rds-db:connect"), "{}", shown(&output));
+    assert!(logged(&output).contains("rds-db:connect"), "{}", logged(&output));
 }

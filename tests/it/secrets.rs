@@ -2,8 +2,16 @@
 
 use std::process::Command;
 
-/// Marks of a token, of LocalRds' secret keys and passwords, and of the passwords in these tests.
-const MARKS: &[&str] = &["X-Amz-Signature=", "X-Amz-Security-Token=", "local-rds-secret-", "local-rds-password-"];
+/// Marks of a token, of LocalRds' secret keys and passwords, and of the passwords and session tokens in these tests.
+const MARKS: &[&str] = &[
+    "X-Amz-Signature=",
+    "X-Amz-Security-Token=",
+    "local-rds-secret-",
+    "local-rds-password-",
+    "hunter2",
+    "TOKEN/+==",
+    "SES/SION",
+];
 
 #[test]
 fn a_run_at_trace_level_shows_none() {

@@ -70,6 +70,14 @@ pub(crate) fn in_a_child(test: &str, environment: &[(&str, &str)]) -> String {
     run_alone(Command::new(program), test, environment)
 }
 
+/// The same with so few file descriptors.
+pub(crate) fn in_a_child_with_descriptors(test: &str, descriptors: usize, environment: &[(&str, &str)]) {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"")]);
+    command.arg(std::env::current_exe().unwrap());
+    run_alone(command, test, environment);
+}
+
 /// The same in a network namespace of its own, where the loopback interface has `address`, too.
 pub(crate) fn in_a_network_of_its_own(test: &str, address: &str, environment: &[(&str, &str)]) {
     let mut command = Command::new("unshare");
@@ -88,6 +96,8 @@ fn run_alone(mut command: Command, test: &str, environment: &[(&str, &str)]) -> 
     command.envs([("HOME", "/nonexistent"), ("AWS_EC2_METADATA_DISABLED", "true")]);
     let output = command.envs(environment.iter().copied()).output().unwrap();
     let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    // For the search for secrets.
+    eprint!("{stdout}{stderr}");
     // "1 passed": a name that no test has passes, too.
     assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}{stderr}");
     stdout.into_owned() + &stderr
