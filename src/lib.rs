@@ -81,16 +81,18 @@
 //!
 //! A token counts only at login, so open connections outlive it. They end by age: [`max_lifetime`](Builder::max_lifetime)
 //! is 14 minutes less up to a tenth, and holds for busy connections too, at their check-in and checkout (r2d2 by itself
-//! looks at idle ones only). One that the server has closed, that met a server which has become read-only, or that was
-//! left in a transaction is not given out again. After any other error than a violated constraint, and after more than
-//! [`validate_after`](Builder::validate_after) of idleness, a checkout asks the server; otherwise it makes no round
-//! trip, and just looks at the socket. With `target_session_attrs=read-write` or `primary` it also asks whether the
-//! server still is one.
+//! looks at idle ones only). One that the server has closed, or that was left in a transaction begun through diesel, is
+//! not given out again. After a COPY, after any error but a violated constraint outside of a transaction, and after more
+//! than [`validate_after`](Builder::validate_after) of idleness, a checkout asks the server; otherwise it makes no round
+//! trip, and just looks at the socket: one that the server is about to close can slip through, as it can right after an
+//! answer. After a read-only error, and always with `target_session_attrs=read-write` or `primary`, it also asks whether
+//! the server still is the primary, and retires a connection to one that is not.
 //!
 //! What is known of a connection is kept in its [`Instrumentation`](diesel::connection::Instrumentation), around the
-//! default one. A connection that you give one of your own is asked about at each checkout, and ends by r2d2's reaper.
-//! A LISTEN that only the server sees, inside of a function, is not known of: the look at the socket can then take a
-//! notification.
+//! default one, which is made a second time for it: the first hears of connecting, the second of queries. A connection
+//! that you give one of your own is asked about at each checkout; in a pool r2d2's reaper ends it. Where a query says
+//! LISTEN, the connection is asked about from then on, too, for the look at the socket would take its notifications; a
+//! LISTEN that only the server sees, inside of a function, is not known of, and a notification can be lost.
 //!
 //! # Aurora DSQL
 //!

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use aws_credential_types::Credentials;
 use aws_smithy_async::time::SharedTimeSource;
+use diesel::connection::SimpleConnection;
 use diesel::r2d2::R2D2Connection;
 use diesel::sql_types::Bool;
 use diesel::{Connection, PgConnection, RunQueryDsl};
 use r2d2::ManageConnection;
 
-use crate::conninfo::{IamConninfo, invalid};
+use crate::conninfo::{IS_READ_WRITE, IamConninfo, invalid};
 use crate::credentials::CredentialsCache;
 use crate::session::{Fate, Session};
 use crate::{AuthToken, Builder, Endpoint, Error, presign};
@@ -151,14 +152,15 @@ impl ManageConnection for RdsConnectionManager {
     fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
         let fate = Session::of(connection).map_or(Fate::Ask, |it| it.fate(Instant::now(), self.validate_after));
         match fate {
-            Fate::Use => look_at_socket(connection),
-            Fate::Ask => self.ask(connection),
             Fate::Retire(reason) => Err(Error::Retired { reason }),
+            // A notification that nobody told us to expect can have an end of the connection behind it.
+            Fate::Use if !look_at_socket(connection)? => Ok(()),
+            Fate::Use | Fate::Ask => self.ask(connection),
         }
     }
 
-    /// Whether the connection is not to be used again: it is past its end, was closed by the server, met a server that
-    /// has become read-only, was left in a transaction, or was dropped in a panic.
+    /// Whether the connection is not to be used again: it is past its end, was closed by the server, was left in a
+    /// transaction begun through diesel, or was dropped in a panic.
     fn has_broken(&self, connection: &mut PgConnection) -> bool {
         let retired = Session::of(connection).and_then(|session| session.retirement(Instant::now()));
         if let Some(reason) = retired {
@@ -169,17 +171,15 @@ impl ManageConnection for RdsConnectionManager {
 }
 
 impl RdsConnectionManager {
-    /// One round trip.
+    /// One round trip, and a second one if it matters whether the server still is the primary.
     fn ask(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        let role_check = match &*self.login {
-            Login::Iam(iam) => iam.conninfo.role_check(),
-            Login::Password(_) => None,
-        };
-        let fits = match role_check {
-            Some(query) => diesel::dsl::sql::<Bool>(query).get_result(connection),
-            None => connection.ping().map(|()| true),
-        };
-        if !fits.map_err(|source| Error::Ping { source })? {
+        let failed = |source| Error::Ping { source };
+        // Not diesel's ping, which is a prepared statement: that never ends on a connection that was left in a COPY.
+        connection.batch_execute("SELECT 1").map_err(failed)?;
+        let met_read_only = Session::of(connection).is_some_and(|session| session.met_read_only());
+        if let Some(query) = self.role_check(met_read_only)
+            && !diesel::dsl::sql::<Bool>(query).get_result(connection).map_err(failed)?
+        {
             return Err(Error::Retired { reason: "its server is no longer the primary" });
         }
         if let Some(session) = Session::of(connection) {
@@ -187,16 +187,21 @@ impl RdsConnectionManager {
         }
         Ok(())
     }
+
+    fn role_check(&self, met_read_only: bool) -> Option<&'static str> {
+        match &*self.login {
+            _ if met_read_only => Some(IS_READ_WRITE),
+            Login::Iam(iam) => iam.conninfo.role_check(),
+            Login::Password(_) => None,
+        }
+    }
 }
 
-/// Sees, without waiting, whether the server has closed the connection.
-fn look_at_socket(connection: &mut PgConnection) -> Result<(), Error> {
-    // After the server has gone, the first call gives none and the second the error.
-    for _ in 0..2 {
-        let read = connection.notifications_iter().next().transpose();
-        read.map_err(|source| Error::Ping { source })?;
-    }
-    Ok(())
+/// Sees, without waiting, whether the server has closed the connection. Returns whether there is something to read.
+fn look_at_socket(connection: &mut PgConnection) -> Result<bool, Error> {
+    let mut look = || connection.notifications_iter().next().transpose().map_err(|source| Error::Ping { source });
+    // After the server has gone, the first look gives none and the second the error.
+    Ok(look()?.is_some() || look()?.is_some())
 }
 
 impl Iam {

@@ -54,6 +54,9 @@ pub enum PerThreadError<E: std::error::Error + 'static> {
     /// could wait for its locks for ever.
     #[error("this thread's connection is in use; drop the first guard, or hand on a reference to the connection")]
     InUse,
+    /// The thread is ending, and has closed its connections: this is the drop of some other thread-local.
+    #[error("this thread is ending; use the connection before its thread-locals are dropped")]
+    ThreadEnding,
     /// The manager could not connect.
     #[error("{0}")]
     Connect(#[source] E),
@@ -91,7 +94,11 @@ impl<M: ManageConnection> PerThread<M> {
     /// [`PerThreadError::InUse`] while another guard of this thread is alive, [`PerThreadError::Connect`] when a new
     /// connection is needed and cannot be made.
     pub fn get(&self) -> Result<PerThreadConnection<'_, M>, PerThreadError<M::Error>> {
-        let (seat, kept) = Seat::take(&self.identity).ok_or(PerThreadError::InUse)?;
+        let (seat, kept) = match Seat::take(&self.identity) {
+            Taken::Free(seat, kept) => (seat, kept),
+            Taken::InUse => return Err(PerThreadError::InUse),
+            Taken::Gone => return Err(PerThreadError::ThreadEnding),
+        };
         let kept = kept.and_then(|kept| kept.downcast::<Kept<M::Connection>>().ok());
         let kept = match kept.and_then(|kept| self.still_good(*kept)) {
             Some(kept) => kept,
@@ -107,8 +114,11 @@ impl<M: ManageConnection> PerThread<M> {
 
     fn connect(&self) -> Result<Kept<M::Connection>, M::Error> {
         // Fixed before dialling: a login that takes long makes nobody live longer.
-        let ends = self.max_lifetime.map(|lifetime| Instant::now() + lifetime);
-        Ok(Kept { connection: self.manager.connect()?, ends })
+        let ends = self.max_lifetime.and_then(|lifetime| Instant::now().checked_add(lifetime));
+        let mut connection = self.manager.connect()?;
+        // The manager's own end of it, which a user's instrumentation would make it forget.
+        let managers = session_of(&mut connection).and_then(|session| session.ends());
+        Ok(Kept { connection, ends: [ends, managers].into_iter().flatten().min() })
     }
 
     /// The start of a unit of work.
@@ -122,8 +132,16 @@ impl<M: ManageConnection> PerThread<M> {
     fn worth_keeping(&self, mut kept: Kept<M::Connection>) -> Option<Kept<M::Connection>> {
         let ended = kept.has_ended() || std::thread::panicking() || self.manager.has_broken(&mut kept.connection);
         let good =
-            !ended && (!saw_an_error(&mut kept.connection) || self.manager.is_valid(&mut kept.connection).is_ok());
+            !ended && (!is_doubtful(&mut kept.connection) || self.manager.is_valid(&mut kept.connection).is_ok());
         good.then_some(kept)
+    }
+}
+
+/// Closes this thread's connection. Those of other threads are closed at their next `get` of any `PerThread`, or when
+/// they end.
+impl<M: ManageConnection> Drop for PerThread<M> {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -136,9 +154,14 @@ impl<M: ManageConnection> fmt::Debug for PerThread<M> {
     }
 }
 
-/// Only our own manager's connections tell.
-fn saw_an_error(connection: &mut dyn Any) -> bool {
-    connection.downcast_mut::<PgConnection>().and_then(Session::of).is_some_and(|session| session.is_suspect())
+/// Whether it saw an error. Only our own manager's connections tell; one of PostgreSQL that does not, for it has another
+/// instrumentation, has to be asked.
+fn is_doubtful(connection: &mut dyn Any) -> bool {
+    connection.is::<PgConnection>() && session_of(connection).is_none_or(|session| session.is_suspect())
+}
+
+fn session_of(connection: &mut dyn Any) -> Option<&mut Session> {
+    connection.downcast_mut::<PgConnection>().and_then(Session::of)
 }
 
 /// A connection between two units of work.
@@ -217,23 +240,36 @@ struct Seat {
     _not_send: PhantomData<*const ()>,
 }
 
+/// What comes of asking for this thread's place.
+enum Taken {
+    Free(Seat, Option<Box<dyn Any>>),
+    InUse,
+    /// The thread is ending, and its places have been dropped.
+    Gone,
+}
+
 impl Seat {
-    /// Takes the place, with what is kept there; none while it is taken.
-    fn take(owner: &Arc<()>) -> Option<(Seat, Option<Box<dyn Any>>)> {
+    /// Takes the place, with what is kept there.
+    fn take(owner: &Arc<()>) -> Taken {
         let owner = Arc::downgrade(owner);
         // Connections whose owners have gone are closed once the borrow has ended, for closing is foreign code.
-        let (kept, _orphans) = PLACES.with_borrow_mut(|places| {
+        let Ok((kept, _orphans)) = PLACES.try_with(|places| {
+            let mut places = places.borrow_mut();
             let orphans: Vec<Place> = places.extract_if(.., |place| place.owner.strong_count() == 0).collect();
             let known = places.iter().position(|place| place.owner.ptr_eq(&owner));
             let i = known.unwrap_or_else(|| {
                 places.push(Place { owner: owner.clone(), in_use: false, kept: None });
                 places.len() - 1
             });
-            let place = &mut places[i];
-            let was_in_use = std::mem::replace(&mut place.in_use, true);
-            ((!was_in_use).then(|| place.kept.take()), orphans)
-        });
-        kept.map(|kept| (Seat { owner, _not_send: PhantomData }, kept))
+            let was_in_use = std::mem::replace(&mut places[i].in_use, true);
+            ((!was_in_use).then(|| places[i].kept.take()), orphans)
+        }) else {
+            return Taken::Gone;
+        };
+        match kept {
+            Some(kept) => Taken::Free(Seat { owner, _not_send: PhantomData }, kept),
+            None => Taken::InUse,
+        }
     }
 
     fn put_back(&self, kept: Box<dyn Any>) {
@@ -458,13 +494,65 @@ mod tests {
     }
 
     #[test]
+    fn the_drop_of_the_owner_closes_this_threads_connection() {
+        let connections = told();
+        let closed = connections.manager.closed.clone();
+        assert_eq!(number(&connections), 0);
+        drop(connections);
+        assert_eq!(count(&closed), 1);
+    }
+
+    #[test]
     fn connections_of_an_owner_that_has_gone_are_closed_at_the_next_get() {
         let (first, second) = (told(), told());
         let closed = first.manager.closed.clone();
-        assert_eq!(number(&first), 0);
-        drop(first);
-        assert_eq!(count(&closed), 0);
-        assert_eq!(number(&second), 0);
-        assert_eq!(count(&closed), 1);
+        std::thread::scope(|scope| {
+            let (sender, dropped) = std::sync::mpsc::channel();
+            let (ready, receiver) = std::sync::mpsc::channel();
+            let second = &second;
+            let first = Arc::new(first);
+            let theirs = first.clone();
+            let closed = &closed;
+            scope.spawn(move || {
+                assert_eq!(number(&theirs), 0);
+                drop(theirs);
+                ready.send(()).unwrap();
+                dropped.recv().unwrap();
+                assert_eq!(count(closed), 0);
+                assert_eq!(number(second), 0);
+                assert_eq!(count(closed), 1);
+            });
+            receiver.recv().unwrap();
+            drop(first);
+            sender.send(()).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_get_in_the_drop_of_a_thread_local_is_an_error_and_no_abort() {
+        struct AtTheEnd(Arc<PerThread<Told>>, std::sync::mpsc::Sender<bool>);
+        impl Drop for AtTheEnd {
+            fn drop(&mut self) {
+                let _ = self.1.send(matches!(self.0.get(), Err(PerThreadError::ThreadEnding)));
+                self.0.close();
+            }
+        }
+        thread_local!(static LAST: RefCell<Option<AtTheEnd>> = const { RefCell::new(None) });
+        let (sender, was_told) = std::sync::mpsc::channel();
+        let connections = Arc::new(told());
+        let theirs = connections.clone();
+        // Thread-locals are dropped in the reverse order of their first use.
+        let thread = std::thread::spawn(move || {
+            LAST.with_borrow_mut(|last| *last = Some(AtTheEnd(theirs.clone(), sender)));
+            assert_eq!(number(&theirs), 0);
+        });
+        thread.join().unwrap();
+        assert!(was_told.recv().unwrap());
+    }
+
+    #[test]
+    fn a_life_longer_than_time_has_no_end() {
+        let connections = told().max_lifetime(Some(Duration::MAX));
+        assert_eq!([number(&connections), number(&connections)], [0, 0]);
     }
 }

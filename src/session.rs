@@ -1,5 +1,6 @@
 //! What is known of one live connection: its age, its last use, its errors.
 
+use std::fmt::{self, Write};
 use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
@@ -14,8 +15,11 @@ pub(crate) struct Session {
     ends: Option<Instant>,
     last_use: Instant,
     condition: Condition,
+    in_transaction: bool,
     /// A commit or rollback is on its way; if it succeeds, earlier errors have no consequences.
     is_ending_transaction: bool,
+    /// It was told that its transaction is read-only: the user's wish, or a server that was demoted.
+    met_read_only: bool,
     listens: bool,
     wrapped: Option<Box<dyn Instrumentation>>,
 }
@@ -45,15 +49,33 @@ impl Session {
     /// Notes down a connection that was made `now`. `jitter`, from 0 to 1, takes up to a tenth off its life, so that a
     /// pool does not reconnect all at once.
     pub(crate) fn start(connection: &mut PgConnection, now: Instant, max_lifetime: Option<Duration>, jitter: f64) {
-        let session = Session {
-            ends: max_lifetime.map(|lifetime| now + lifetime.mul_f64(1.0 - 0.1 * jitter)),
+        let life = max_lifetime.map(|lifetime| lifetime - lifetime.mul_f64(0.1 * jitter));
+        // A life that is longer than time itself has no end.
+        let ends = life.and_then(|life| now.checked_add(life));
+        connection.set_instrumentation(Session::new(now, ends, get_default_instrumentation()));
+    }
+
+    fn new(now: Instant, ends: Option<Instant>, wrapped: Option<Box<dyn Instrumentation>>) -> Session {
+        Session {
+            ends,
             last_use: now,
             condition: Condition::Sound,
+            in_transaction: false,
             is_ending_transaction: false,
+            met_read_only: false,
             listens: false,
-            wrapped: get_default_instrumentation(),
-        };
-        connection.set_instrumentation(session);
+            wrapped,
+        }
+    }
+
+    /// When it is to be retired.
+    pub(crate) fn ends(&self) -> Option<Instant> {
+        self.ends
+    }
+
+    /// Whether the server is to be asked if it still is the primary.
+    pub(crate) fn met_read_only(&self) -> bool {
+        self.met_read_only
     }
 
     /// What is known of this connection; none when its instrumentation is the user's own.
@@ -90,15 +112,36 @@ impl Session {
 
     /// The server has answered.
     pub(crate) fn found_sound(&mut self) {
+        self.met_read_only = false;
         if self.condition == Condition::Suspect {
             self.condition = Condition::Sound;
         }
     }
 
+    /// A query begins.
+    fn look_at(&mut self, query: &str) {
+        let first = words(query).next().unwrap_or_default();
+        let is = |word: &str| first.eq_ignore_ascii_case(word);
+        // diesel does not know of a transaction that was begun by a query of one's own.
+        self.in_transaction |= is("BEGIN") || is("START");
+        // A COPY that somebody leaves in the middle leaves the connection in it.
+        if is("COPY") && self.condition < Condition::Suspect {
+            self.condition = Condition::Suspect;
+        }
+        self.listens |= words(query).any(|word| word.eq_ignore_ascii_case("LISTEN"));
+    }
+
+    /// A query has ended.
     fn note(&mut self, error: Option<&QueryError>, now: Instant) {
         self.last_use = now;
-        match error.map_or(Condition::Sound, judge) {
-            Condition::Sound if self.is_ending_transaction && error.is_none() => self.found_sound(),
+        self.met_read_only |= matches!(error, Some(QueryError::DatabaseError(Kind::ReadOnlyTransaction, _)));
+        match error.map_or(Condition::Sound, |error| judge(error, self.in_transaction)) {
+            Condition::Sound if self.is_ending_transaction && error.is_none() => {
+                self.in_transaction = false;
+                if !self.met_read_only {
+                    self.found_sound();
+                }
+            }
             condition if condition > self.condition => self.condition = condition,
             _ => {}
         }
@@ -106,18 +149,23 @@ impl Session {
     }
 }
 
-/// What an error says of the connection. Those that the data or the query are to blame for say nothing.
-fn judge(error: &QueryError) -> Condition {
+/// What an error says of the connection. Those that the data or the query are to blame for say nothing, unless they
+/// leave a transaction that can only be rolled back.
+fn judge(error: &QueryError, in_transaction: bool) -> Condition {
     match error {
         QueryError::DatabaseError(kind, _) => match kind {
-            Kind::ClosedConnection | Kind::UnableToSendCommand => Condition::Broken("the server has closed it"),
-            Kind::ReadOnlyTransaction => Condition::Broken("the server has become read-only"),
+            Kind::ClosedConnection => Condition::Broken("the server has closed it"),
+            Kind::UnableToSendCommand => Condition::Broken("it takes no more commands"),
             Kind::UniqueViolation
             | Kind::ForeignKeyViolation
             | Kind::RestrictViolation
             | Kind::NotNullViolation
             | Kind::CheckViolation
-            | Kind::ExclusionViolation => Condition::Sound,
+            | Kind::ExclusionViolation
+                if !in_transaction =>
+            {
+                Condition::Sound
+            }
             _ => Condition::Suspect,
         },
         QueryError::BrokenTransactionManager => Condition::Broken("its transaction is in an unknown state"),
@@ -128,14 +176,16 @@ fn judge(error: &QueryError) -> Condition {
 impl Instrumentation for Session {
     fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
         match &event {
-            // Built into a string only until the first LISTEN.
-            InstrumentationEvent::StartQuery { query, .. } if !self.listens => {
-                self.listens = says_listen(&query.to_string());
+            InstrumentationEvent::StartQuery { query, .. } => {
+                let mut text = Text(String::new());
+                // An error ends it before the binds, or says that diesel cannot build the query: the caller hears of that.
+                let _ = write!(text, "{query}");
+                self.look_at(&text.0);
             }
             InstrumentationEvent::FinishQuery { error, .. } => self.note(*error, Instant::now()),
-            InstrumentationEvent::CommitTransaction { .. } | InstrumentationEvent::RollbackTransaction { .. } => {
-                self.is_ending_transaction = true;
-            }
+            InstrumentationEvent::BeginTransaction { .. } => self.in_transaction = true,
+            InstrumentationEvent::CommitTransaction { depth, .. }
+            | InstrumentationEvent::RollbackTransaction { depth, .. } => self.is_ending_transaction = depth.get() == 1,
             _ => {}
         }
         if let Some(wrapped) = &mut self.wrapped {
@@ -144,9 +194,23 @@ impl Instrumentation for Session {
     }
 }
 
-/// Whether a query holds the word LISTEN anywhere: in a batch, in a DO block, in a comment.
-fn says_listen(query: &str) -> bool {
-    query.as_bytes().windows(6).any(|word| word.eq_ignore_ascii_case(b"listen"))
+/// A query's text, up to its binds: they are data, and can be megabytes.
+struct Text(String);
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, piece: &str) -> fmt::Result {
+        if piece.starts_with(" -- binds: ") {
+            return Err(fmt::Error);
+        }
+        self.0.push_str(piece);
+        Ok(())
+    }
+}
+
+/// The words of a query, and of its comments and strings.
+fn words(query: &str) -> impl Iterator<Item = &str> {
+    let between = |c: char| !c.is_alphanumeric() && c != '_';
+    query.split(between).filter(|word| !word.is_empty())
 }
 
 #[cfg(test)]
@@ -154,14 +218,7 @@ mod tests {
     use super::*;
 
     fn session(now: Instant, max_lifetime: Option<Duration>) -> Session {
-        Session {
-            ends: max_lifetime.map(|lifetime| now + lifetime),
-            last_use: now,
-            condition: Condition::Sound,
-            is_ending_transaction: false,
-            listens: false,
-            wrapped: None,
-        }
+        Session::new(now, max_lifetime.map(|lifetime| now + lifetime), None)
     }
 
     fn failed(kind: Kind) -> QueryError {
@@ -200,7 +257,8 @@ mod tests {
         assert_eq!(fate_after(&QueryError::NotFound), Fate::Use);
         assert_eq!(fate_after(&failed(Kind::SerializationFailure)), Fate::Ask);
         assert_eq!(fate_after(&failed(Kind::Unknown)), Fate::Ask);
-        for kind in [Kind::ClosedConnection, Kind::UnableToSendCommand, Kind::ReadOnlyTransaction] {
+        assert_eq!(fate_after(&failed(Kind::ReadOnlyTransaction)), Fate::Ask);
+        for kind in [Kind::ClosedConnection, Kind::UnableToSendCommand] {
             assert!(matches!(fate_after(&failed(kind)), Fate::Retire(_)));
         }
     }
@@ -226,11 +284,40 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_listens_is_asked() {
-        for (query, listens) in
-            [("LISTEN jobs", true), ("SET x = 1; listen jobs", true), ("NOTIFY jobs", false), ("SELECT 1", false)]
-        {
-            assert_eq!(says_listen(query), listens, "{query}");
+    fn a_violation_inside_of_a_transaction_leaves_it_aborted() {
+        let now = Instant::now();
+        let mut session = session(now, None);
+        session.look_at("  begin isolation level serializable");
+        session.note(None, now);
+        assert_eq!(session.fate(now, SECOND), Fate::Use);
+        session.note(Some(&failed(Kind::UniqueViolation)), now);
+        assert_eq!(session.fate(now, SECOND), Fate::Ask);
+    }
+
+    #[test]
+    fn what_a_query_says() {
+        let cases = [
+            ("LISTEN jobs", Fate::Ask),
+            ("SET x = 1; listen jobs", Fate::Ask),
+            ("COPY t FROM STDIN", Fate::Ask),
+            ("NOTIFY jobs", Fate::Use),
+            ("SELECT listener_id, copy FROM t", Fate::Use),
+        ];
+        for (query, fate) in cases {
+            let now = Instant::now();
+            let mut session = session(now, None);
+            session.look_at(query);
+            assert_eq!(session.fate(now, SECOND), fate, "{query}");
         }
+    }
+
+    #[test]
+    fn the_text_of_a_query_ends_before_its_binds() {
+        let mut text = Text(String::new());
+        // As diesel writes it.
+        let query = String::from("INSERT INTO t VALUES ($1)");
+        let written = write!(text, "{query} -- binds: {:?}", ["they LISTEN"]);
+        assert!(written.is_err());
+        assert_eq!(text.0, query);
     }
 }

@@ -158,6 +158,10 @@ const PINNED: &[&str] = &["host", "port", "user", "dbname"];
 /// Answered already (`service`), or without a meaning beside a token (`passfile`).
 const DROPPED: &[&str] = &["service", "servicefile", "passfile", "password"];
 
+/// Whether the server takes writes, as libpq asks for `target_session_attrs=read-write`.
+pub(crate) const IS_READ_WRITE: &str =
+    "SELECT NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean AS fits";
+
 impl IamConninfo {
     fn get(&self, keyword: &str) -> Option<&str> {
         self.settings.get(keyword).map(String::as_str)
@@ -188,9 +192,7 @@ impl IamConninfo {
     /// The query that tells whether the server still is what `target_session_attrs` wants; none where any will do.
     pub(crate) fn role_check(&self) -> Option<&'static str> {
         match self.get("target_session_attrs")? {
-            "read-write" => Some(
-                "SELECT NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean AS fits",
-            ),
+            "read-write" => Some(IS_READ_WRITE),
             "primary" => Some("SELECT NOT pg_is_in_recovery() AS fits"),
             _ => None,
         }

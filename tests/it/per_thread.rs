@@ -66,6 +66,35 @@ fn with_health_checks_a_connection_that_the_server_closed_is_replaced() {
 }
 
 #[test]
+fn with_a_users_own_instrumentation_a_dead_connection_is_still_replaced() {
+    let rds = start(LocalRds::builder());
+    let connections = PerThread::new(manager(&rds));
+    let first = backend(&connections);
+    let mut connection = connections.get().unwrap();
+    connection.set_instrumentation(|_: diesel::connection::InstrumentationEvent<'_>| {});
+    rds.superuser().unwrap().batch_execute(&format!("SELECT pg_terminate_backend({first}, 5000)")).unwrap();
+    connection.batch_execute("SELECT 1").unwrap_err();
+    drop(connection);
+    assert_ne!(backend(&connections), first);
+}
+
+#[test]
+fn with_a_users_own_instrumentation_the_managers_max_lifetime_still_holds() {
+    let rds = start(LocalRds::builder());
+    let lifetime = std::time::Duration::from_millis(100);
+    let manager = rds.manager_builder().max_lifetime(Some(lifetime)).build(rds.database_url()).unwrap();
+    let connections = PerThread::new(manager);
+    let mut connection = connections.get().unwrap();
+    connection.set_instrumentation(|_: diesel::connection::InstrumentationEvent<'_>| {});
+    drop(connection);
+    let started = std::time::Instant::now();
+    while rds.attempts().len() < 2 {
+        assert!(started.elapsed().as_secs() < 10, "never retired");
+        backend(&connections);
+    }
+}
+
+#[test]
 fn a_transaction_left_open_closes_the_connection() {
     let rds = start(LocalRds::builder());
     let connections = PerThread::new(manager(&rds));

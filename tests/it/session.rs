@@ -161,6 +161,73 @@ fn a_connection_that_met_a_read_only_server_is_not_given_out_again() {
 }
 
 #[test]
+fn a_read_only_transaction_of_the_users_own_costs_no_login() {
+    let rds = start(LocalRds::builder());
+    let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
+    let mut connection = pool.get().unwrap();
+    let first = backend(&mut connection);
+    let written: QueryResult<()> =
+        connection.build_transaction().read_only().run(|connection| connection.batch_execute("CREATE TABLE t ()"));
+    assert!(written.is_err());
+    drop(connection);
+    assert_eq!(backend(&mut pool.get().unwrap()), first);
+}
+
+#[test]
+fn an_aborted_transaction_that_diesel_does_not_know_of_is_not_given_out() {
+    let rds = start(LocalRds::builder());
+    let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
+    pool.get().unwrap().batch_execute("CREATE TABLE t (id INTEGER UNIQUE)").unwrap();
+    pool.get().unwrap().batch_execute("INSERT INTO t VALUES (1)").unwrap();
+    let mut connection = pool.get().unwrap();
+    let first = backend(&mut connection);
+    connection.batch_execute("BEGIN").unwrap();
+    connection.batch_execute("INSERT INTO t VALUES (1)").unwrap_err();
+    drop(connection);
+    assert_ne!(backend(&mut pool.get().unwrap()), first);
+}
+
+#[test]
+fn a_copy_that_was_left_in_the_middle_is_over_for_the_next_one() {
+    let rds = start(LocalRds::builder());
+    let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
+    diesel::table! { t (id) { id -> Integer, } }
+    let mut connection = pool.get().unwrap();
+    connection.batch_execute("CREATE TABLE t AS SELECT generate_series(1, 100000) AS id").unwrap();
+    let mut rows = diesel::copy_to(t::table).load_raw(&mut *connection).unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut rows, &mut line).unwrap();
+    assert_eq!(line, "1\n");
+    drop(rows);
+    drop(connection);
+    backend(&mut pool.get().unwrap());
+}
+
+#[test]
+fn a_query_that_diesel_cannot_build_is_an_error_and_no_panic() {
+    // Found by a stranger: the text of such a query cannot be made.
+    diesel::table! { t (id) { id -> Integer, name -> Text, } }
+    #[derive(AsChangeset)]
+    #[diesel(table_name = t)]
+    struct Nothing {
+        name: Option<String>,
+    }
+    let rds = start(LocalRds::builder());
+    let mut connection = pool_of(1, rds.manager_builder(), &rds.database_url()).get().unwrap();
+    let update = diesel::update(t::table.find(1)).set(&Nothing { name: None });
+    let error = update.execute(&mut connection).unwrap_err();
+    assert!(matches!(error, diesel::result::Error::QueryBuilderError(_)), "{error}");
+}
+
+#[test]
+fn a_max_lifetime_longer_than_time_has_no_end() {
+    let rds = start(LocalRds::builder());
+    let manager = rds.manager_builder().max_lifetime(Some(Duration::MAX)).build(rds.database_url()).unwrap();
+    let mut connection = manager.connect().unwrap();
+    assert!(!manager.has_broken(&mut connection));
+}
+
+#[test]
 fn a_users_own_instrumentation_works_and_costs_a_round_trip() {
     let rds = start(LocalRds::builder());
     let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
