@@ -34,6 +34,13 @@ impl Told {
         Told { calls: Arc::default(), does: Arc::new(does), takes: Duration::ZERO, gate: Arc::new(Semaphore::new(1)) }
     }
 
+    fn to_fail_after_the_first(end: SystemTime) -> Told {
+        Told::to(move |number| match number {
+            0 => Ok(numbered(0, Some(end))),
+            _ => Err(CredentialsError::provider_error("the source is down")),
+        })
+    }
+
     fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
@@ -160,10 +167,7 @@ fn near_their_end_they_are_refreshed_behind_the_callers_back() {
 fn a_failed_refresh_keeps_the_old_pair_and_backs_off() {
     let clock = WallClock::new();
     let end = clock.now() + minutes(60);
-    let source = Told::to(move |number| match number {
-        0 => Ok(numbered(0, Some(end))),
-        _ => Err(CredentialsError::provider_error("the source is down")),
-    });
+    let source = Told::to_fail_after_the_first(end);
     let manager = manager(&source, &clock);
     assert_eq!(signs_with(&manager), 0);
     clock.forward(minutes(58));
@@ -194,10 +198,7 @@ fn a_streak_of_failures_is_warned_of_once() {
 fn an_ended_pair_is_never_signed_with_and_the_error_says_why_there_is_no_other() {
     let clock = WallClock::new();
     let end = clock.now() + minutes(60);
-    let source = Told::to(move |number| match number {
-        0 => Ok(numbered(0, Some(end))),
-        _ => Err(CredentialsError::provider_error("the source is down")),
-    });
+    let source = Told::to_fail_after_the_first(end);
     let manager = manager(&source, &clock);
     assert_eq!(signs_with(&manager), 0);
     clock.forward(minutes(60));
