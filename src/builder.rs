@@ -8,7 +8,7 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
 use aws_smithy_runtime_api::client::http::{HttpClient, SharedHttpClient};
 
-use crate::conninfo::{Given, IamConninfo, OwnKeys, check_signed_host, invalid};
+use crate::conninfo::{Given, IamConninfo, OwnKeys, invalid, signed_host};
 use crate::credentials::{Configured, CredentialsCache, Role, Source, configured_region, unreadable_files};
 use crate::endpoint::is_region;
 use crate::manager::{Iam, Login};
@@ -246,10 +246,9 @@ impl Builder {
     }
 
     fn build_iam(self, conninfo: IamConninfo, own: OwnKeys) -> Result<Iam, Error> {
-        let host = own.iam_host.as_deref().unwrap_or(conninfo.host());
-        check_signed_host(host)?;
-        let region = region_for(host, own.region_name, self.profile.as_deref())?;
-        let endpoint = Endpoint::new(host, own.iam_port.unwrap_or(conninfo.port()), &region)?;
+        let name = signed_host(own.iam_host.as_deref().unwrap_or(conninfo.host()))?;
+        let region = region_for(&name, own.region_name, self.profile.as_deref())?;
+        let endpoint = Endpoint::new(name.as_str(), own.iam_port.unwrap_or(conninfo.port()), &region)?;
         let dials_another_name = own.iam_host.is_some_and(|iam_host| iam_host != conninfo.host());
         let time_source = self.time_source.clone().unwrap_or_default();
         let credentials = self.credentials(region)?;
@@ -304,8 +303,7 @@ fn warn_of_sslmode(sslmode: &str) {
 }
 
 /// The region: explicit, else the host's own, else AWS configuration. Never a guess.
-fn region_for(host: &str, explicit: Option<String>, profile: Option<&str>) -> Result<String, Error> {
-    let name = HostName::parse(host)?;
+fn region_for(name: &HostName, explicit: Option<String>, profile: Option<&str>) -> Result<String, Error> {
     match (explicit, name.region()) {
         (Some(region), Some(told)) if region != told => {
             log::warn!("signing for the region {region}, as set, though {} says {told}", name.as_str());
@@ -318,7 +316,7 @@ fn region_for(host: &str, explicit: Option<String>, profile: Option<&str>) -> Re
             host: name.as_str().to_owned(),
             reason: "the name of a global database carries none, and its writer can move".into(),
         }),
-        (None, None) => told_by_configuration(&name, profile),
+        (None, None) => told_by_configuration(name, profile),
     }
 }
 
@@ -331,8 +329,10 @@ fn told_by_configuration(name: &HostName, profile: Option<&str>) -> Result<Strin
             Err(Error::Region { host, reason })
         }
         None => {
-            let reason = "the host name tells none, and neither AWS_REGION nor the AWS profile does";
-            Err(Error::Region { host, reason: format!("{reason}{}", unreadable_files()) })
+            let mut reasons =
+                vec!["the host name tells none, and neither AWS_REGION nor the AWS profile does".to_owned()];
+            reasons.extend(unreadable_files());
+            Err(Error::Region { host, reason: reasons.join("; ") })
         }
     }
 }

@@ -112,6 +112,11 @@ impl Error {
     }
 }
 
+/// The cure of the first symptom that `text` shows.
+pub(crate) fn cure_in(cures: &[(&str, &'static str)], text: &str) -> Option<&'static str> {
+    cures.iter().find(|(symptom, _)| text.contains(symptom)).map(|(_, cure)| *cure)
+}
+
 /// The cure for what libpq or the server says when a login fails.
 fn cure(text: &str) -> &'static str {
     const CURES: &[(&str, &str)] = &[
@@ -150,10 +155,7 @@ fn cure(text: &str) -> &'static str {
         ("does not exist", "check the names of database and user"),
         ("server does not support SSL", "use the RDS endpoint itself: a token is sent over TLS only"),
     ];
-    CURES
-        .iter()
-        .find(|(symptom, _)| text.contains(symptom))
-        .map_or("check the server's log for the cause", |(_, cure)| cure)
+    cure_in(CURES, text).unwrap_or("check the server's log for the cause")
 }
 
 /// The cure for what the sources of credentials say.
@@ -172,9 +174,7 @@ fn credentials_cure(error: &CredentialsError) -> &'static str {
         ("dns error", "check that this name can be resolved from here, and AWS_REGION"),
         ("io error", "check that this source can be reached from here, and HTTPS_PROXY"),
     ];
-    let text = causes(error);
-    let known = CURES.iter().find(|(symptom, _)| text.contains(symptom)).map(|(_, cure)| *cure);
-    known.unwrap_or(match error {
+    cure_in(CURES, &causes(error)).unwrap_or(match error {
         CredentialsError::CredentialsNotLoaded(_) => {
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or give the task or instance a role"
         }

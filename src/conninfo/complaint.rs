@@ -1,6 +1,7 @@
 //! libpq's complaints: with a cure, and without secrets.
 
 use crate::Error;
+use crate::error::cure_in;
 use crate::libpq::Complaint;
 
 /// libpq's complaint, with its cure, and without what it quotes where that can be part of a password.
@@ -41,10 +42,7 @@ fn cure(message: &str, conninfo: &str) -> &'static str {
     if conninfo.contains("X-Amz-") {
         return "it holds a token; leave that out, for each connection signs its own";
     }
-    CURES
-        .iter()
-        .find(|(symptom, _)| message.contains(symptom))
-        .map_or("see \"Connection Strings\" in libpq's documentation", |(_, cure)| cure)
+    cure_in(CURES, message).unwrap_or("see \"Connection Strings\" in libpq's documentation")
 }
 
 /// A password, or a token where it does not belong.

@@ -61,9 +61,6 @@ impl Given {
         if conninfo.trim().is_empty() {
             return invalid("it is empty; give postgres://USER@HOST:5432/DATABASE");
         }
-        if conninfo.contains('\0') {
-            return invalid("it holds a NUL byte; remove it");
-        }
         check_at_signs(conninfo)?;
         let (rest, own) = take_own_keys(conninfo)?;
         let text = c_string(&rest)?;
@@ -324,7 +321,7 @@ pub(crate) fn invalid<T>(reason: impl Into<String>) -> Result<T, Error> {
 }
 
 /// The name that a token is signed for must be a name: RDS knows itself by no address.
-pub(crate) fn check_signed_host(host: &str) -> Result<(), Error> {
+pub(crate) fn signed_host(host: &str) -> Result<HostName, Error> {
     if host.is_empty() {
         return invalid(NO_HOST);
     }
@@ -333,7 +330,7 @@ pub(crate) fn check_signed_host(host: &str) -> Result<(), Error> {
             "the host is an IP address, and a token is signed for a name; set iam_host= to the RDS endpoint",
         );
     }
-    HostName::parse(host).map(|_| ())
+    HostName::parse(host)
 }
 
 #[cfg(test)]

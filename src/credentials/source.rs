@@ -90,18 +90,21 @@ impl Configured {
 
     /// The default chain, place by place: aws-config's own keeps what each place said to itself.
     async fn ask_places(&self, config: &ProviderConfig, place: &Mutex<String>) -> Result<Found, CredentialsError> {
-        let label = format!("profile \"{}\"", self.profile_name());
-        let profile = || ProfileFileCredentialsProvider::builder().configure(config).profile_name(self.profile_name());
         let mut round = Round { place, said: Vec::new() };
-        if self.profile.is_some() {
-            let found = round.ask(&label, &profile().build()).await?;
-            return found.ok_or_else(|| round.nothing());
-        }
-        if let Some(found) = round.ask("environment", &EnvironmentVariableCredentialsProvider::new()).await? {
+        let is_default_chain = self.profile.is_none();
+        let environment = EnvironmentVariableCredentialsProvider::new();
+        if is_default_chain && let Some(found) = round.ask("environment", &environment).await? {
             return Ok(found);
         }
-        if let Some(found) = round.ask(&label, &profile().build()).await? {
+        let name = self.profile_name();
+        let label = format!("profile \"{name}\"");
+        let profile = ProfileFileCredentialsProvider::builder().configure(config).profile_name(name).build();
+        if let Some(found) = round.ask(&label, &profile).await? {
             return Ok(found);
+        }
+        round.said.extend(unreadable_files());
+        if !is_default_chain {
+            return Err(round.nothing());
         }
         let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(config).build();
         if let Some(found) = round.ask("web identity", &web_identity).await? {
@@ -135,8 +138,7 @@ impl Round<'_> {
             Ok(credentials) => Ok(Some((credentials, label.to_owned()))),
             Err(error @ CredentialsError::CredentialsNotLoaded(_)) => {
                 let known = error.source().map_or("not set up".into(), chain);
-                let unreadable = if label.starts_with("profile") { unreadable_files() } else { String::new() };
-                self.said.push(format!("{label}: {known}{unreadable}"));
+                self.said.push(format!("{label}: {known}"));
                 Ok(None)
             }
             Err(error) => {
@@ -156,14 +158,14 @@ fn now_at(place: &Mutex<String>, label: &str) {
 }
 
 /// The shared configuration files that are there and cannot be read: aws-config takes them for absent.
-pub(crate) fn unreadable_files() -> String {
+pub(crate) fn unreadable_files() -> Vec<String> {
     let home = std::env::home_dir().unwrap_or_default().join(".aws");
     let files = [("AWS_CONFIG_FILE", "config"), ("AWS_SHARED_CREDENTIALS_FILE", "credentials")];
     let unreadable = files.iter().filter_map(|(variable, name)| {
         let path = std::env::var_os(variable).map_or_else(|| home.join(name), Into::into);
         let error = std::fs::read_to_string(&path).err()?;
         let is_there = error.kind() != std::io::ErrorKind::NotFound;
-        is_there.then(|| format!(" (cannot read {}: {error})", path.display()))
+        is_there.then(|| format!("cannot read {}: {error}", path.display()))
     });
     unreadable.collect()
 }

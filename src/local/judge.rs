@@ -11,7 +11,7 @@ use aws_smithy_async::time::TimeSource;
 use aws_smithy_types::date_time::{DateTime, Format};
 use percent_encoding::percent_decode_str;
 
-use super::Clock;
+use super::{Clock, hex};
 use crate::Endpoint;
 use crate::endpoint::Service;
 use crate::token::{LIFETIME, dsql_action, encode};
@@ -307,7 +307,7 @@ fn decode(raw: &str) -> String {
 }
 
 fn sha256(text: &str) -> String {
-    openssl::sha::sha256(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&openssl::sha::sha256(text.as_bytes()))
 }
 
 #[cfg(test)]

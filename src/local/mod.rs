@@ -303,7 +303,11 @@ fn new_key_pair() -> Result<Credentials, Error> {
 fn random_hex() -> Result<String, Error> {
     let mut bytes = [0; 16];
     openssl::rand::rand_bytes(&mut bytes).map_err(failed("no random bytes"))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn create_roles(server: &Server, iam_users: &[String], password: &str) -> Result<(), Error> {

@@ -38,7 +38,8 @@ pub(super) struct Server {
     port: u16,
     ca_file: PathBuf,
     postgres: Child,
-    watchdog: Watchdog,
+    /// Its drop removes the folder.
+    _watchdog: Watchdog,
     folder: Folder,
 }
 
@@ -53,7 +54,7 @@ impl Server {
         folder.write("pg_hba.conf", pg_hba(ldap_port).as_bytes())?;
         initdb(&bin, &folder)?;
         let (postgres, port) = start_on_a_free_port(&bin, &folder)?;
-        Ok(Server { port, ca_file, postgres, watchdog, folder })
+        Ok(Server { port, ca_file, postgres, _watchdog: watchdog, folder })
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -87,12 +88,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Somebody may have killed the watchdog.
-        if self.watchdog.has_ended() {
+        // Not left to the watchdog, which somebody may have killed, or be about to.
+        let pid = self.postgres.id().to_string();
+        let quit = quiet("sh").args(["-c", "kill -QUIT \"$0\"", &pid]).status();
+        if !quit.is_ok_and(|status| status.success()) {
             let _ = self.postgres.kill();
         }
-        self.watchdog.wake();
-        // The watchdog waits until the process id is free, and that takes our wait.
         let _ = self.postgres.wait();
     }
 }
@@ -106,19 +107,11 @@ impl Watchdog {
         let watchdog = sh.arg("-c").arg(WATCHDOG).arg("watchdog").arg(folder.path()).stdin(Stdio::piped()).spawn();
         watchdog.map(Watchdog).map_err(failed("cannot run sh"))
     }
-
-    fn has_ended(&mut self) -> bool {
-        !matches!(self.0.try_wait(), Ok(None))
-    }
-
-    fn wake(&mut self) {
-        drop(self.0.stdin.take());
-    }
 }
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        self.wake();
+        drop(self.0.stdin.take());
         let _ = self.0.wait();
     }
 }
@@ -158,10 +151,9 @@ fn version(path: &Path) -> u32 {
 fn initdb(bin: &Path, folder: &Folder) -> Result<(), Error> {
     let mut initdb = folder.run(bin.join("initdb"));
     initdb.args(["--auth=reject", "--encoding=UTF8", "--locale=C", "--no-sync", "--username", SUPERUSER, "--pgdata"]);
-    let output =
-        initdb.arg(folder.path().join("data")).stderr(Stdio::piped()).output().map_err(failed(
-        "cannot run initdb; its account (root's servers run as postgres or nobody) must be able to enter TMPDIR, so set that to another folder",
-    ))?;
+    initdb.arg(folder.path().join("data")).stderr(Stdio::piped());
+    let step = "cannot run initdb; its account (root's servers run as postgres or nobody) must be able to enter TMPDIR, so set that to another folder";
+    let output = initdb.output().map_err(failed(step))?;
     if output.status.success() {
         return Ok(());
     }
