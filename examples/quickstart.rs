@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use diesel::prelude::*;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
-use diesel_rds_iam::RdsConnectionManager;
 use diesel_rds_iam::local::{Attempt, LocalRds};
+use diesel_rds_iam::{Pool, RdsConnectionManager};
 
 mod schema;
 use schema::notes;
@@ -19,7 +19,6 @@ use schema::notes;
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
 const CONNECTIONS: u32 = 4;
 
-type Pool = diesel_rds_iam::r2d2::Pool<RdsConnectionManager>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> Result<(), Failure> {
@@ -32,7 +31,7 @@ fn main() -> Result<(), Failure> {
 
 fn on_your_database() -> Result<(), Failure> {
     let manager = RdsConnectionManager::from_env()?;
-    let pool = manager.pool_builder().max_size(CONNECTIONS).build(manager)?;
+    let pool = manager.build_pool(manager.pool_builder().max_size(CONNECTIONS))?;
     migrate(&pool)?;
     let backends = work(&pool)?;
     println!("{} threads wrote notes through {} connections", CONNECTIONS, backends.len());
@@ -45,7 +44,7 @@ fn on_a_local_rds() -> Result<(), Failure> {
 
     let manager = rds.manager_builder().build(rds.database_url())?;
     let first_token = manager.token()?;
-    let pool = manager.pool_builder().max_size(CONNECTIONS).min_idle(Some(0)).build(manager.clone())?;
+    let pool = manager.build_pool(manager.pool_builder().max_size(CONNECTIONS).min_idle(Some(0)))?;
     migrate(&pool)?;
     println!("2. Migrated the database, through a connection of the pool.");
 

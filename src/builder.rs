@@ -8,10 +8,11 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
 use aws_smithy_runtime_api::client::http::{HttpClient, SharedHttpClient};
 
-use crate::conninfo::{Given, IamConninfo, OwnKeys, invalid, signed_host};
+use crate::conninfo::{Given, Host, IamConninfo, OwnKeys, invalid, one_or_one_for_each, signed_host};
 use crate::credentials::{Configured, CredentialsCache, Role, Source, configured_region, unreadable_files};
 use crate::endpoint::is_region;
-use crate::manager::{Iam, Login};
+use crate::login::{Iam, Login, Target};
+use crate::roots::Roots;
 use crate::{Endpoint, Error, HostKind, HostName, RdsConnectionManager, https};
 
 /// Settings that a connection string cannot say, and those it can: what is set here wins.
@@ -90,6 +91,8 @@ impl Builder {
 
     /// The host name to sign for and to expect in the certificate, when another one is dialled: a CNAME, an SSH
     /// tunnel, a port forward.
+    ///
+    /// Several hosts can share one, or have one each, in a list with commas.
     ///
     /// Defaults to the host that is dialled.
     pub fn iam_host(mut self, host: impl Into<String>) -> Self {
@@ -237,24 +240,25 @@ impl Builder {
         let own = self.own.clone().or(given.own.clone());
         let (max_lifetime, validate_after) = (self.max_lifetime, self.validate_after);
         let login = if own.rds_iam_auth.unwrap_or(true) {
-            Login::Iam(self.build_iam(given.with_iam()?, own)?)
+            Login::Iam(Box::new(self.build_iam(given.with_iam()?, own)?))
         } else {
             log::info!("IAM authentication is off: logging in as the connection string says");
             Login::Password(given.without_iam()?)
         };
-        Ok(RdsConnectionManager { login: Arc::new(login), max_lifetime, validate_after })
+        Ok(RdsConnectionManager::with(login, max_lifetime, validate_after))
     }
 
     fn build_iam(self, conninfo: IamConninfo, own: OwnKeys) -> Result<Iam, Error> {
-        let name = signed_host(own.iam_host.as_deref().unwrap_or(conninfo.host()))?;
-        let region = region_for(&name, own.region_name, self.profile.as_deref())?;
-        let endpoint = Endpoint::new(name.as_str(), own.iam_port.unwrap_or(conninfo.port()), &region)?;
-        let dials_another_name = own.iam_host.is_some_and(|iam_host| iam_host != conninfo.host());
+        let targets = targets(&conninfo, own, self.profile.as_deref())?;
         let time_source = self.time_source.clone().unwrap_or_default();
-        let credentials = self.credentials(region)?;
+        let credentials = self.credentials(targets[0].endpoint.region().to_owned())?;
         warn_of_sslmode(conninfo.sslmode());
-        log::info!("IAM authentication for {endpoint} in {}: {conninfo}", endpoint.region());
-        Ok(Iam { conninfo, endpoint, dials_another_name, credentials, time_source })
+        for Target { endpoint, .. } in &targets {
+            log::info!("IAM authentication for {endpoint} in {}: {conninfo}", endpoint.region());
+        }
+        let regions = targets.iter().map(|target| target.endpoint.region().to_owned()).collect();
+        let roots = conninfo.sslrootcert().map(|file| Roots::new(file, regions));
+        Ok(Iam { conninfo, targets, credentials, time_source, roots })
     }
 
     fn credentials(self, region: String) -> Result<Arc<CredentialsCache>, Error> {
@@ -294,6 +298,20 @@ impl Builder {
         let time_source = self.time_source.unwrap_or_default();
         Ok(Arc::new(CredentialsCache::new(source, self.credentials_timeout, time_source)))
     }
+}
+
+/// The hosts to dial, each with the endpoint to sign for: its own name, or what `iam_host` has for all or for each.
+fn targets(conninfo: &IamConninfo, own: OwnKeys, profile: Option<&str>) -> Result<Vec<Target>, Error> {
+    let hosts = conninfo.hosts();
+    let iam_hosts =
+        own.iam_host.as_deref().map(|list| one_or_one_for_each("iam_host", list, hosts.len())).transpose()?;
+    let target = |(i, host): (usize, &Host)| {
+        let name = signed_host(iam_hosts.as_ref().map_or(host.name.as_str(), |names| names[i]))?;
+        let region = region_for(&name, own.region_name.clone(), profile)?;
+        let endpoint = Endpoint::new(name.as_str(), own.iam_port.unwrap_or(host.port), &region)?;
+        Ok(Target { user: conninfo.user().to_owned(), host: host.clone(), endpoint })
+    };
+    hosts.iter().enumerate().map(target).collect()
 }
 
 fn warn_of_sslmode(sslmode: &str) {

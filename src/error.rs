@@ -1,6 +1,7 @@
+use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_types::date_time::{DateTime, Format};
@@ -9,8 +10,8 @@ use diesel::ConnectionError;
 /// What went wrong: one variant for each step of the way to a usable connection.
 ///
 /// `r2d2` keeps only the text of an error, so `Display` is complete: the step, what it said, and what to do.
-/// No text holds a token, a secret key or a password.
-#[derive(Debug, thiserror::Error)]
+/// `Debug` says the same, for it is what `unwrap` and `main` print. No text holds a token, a secret key or a password.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The connection string, an environment variable that completes it, or a setting of the
@@ -76,6 +77,32 @@ pub enum Error {
         source: ConnectionError,
     },
 
+    /// None of several hosts could be connected to.
+    #[error("no host can be used: {}", all(failures))]
+    Hosts {
+        /// What became of each, in the order in which they were tried.
+        failures: Vec<Error>,
+    },
+
+    /// The server has just refused a login in a way that waiting does not mend, so it is not asked again yet: refused
+    /// logins count against its limits. Nothing was dialled.
+    #[error("not trying again for {:.1} s: {cause}", wait.as_secs_f64())]
+    Paused {
+        /// Until the next attempt.
+        wait: Duration,
+        /// The text of the last error, and what to do.
+        cause: String,
+    },
+
+    /// A pool had no connection to give within its connection_timeout.
+    #[error("timed out waiting for connection: {reason}")]
+    Timeout {
+        /// Why: the last error of a login, or that all connections are in use.
+        reason: String,
+        /// What r2d2 said.
+        source: r2d2::Error,
+    },
+
     /// An open connection did not answer a query: it is dropped and a new one takes its place.
     #[error("the connection is no longer usable: {}; it is replaced by a new one", one_line(source))]
     Ping {
@@ -102,6 +129,12 @@ pub enum Error {
     },
 }
 
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl Error {
     /// Whether a server looked at the token and refused it: PAM on RDS, LDAP on the stand-in. "password
     /// authentication failed" is for a user without the role rds_iam, whose token nobody looks at.
@@ -110,6 +143,37 @@ impl Error {
         let text = source.to_string();
         text.contains("authentication failed for user") && !text.contains("password authentication failed")
     }
+
+    /// What waiting will do about it.
+    pub(crate) fn outlook(&self) -> Outlook {
+        match self {
+            Error::Connect { source, .. } => symptom(&source.to_string()).map_or(Outlook::Unknown, |(_, it, _)| *it),
+            Error::Hosts { failures } => {
+                let any = |outlook| failures.iter().any(|failure| failure.outlook() == outlook);
+                match () {
+                    () if any(Outlook::Stays) => Outlook::Stays,
+                    () if any(Outlook::Unknown) => Outlook::Unknown,
+                    () => Outlook::ComesBack,
+                }
+            }
+            _ => Outlook::Unknown,
+        }
+    }
+}
+
+/// What to expect of the next attempt after a failed one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outlook {
+    /// The server was not reached as it starts or stops, and may be back at any moment.
+    ComesBack,
+    /// It may work or not.
+    Unknown,
+    /// It fails until somebody mends something.
+    Stays,
+}
+
+fn all(failures: &[Error]) -> String {
+    failures.iter().map(Error::to_string).collect::<Vec<_>>().join("; or: ")
 }
 
 /// The cure of the first symptom that `text` shows.
@@ -117,45 +181,73 @@ pub(crate) fn cure_in(cures: &[(&str, &'static str)], text: &str) -> Option<&'st
     cures.iter().find(|(symptom, _)| text.contains(symptom)).map(|(_, cure)| *cure)
 }
 
+/// What libpq or the server says when a login fails, what waiting does about it, and what to do.
+type Symptom = (&'static str, Outlook, &'static str);
+
+/// A text can hold several, for libpq tells of each address of a host: what an answer says comes before what silence says.
+const SYMPTOMS: &[Symptom] = &[
+    (
+        "password authentication failed",
+        Outlook::Stays,
+        "the user does not exist or lacks the role: run GRANT rds_iam TO the user, or, for a login by password, set rds_iam_auth=false and check it",
+    ),
+    (
+        "authentication failed for user",
+        Outlook::Unknown,
+        "the server refused the token: the AWS identity needs rds-db:connect for this user and database; sign for the real endpoint (iam_host= for a CNAME or a tunnel), in its region; check this machine's clock",
+    ),
+    ("no pg_hba.conf entry", Outlook::Stays, "the server wants TLS: use sslmode=verify-full"),
+    ("pg_hba.conf rejects", Outlook::Stays, "the server wants TLS: use sslmode=verify-full"),
+    (
+        "root certificate file",
+        Outlook::Stays,
+        "download the RDS CA bundle (global-bundle.pem) and set sslrootcert= to its path",
+    ),
+    ("certificate verify failed", Outlook::Stays, SET_SSLROOTCERT),
+    ("self-signed certificate", Outlook::Stays, SET_SSLROOTCERT),
+    (
+        "does not match host name",
+        Outlook::Stays,
+        "set iam_host= to the endpoint's own name when you dial a CNAME, an address or a tunnel",
+    ),
+    ("remaining connection slots", Outlook::Unknown, SHARE_CONNECTIONS),
+    ("too many clients", Outlook::Unknown, SHARE_CONNECTIONS),
+    (
+        "requires a password",
+        Outlook::Stays,
+        "the server's own answer is above; check its authentication method for this user",
+    ),
+    ("does not exist", Outlook::Stays, "check the names of database and user"),
+    ("server does not support SSL", Outlook::Stays, "use the RDS endpoint itself: a token is sent over TLS only"),
+    ("session is read-only", Outlook::Unknown, CHECK_SESSION_ATTRS),
+    ("session is not read-only", Outlook::Unknown, CHECK_SESSION_ATTRS),
+    ("server is in hot standby mode", Outlook::Unknown, CHECK_SESSION_ATTRS),
+    ("server is not in hot standby mode", Outlook::Unknown, CHECK_SESSION_ATTRS),
+    ("target_session_attrs", Outlook::Unknown, "check the value against libpq's parameter key words"),
+    ("could not translate host name", Outlook::Unknown, "check the name, and that DNS is reachable from here"),
+    ("timeout expired", Outlook::Unknown, "check the security group, the VPC and the port from this network"),
+    // SQLSTATE 57P03, cannot_connect_now.
+    ("the database system is starting up", Outlook::ComesBack, WAIT),
+    ("the database system is shutting down", Outlook::ComesBack, WAIT),
+    ("the database system is in recovery mode", Outlook::ComesBack, WAIT),
+    ("the database system is not yet accepting connections", Outlook::ComesBack, WAIT),
+    ("Connection refused", Outlook::ComesBack, "check host and port, and that the server is running"),
+];
+
+const SET_SSLROOTCERT: &str =
+    "set sslrootcert= to the CA bundle that signed the server's certificate (for RDS: global-bundle.pem)";
+const SHARE_CONNECTIONS: &str =
+    "lower max_size, of all programs together, or raise max_connections; RDS Proxy shares connections";
+const CHECK_SESSION_ATTRS: &str = "check target_session_attrs, and which of the servers is the writer";
+const WAIT: &str = "wait until the server is up, and see its log if it stays so";
+
+fn symptom(text: &str) -> Option<&'static Symptom> {
+    SYMPTOMS.iter().find(|(symptom, ..)| text.contains(symptom))
+}
+
 /// The cure for what libpq or the server says when a login fails.
 fn cure(text: &str) -> &'static str {
-    const CURES: &[(&str, &str)] = &[
-        (
-            "password authentication failed",
-            "the user does not exist or lacks the role: run GRANT rds_iam TO the user, or, for a login by password, set rds_iam_auth=false and check it",
-        ),
-        (
-            "authentication failed for user",
-            "the server refused the token: the AWS identity needs rds-db:connect for this user and database; sign for the real endpoint (iam_host= for a CNAME or a tunnel), in its region; check this machine's clock",
-        ),
-        ("no pg_hba.conf entry", "the server wants TLS: use sslmode=verify-full"),
-        ("pg_hba.conf rejects", "the server wants TLS: use sslmode=verify-full"),
-        ("root certificate file", "download the RDS CA bundle (global-bundle.pem) and set sslrootcert= to its path"),
-        (
-            "certificate verify failed",
-            "set sslrootcert= to the CA bundle that signed the server's certificate (for RDS: global-bundle.pem)",
-        ),
-        (
-            "self-signed certificate",
-            "set sslrootcert= to the CA bundle that signed the server's certificate (for RDS: global-bundle.pem)",
-        ),
-        (
-            "does not match host name",
-            "set iam_host= to the endpoint's own name when you dial a CNAME, an address or a tunnel",
-        ),
-        ("could not translate host name", "check the name, and that DNS is reachable from here"),
-        ("Connection refused", "check host and port, and that the server is running"),
-        ("timeout expired", "check the security group, the VPC and the port from this network"),
-        (
-            "remaining connection slots",
-            "lower max_size, of all programs together, or raise max_connections; RDS Proxy shares connections",
-        ),
-        ("target_session_attrs", "check the value against libpq's parameter key words"),
-        ("requires a password", "the server's own answer is above; check its authentication method for this user"),
-        ("does not exist", "check the names of database and user"),
-        ("server does not support SSL", "use the RDS endpoint itself: a token is sent over TLS only"),
-    ];
-    cure_in(CURES, text).unwrap_or("check the server's log for the cause")
+    symptom(text).map_or("check the server's log for the cause", |(.., cure)| cure)
 }
 
 /// The cure for what the sources of credentials say.
@@ -205,7 +297,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 const LONGEST_TEXT: usize = 1000;
 
 /// libpq's messages have several lines and a closing newline; a log line has one.
-fn one_line(error: &(impl std::fmt::Display + ?Sized)) -> String {
+fn one_line(error: &(impl fmt::Display + ?Sized)) -> String {
     let text = error.to_string();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -251,6 +343,7 @@ mod tests {
             let shown = error.to_string();
             assert!(shown.contains(expected), "{shown}");
             assert!(!shown.contains('\n'), "{shown:?}");
+            assert_eq!(format!("{error:?}"), shown);
             assert!(std::error::Error::source(&error).is_some());
         }
     }

@@ -10,7 +10,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let manager = RdsConnectionManager::new("postgres://app@db.abc123.eu-west-1.rds.amazonaws.com/app")?;
-//! let pool = manager.pool_builder().max_size(8).build(manager)?;
+//! let pool = manager.build_pool(manager.pool_builder().max_size(8))?;
 //! let mut connection = pool.get()?;
 //! let one: i32 = diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("1")).get_result(&mut connection)?;
 //! # Ok(())
@@ -23,6 +23,7 @@
 //! # Contents
 //!
 //! - [`RdsConnectionManager`], the manager, and its [`Builder`] for what a connection string cannot say;
+//! - [`Pool`], r2d2's pool, which tells each waiter why there is no connection;
 //! - [`PerThread`], Django's persistent connection per thread, on the same manager;
 //! - [`Endpoint`], what a token is signed for, and [`HostName`], what AWS's host names tell;
 //! - [`AuthToken`] and [`presign`], the token by itself: pure and local;
@@ -50,13 +51,37 @@
 //! |---|---|---|
 //! | `rds_iam_auth` | `true` | with `false`, the string goes to libpq as it is: a login by password, on a laptop |
 //! | `region_name` | from the host name, then AWS_REGION, then the profile | the region to sign for |
-//! | `iam_host` | the host | the name to sign for and to expect in the certificate, when another one is dialled |
+//! | `iam_host` | the host | the name to sign for and to expect in the certificate, when another one is dialled; of several hosts all have the same, or each its own in a list |
 //! | `iam_port` | the port | the port to sign for, when another one is dialled |
 //!
 //! A URL without a password means IAM. A password together with IAM is an error, and so is an `sslmode` that could send
 //! the token in clear text (`disable`, `allow`, `prefer`).
 //!
 //! A password in the environment (PGPASSWORD) is left unused, with a warning, beside a connection string without one.
+//!
+//! # Several hosts
+//!
+//! `host=a,b` and `port=...` are libpq's lists. The hosts are tried in their order, or with `load_balance_hosts=random` in
+//! a random one (with every libpq, though it knows this keyword from version 16 on only), each with a token of its own,
+//! until one is what `target_session_attrs` asks for: `any`, `read-write`, `read-only`, `primary`, `standby`, or
+//! `prefer-standby`, which goes round a second time if there is no standby. A host that refuses its token is passed over,
+//! too, with a warning; libpq, which has one password for all, would stop there. When all have failed,
+//! [`Error::Hosts`] names each with its cause. Each host has the region that its name tells; the credentials are asked
+//! for in that of the first.
+//!
+//! # When there is no connection
+//!
+//! r2d2 tries on until connection_timeout has passed, and then tells one waiter the cause. Here
+//! [`build_pool`](RdsConnectionManager::build_pool) connects once before it builds the pool, and fails with the cause;
+//! and its [`Pool`] tells each waiter the last cause. A pool built by r2d2's own builder works, too, in r2d2's way;
+//! [`last_error`](RdsConnectionManager::last_error) has the cause.
+//!
+//! While nobody listens at the server's port, or the server says that it starts up or shuts down,
+//! [`connect`](r2d2::ManageConnection::connect) tries again every 100 ms, for `connect_timeout` and at most 10 seconds:
+//! so a pool is back when the server is, where r2d2's own pauses grow to half its connection_timeout. After a refusal that
+//! waiting does not mend (no role rds_iam, a bad certificate, an unknown database) the next attempts are paused, for 1
+//! second, 2, 4, 8 and then always 10, as refused logins count against the server's limits: in a pause `connect` fails
+//! with the same cause and does not dial. The next success ends that.
 //!
 //! # Credentials
 //!
@@ -94,6 +119,13 @@
 //! LISTEN, the connection is asked about from then on, too, for the look at the socket would take its notifications; a
 //! LISTEN that only the server sees, inside of a function, is not known of, and a notification can be lost.
 //!
+//! # Root certificates
+//!
+//! libpq reads and parses `sslrootcert` at each connect. AWS's bundle for all regions holds more than a hundred
+//! certificates, and costs ten times the CPU of the login itself. So, on Linux, libpq gets a file in memory that lacks the
+//! roots named for other regions (`Amazon RDS eu-west-1 Root CA RSA2048 G1`) than those of the hosts; it is made anew when
+//! the original changes. A file that holds none of those, or anything else than certificates, is used as it is.
+//!
 //! # Aurora DSQL
 //!
 //! A host `CLUSTER.dsql.REGION.on.aws` gets DSQL tokens: `DbConnectAdmin` for the user `admin`, `DbConnect` for all
@@ -113,6 +145,7 @@
 //! string of each new connection, token included.
 #![deny(unsafe_code)]
 
+mod attempts;
 mod builder;
 mod conninfo;
 mod credentials;
@@ -122,8 +155,12 @@ mod https;
 mod libpq;
 #[cfg(feature = "local")]
 pub mod local;
+mod login;
 mod manager;
 mod per_thread;
+mod pool;
+#[cfg_attr(not(target_os = "linux"), path = "roots_elsewhere.rs")]
+mod roots;
 mod session;
 mod token;
 
@@ -135,6 +172,7 @@ pub use endpoint::{Endpoint, HostKind, HostName};
 pub use error::Error;
 pub use manager::RdsConnectionManager;
 pub use per_thread::{PerThread, PerThreadConnection, PerThreadError};
+pub use pool::Pool;
 pub use token::{AuthToken, presign};
 
 /// The README's examples are tests, too.

@@ -1,23 +1,20 @@
 //! [`RdsConnectionManager`], and what r2d2 asks of it.
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use aws_credential_types::Credentials;
-use aws_smithy_async::time::SharedTimeSource;
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::R2D2Connection;
 use diesel::sql_types::Bool;
-use diesel::{Connection, PgConnection, RunQueryDsl};
+use diesel::{PgConnection, RunQueryDsl};
 use r2d2::ManageConnection;
 
-use crate::conninfo::{IS_READ_WRITE, IamConninfo, invalid};
-use crate::credentials::CredentialsCache;
+use crate::attempts::Attempts;
+use crate::conninfo::{IS_READ_WRITE, invalid};
+use crate::login::Login;
 use crate::session::{Fate, Session};
-use crate::{AuthToken, Builder, Endpoint, Error, presign};
+use crate::{AuthToken, Builder, Endpoint, Error, Pool};
 
 /// An [`r2d2::ManageConnection`] for diesel's [`PgConnection`] that logs in to RDS with a new IAM token each time.
 ///
@@ -27,12 +24,12 @@ use crate::{AuthToken, Builder, Endpoint, Error, presign};
 /// use diesel_rds_iam::RdsConnectionManager;
 ///
 /// let manager = RdsConnectionManager::new("postgres://app@db.abc123.eu-west-1.rds.amazonaws.com/app")?;
-/// let pool = manager.pool_builder().max_size(8).build(manager)?;
+/// let pool = manager.build_pool(manager.pool_builder().max_size(8))?;
 /// let mut connection = pool.get()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Clones are cheap and share the cached credentials.
+/// Clones are cheap and share the cached credentials, and what is known of failed logins.
 #[doc(alias = "BeforeConnect")]
 #[doc(alias = "ConnectionManager")]
 #[doc(alias = "get_connection_params")]
@@ -41,22 +38,9 @@ pub struct RdsConnectionManager {
     pub(crate) login: Arc<Login>,
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) validate_after: Duration,
-}
-
-pub(crate) enum Login {
-    /// With a token of its own for each connection.
-    Iam(Iam),
-    /// `rds_iam_auth=false`: the connection string for libpq.
-    Password(String),
-}
-
-pub(crate) struct Iam {
-    pub(crate) conninfo: IamConninfo,
-    pub(crate) endpoint: Endpoint,
-    /// The name dialled is another one than the endpoint's (CNAME, tunnel, port forward).
-    pub(crate) dials_another_name: bool,
-    pub(crate) credentials: Arc<CredentialsCache>,
-    pub(crate) time_source: SharedTimeSource,
+    pub(crate) attempts: Arc<Attempts>,
+    /// A connection that was made to see whether one can be, for the first who asks.
+    ready: Arc<Mutex<Option<PgConnection>>>,
 }
 
 impl RdsConnectionManager {
@@ -97,7 +81,25 @@ impl RdsConnectionManager {
             .error_handler(Box::new(LogErrors))
     }
 
-    /// Signs a new token, as [`connect`](ManageConnection::connect) does for each connection.
+    /// Builds a pool, and says at once why, if its first connection fails. [`r2d2::Builder::build`] would try on until
+    /// connection_timeout has passed.
+    ///
+    /// # Errors
+    /// As [`connect`](ManageConnection::connect); [`Error::Timeout`] when the first connection was made and the others
+    /// were not.
+    pub fn build_pool(&self, builder: r2d2::Builder<RdsConnectionManager>) -> Result<Pool, Error> {
+        let ready = Arc::new(Mutex::new(Some(self.connect()?)));
+        Pool::build(builder, RdsConnectionManager { ready, ..self.clone() })
+    }
+
+    /// The text of the last error of [`connect`](ManageConnection::connect), with its cure; none after a success.
+    ///
+    /// r2d2 gives it to one of those that waited for a connection in vain. [`Pool`] gives it to all.
+    pub fn last_error(&self) -> Option<String> {
+        self.attempts.last_error()
+    }
+
+    /// Signs a new token for the first host, as [`connect`](ManageConnection::connect) does for each connection.
     ///
     /// # Errors
     /// [`Error::Credentials`] when there are none, [`Error::CredentialsExpired`] when they have ended,
@@ -109,13 +111,29 @@ impl RdsConnectionManager {
         }
     }
 
-    /// What tokens are signed for; none with `rds_iam_auth=false`.
-    pub fn endpoint(&self) -> Option<&Endpoint> {
-        match &*self.login {
-            Login::Iam(iam) => Some(&iam.endpoint),
-            Login::Password(_) => None,
+    /// What tokens are signed for, host by host; nothing with `rds_iam_auth=false`.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        let targets = match &*self.login {
+            Login::Iam(iam) => iam.targets.as_slice(),
+            Login::Password(_) => &[],
+        };
+        targets.iter().map(|target| &target.endpoint)
+    }
+
+    pub(crate) fn with(login: Login, max_lifetime: Option<Duration>, validate_after: Duration) -> RdsConnectionManager {
+        RdsConnectionManager {
+            login: Arc::new(login),
+            max_lifetime,
+            validate_after,
+            attempts: Arc::default(),
+            ready: Arc::default(),
         }
     }
+}
+
+fn take(ready: &Mutex<Option<PgConnection>>) -> Option<PgConnection> {
+    // A connection is whole at every moment, so poisoning says nothing.
+    ready.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// The settings, without secrets.
@@ -125,7 +143,7 @@ impl fmt::Debug for RdsConnectionManager {
         match &*self.login {
             Login::Iam(iam) => shown
                 .field("conninfo", &iam.conninfo.to_string())
-                .field("endpoint", &iam.endpoint)
+                .field("endpoints", &self.endpoints().collect::<Vec<_>>())
                 .finish_non_exhaustive(),
             Login::Password(_) => shown.field("rds_iam_auth", &false).finish_non_exhaustive(),
         }
@@ -137,12 +155,20 @@ impl ManageConnection for RdsConnectionManager {
     type Error = Error;
 
     /// Signs a token and logs in with it.
+    ///
+    /// While the server refuses TCP, starts or shuts down, this tries again every 100 ms, for `connect_timeout` and at
+    /// most 10 seconds. After a refusal that waiting does not mend (no role rds_iam, a bad certificate, an unknown
+    /// database), the next attempts fail with the same cause and do not dial: for 1 second, then for 2, up to 10, until
+    /// one succeeds.
     fn connect(&self) -> Result<PgConnection, Error> {
-        let mut connection = match &*self.login {
-            Login::Iam(iam) => iam.connect()?,
-            Login::Password(conninfo) => PgConnection::establish(conninfo)
-                .map_err(|source| Error::Connect { target: "the database without IAM".into(), source })?,
-        };
+        if let Some(mut ready) = take(&self.ready)
+            && self.is_valid(&mut ready).is_ok()
+        {
+            return Ok(ready);
+        }
+        self.attempts.begin(Instant::now())?;
+        let mut connection = self.login.connect().inspect_err(|error| self.attempts.failed(error, Instant::now()))?;
+        self.attempts.succeeded();
         Session::start(&mut connection, Instant::now(), self.max_lifetime, fastrand::f64());
         Ok(connection)
     }
@@ -204,81 +230,6 @@ fn look_at_socket(connection: &mut PgConnection) -> Result<bool, Error> {
     Ok(look()?.is_some() || look()?.is_some())
 }
 
-impl Iam {
-    fn token(&self) -> Result<AuthToken, Error> {
-        Ok(self.sign_with_cached()?.0)
-    }
-
-    /// Signs, with the credentials that are given back too. A pair that ends between the cache and the signer is as one
-    /// that had ended before.
-    fn sign_with_cached(&self) -> Result<(AuthToken, Credentials), Error> {
-        let credentials = self.credentials.get()?;
-        match self.sign(&credentials) {
-            Err(Error::CredentialsExpired { .. }) => {
-                let credentials = self.credentials.get()?;
-                Ok((self.sign(&credentials)?, credentials))
-            }
-            signed => Ok((signed?, credentials)),
-        }
-    }
-
-    fn sign(&self, credentials: &Credentials) -> Result<AuthToken, Error> {
-        presign(&self.endpoint, self.conninfo.user(), credentials, self.time_source.now())
-    }
-
-    fn connect(&self) -> Result<PgConnection, Error> {
-        let (token, credentials) = self.sign_with_cached()?;
-        let refused = match self.connect_with(&token) {
-            Err(error) if error.is_refused_token() => error,
-            outcome => return outcome,
-        };
-        // The key pair may have been rotated while it was cached. Once: a policy that says no will say it again.
-        match self.credentials.rotated(&credentials) {
-            Some(other) => self.connect_with(&self.sign(&other)?),
-            None => Err(refused),
-        }
-    }
-
-    fn connect_with(&self, token: &AuthToken) -> Result<PgConnection, Error> {
-        let started = Instant::now();
-        let (host, hostaddr) = self.names_to_dial()?;
-        let mut for_this = vec![("host", host.as_str())];
-        for_this.extend(hostaddr.as_deref().map(|addresses| ("hostaddr", addresses)));
-        let conninfo = self.conninfo.with_password(token.as_str(), &for_this);
-        let target = self.target();
-        let connection = PgConnection::establish(&conninfo);
-        let connection = connection.map_err(|source| Error::Connect { target: target.clone(), source })?;
-        log::debug!("connected to {target} in {:?}", started.elapsed());
-        Ok(connection)
-    }
-
-    /// libpq's `host`, by which it checks the certificate, and its `hostaddr`, which it dials instead of resolving
-    /// the host: as many of the one as of the other.
-    fn names_to_dial(&self) -> Result<(String, Option<String>), Error> {
-        let signed = self.endpoint.host().to_owned();
-        if !self.dials_another_name || self.conninfo.hostaddr().is_some() {
-            return Ok((signed, None));
-        }
-        let dialled = self.conninfo.host();
-        let failed = |source| Error::Resolve { host: dialled.to_owned(), source };
-        let addresses = (dialled, self.conninfo.port()).to_socket_addrs().map_err(failed)?;
-        let mut seen = BTreeSet::<IpAddr>::new();
-        let addresses: Vec<String> =
-            addresses.map(|a| a.ip()).filter(|ip| seen.insert(*ip)).map(|ip| ip.to_string()).collect();
-        Ok((vec![signed; addresses.len()].join(","), Some(addresses.join(","))))
-    }
-
-    /// Whom we log in, and where, for people.
-    fn target(&self) -> String {
-        let (user, host, port) = (self.conninfo.user(), self.conninfo.host(), self.conninfo.port());
-        if self.dials_another_name {
-            format!("{user}@{host}:{port} (signed for {})", self.endpoint)
-        } else {
-            format!("{user}@{host}:{port}")
-        }
-    }
-}
-
 /// r2d2's default handler logs everything as an error.
 #[derive(Debug)]
 struct LogErrors;
@@ -286,7 +237,8 @@ struct LogErrors;
 impl r2d2::HandleError<Error> for LogErrors {
     fn handle_error(&self, error: Error) {
         match error {
-            Error::Retired { .. } => log::debug!("{error}"),
+            // The refusal itself was logged.
+            Error::Retired { .. } | Error::Paused { .. } => log::debug!("{error}"),
             Error::Ping { .. } => log::warn!("{error}"),
             error => log::error!("{error}"),
         }

@@ -1,15 +1,19 @@
 //! A libpq connection string: parsed, defaulted, checked, rendered with a password.
 
 mod complaint;
+mod hosts;
 mod own_keys;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::libpq::{self, Setting};
 use crate::{Error, HostName};
 use complaint::safe;
+pub(crate) use hosts::{Host, one_or_one_for_each};
 pub(crate) use own_keys::OwnKeys;
 use own_keys::take_own_keys;
 
@@ -27,6 +31,9 @@ pub(crate) struct Given {
 #[derive(Clone)]
 pub(crate) struct IamConninfo {
     settings: BTreeMap<String, String>,
+    hosts: Vec<Host>,
+    /// `load_balance_hosts=random`, which is ours to do, as each host gets a token of its own.
+    is_balanced: bool,
     /// Keywords whose values people must not see.
     secret: Vec<String>,
 }
@@ -75,6 +82,11 @@ impl Given {
 
     /// The string for libpq as it came, less our own keywords: a login without IAM.
     pub(crate) fn without_iam(&self) -> Result<String, Error> {
+        if self.own.load_balance_hosts.is_some() {
+            return invalid(
+                "this libpq does not know load_balance_hosts (16 does), which only IAM can do without it; leave it out",
+            );
+        }
         let all = self.complete()?;
         // libpq checks the port only when it dials, and then quotes it: half a password, if that was not encoded.
         check_ports(all["port"].value.as_deref().unwrap_or_default())?;
@@ -104,9 +116,22 @@ impl Given {
             settings.entry("fallback_application_name".into()).or_insert(name);
         }
         let secret = all.into_iter().filter(|(_, setting)| setting.secret).map(|(keyword, _)| keyword).collect();
-        let conninfo = IamConninfo { settings, secret };
+        let is_balanced = self.is_balanced(settings.remove("load_balance_hosts"))?;
+        let list = |keyword: &str| settings.get(keyword).map(String::as_str).unwrap_or_default();
+        let hosts = hosts::hosts(list("host"), list("hostaddr"), list("port"))?;
+        let conninfo = IamConninfo { settings, hosts, is_balanced, secret };
         conninfo.check()?;
         Ok(conninfo)
+    }
+
+    /// `known` is what a libpq that knows the keyword says (16 and newer).
+    fn is_balanced(&self, known: Option<String>) -> Result<bool, Error> {
+        let set = self.own.load_balance_hosts.clone().or(known).or_else(|| std::env::var("PGLOADBALANCEHOSTS").ok());
+        match set.as_deref() {
+            None | Some("" | "disable") => Ok(false),
+            Some("random") => Ok(true),
+            Some(_) => invalid("load_balance_hosts is neither disable nor random; say one of them"),
+        }
     }
 
     /// What the user chose for a keyword, in the string, a variable or a service file.
@@ -164,18 +189,39 @@ impl IamConninfo {
         self.settings.get(keyword).map(String::as_str)
     }
 
-    /// The host to dial and, unless `iam_host` says otherwise, to sign for.
-    pub(crate) fn host(&self) -> &str {
-        self.get("host").unwrap_or_default()
+    /// The hosts to dial, in the order of the string.
+    pub(crate) fn hosts(&self) -> &[Host] {
+        &self.hosts
     }
 
-    /// The address to dial instead of resolving the host, where the user gave one.
-    pub(crate) fn hostaddr(&self) -> Option<&str> {
-        self.get("hostaddr")
+    /// Whether hosts, and the addresses of each, are to be tried in random order.
+    pub(crate) fn is_balanced(&self) -> bool {
+        self.is_balanced
     }
 
-    pub(crate) fn port(&self) -> u16 {
-        self.get("port").and_then(|port| port.parse().ok()).unwrap_or_default()
+    /// The `target_session_attrs` to go through the hosts with, one after the other. Where any host will do if there is
+    /// no standby, libpq asks for a standby first.
+    pub(crate) fn session_attrs(&self) -> Vec<&str> {
+        match self.get("target_session_attrs") {
+            Some("prefer-standby") => vec!["standby", "any"],
+            Some(wanted) => vec![wanted],
+            None => vec!["any"],
+        }
+    }
+
+    /// How long one host may take; none: for ever.
+    pub(crate) fn connect_timeout(&self) -> Option<Duration> {
+        let seconds = self.get("connect_timeout")?.parse().ok()?;
+        (seconds > 0).then(|| Duration::from_secs(seconds))
+    }
+
+    /// The file of root certificates: the one that is set, or where libpq looks for one; none: the system's.
+    pub(crate) fn sslrootcert(&self) -> Option<PathBuf> {
+        match self.get("sslrootcert") {
+            Some("system") => None,
+            Some(file) => Some(file.into()),
+            None => Some(std::env::home_dir()?.join(".postgresql/root.crt")),
+        }
     }
 
     pub(crate) fn user(&self) -> &str {
@@ -198,14 +244,14 @@ impl IamConninfo {
     /// The string for libpq, with a password and with what else holds for this one connection.
     pub(crate) fn with_password(&self, password: &str, for_this: &[(&str, &str)]) -> String {
         let mut settings: BTreeMap<&str, &str> = self.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        // A list: for_this has the one host's.
+        settings.remove("hostaddr");
         settings.insert("password", password);
         settings.extend(for_this.iter().copied());
         render(settings)
     }
 
     fn check(&self) -> Result<(), Error> {
-        self.check_one_host()?;
-        self.check_host()?;
         self.check_tls()?;
         let user = self.user();
         match user.len() {
@@ -214,29 +260,6 @@ impl IamConninfo {
             length => invalid(format!(
                 "the user name has {length} bytes, and PostgreSQL keeps {LONGEST_NAME}; give the name of the role as it is in pg_roles"
             )),
-        }
-    }
-
-    fn check_one_host(&self) -> Result<(), Error> {
-        let several = ["host", "hostaddr", "port"].into_iter().find(|k| self.get(k).is_some_and(|v| v.contains(',')));
-        match several {
-            Some(keyword) => invalid(format!(
-                "{keyword} names several hosts, which is not supported yet: an IAM token is for one host; name one"
-            )),
-            None => Ok(()),
-        }
-    }
-
-    fn check_host(&self) -> Result<(), Error> {
-        check_ports(self.get("port").unwrap_or_default())?;
-        match self.host() {
-            // The name to sign for, and to check, can still come from iam_host.
-            "" if self.hostaddr().is_some() => Ok(()),
-            "" => invalid(NO_HOST),
-            host if host.starts_with(['/', '@']) => invalid(
-                "the host is a unix socket, and IAM authentication is for RDS over TCP; name the RDS endpoint, or set rds_iam_auth=false",
-            ),
-            _ => Ok(()),
         }
     }
 

@@ -1,5 +1,7 @@
 //! The keywords that are ours, cut out of a connection string before libpq sees it.
 
+use std::sync::LazyLock;
+
 use super::complaint::safe;
 use super::{c_string, host_of_uri, invalid, is_uri};
 use crate::Error;
@@ -12,7 +14,12 @@ pub(crate) struct OwnKeys {
     pub(crate) region_name: Option<String>,
     pub(crate) iam_host: Option<String>,
     pub(crate) iam_port: Option<u16>,
+    /// libpq's own, where this one is too old to know it.
+    pub(crate) load_balance_hosts: Option<String>,
 }
+
+/// Whether this libpq knows `load_balance_hosts` (16 does).
+static BALANCES: LazyLock<bool> = LazyLock::new(|| libpq::parse(c"load_balance_hosts=random").is_ok());
 
 /// Cuts our own keywords out of a connection string, which libpq would refuse. Values are unquoted by libpq.
 pub(super) fn take_own_keys(text: &str) -> Result<(String, OwnKeys), Error> {
@@ -30,7 +37,11 @@ pub(super) fn take_own_keys(text: &str) -> Result<(String, OwnKeys), Error> {
 }
 
 impl OwnKeys {
-    const ALL: [&'static str; 4] = ["rds_iam_auth", "region_name", "iam_host", "iam_port"];
+    const ALL: [&'static str; 5] = ["rds_iam_auth", "region_name", "iam_host", "iam_port", "load_balance_hosts"];
+
+    fn find(keyword: &str) -> Option<&'static str> {
+        Self::ALL.into_iter().find(|own| *own == keyword).filter(|own| *own != "load_balance_hosts" || !*BALANCES)
+    }
 
     /// These keys, and the others where these say nothing.
     pub(crate) fn or(self, others: OwnKeys) -> OwnKeys {
@@ -39,6 +50,7 @@ impl OwnKeys {
             region_name: self.region_name.or(others.region_name),
             iam_host: self.iam_host.or(others.iam_host),
             iam_port: self.iam_port.or(others.iam_port),
+            load_balance_hosts: self.load_balance_hosts.or(others.load_balance_hosts),
         }
     }
 
@@ -48,6 +60,7 @@ impl OwnKeys {
             "rds_iam_auth" => self.rds_iam_auth = Some(parse_bool(value)?),
             "region_name" => self.region_name = some,
             "iam_host" => self.iam_host = some,
+            "load_balance_hosts" => self.load_balance_hosts = some,
             _ => self.iam_port = some.map(|port| parse_port(&port)).transpose()?,
         }
         Ok(())
@@ -75,7 +88,7 @@ fn cut_uri(text: &str) -> (String, Vec<(&str, &str)>) {
     let Some(query) = text[host..].find('?').map(|i| host + i) else {
         return (text.to_owned(), Vec::new());
     };
-    let is_own = |pair: &&str| pair.split_once('=').is_some_and(|(keyword, _)| OwnKeys::ALL.contains(&keyword));
+    let is_own = |pair: &&str| pair.split_once('=').is_some_and(|(keyword, _)| OwnKeys::find(keyword).is_some());
     let (own, others): (Vec<&str>, Vec<&str>) = text[query + 1..].split('&').partition(is_own);
     let separator = if others.is_empty() { "" } else { "?" };
     let rest = format!("{}{separator}{}", &text[..query], others.join("&"));
@@ -90,7 +103,7 @@ fn cut_key_value(text: &str) -> (String, Vec<(&str, &str)>) {
         let value_start = after.len() - after.trim_start_matches(is_space).len();
         let value_end = value_start + value_length(&after[value_start..]);
         let setting_length = input.len() - after.len() + value_end;
-        if let Some(keyword) = OwnKeys::ALL.into_iter().find(|own| *own == keyword.trim_matches(is_space)) {
+        if let Some(keyword) = OwnKeys::find(keyword.trim_matches(is_space)) {
             own.push((keyword, &after[value_start..value_end]));
             // After a closing quote the next keyword needs no space, which its new neighbours may.
             rest.push(' ');

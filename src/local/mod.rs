@@ -8,7 +8,7 @@
 //!
 //! let rds = LocalRds::start()?;
 //! let manager = rds.manager_builder().build(rds.database_url())?;
-//! let pool = manager.pool_builder().max_size(2).build(manager)?;
+//! let pool = manager.build_pool(manager.pool_builder().max_size(2))?;
 //! diesel::sql_query("SELECT 1").execute(&mut pool.get()?)?;
 //! assert!(rds.attempts().iter().all(|attempt| attempt.verdict.is_ok()));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -20,6 +20,7 @@
 
 mod certificates;
 mod clock;
+mod folder;
 mod judge;
 mod ldap;
 mod server;
@@ -156,6 +157,37 @@ impl LocalRds {
     /// [`Error::Local`] when the server does not answer.
     pub fn superuser(&self) -> Result<PgConnection, Error> {
         self.server.superuser(Self::DATABASE)
+    }
+
+    /// Shuts the server down, as an outage begins: its sessions end, and nothing listens at its port any more.
+    pub fn stop(&self) {
+        self.server.stop();
+    }
+
+    /// Starts the server again, with its data and at its port, and waits until it accepts connections. One that runs
+    /// is shut down first, as a reboot or a failover does.
+    ///
+    /// # Errors
+    /// [`Error::Local`] when PostgreSQL does not start.
+    pub fn restart(&self) -> Result<(), Error> {
+        self.server.restart()
+    }
+
+    /// Restarts the server as a standby that takes no writes, as the old writer after a failover.
+    ///
+    /// # Errors
+    /// As [`restart`](Self::restart).
+    pub fn demote(&self) -> Result<(), Error> {
+        self.server.demote()
+    }
+
+    /// Makes a demoted server take writes again. Sessions stay.
+    ///
+    /// # Errors
+    /// [`Error::Local`] when it is stopped, or was not demoted.
+    pub fn promote(&self) -> Result<(), Error> {
+        let mut superuser = self.superuser()?;
+        superuser.batch_execute("SELECT pg_promote()").map_err(failed("cannot promote the server"))
     }
 
     /// Each login by token so far, oldest first.

@@ -1,26 +1,25 @@
 //! A PostgreSQL server in a private folder, from the programs on this machine.
 
-use std::ffi::OsStr;
-use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use diesel::{Connection, PgConnection};
-use tempfile::TempDir;
 
 use super::certificates::Certificates;
+use super::folder::{Folder, quiet};
 use super::{failed, ldap};
 use crate::Error;
 use crate::conninfo::render;
 
 const SUPERUSER: &str = "rdsadmin";
-const READY: &str = "database system is ready to accept connections";
+/// Followed by "connections", or by "read-only connections" on a standby.
+const READY: &str = "database system is ready to accept";
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Ends the server and removes its folder as soon as our end of its standard input is closed: on drop, and also when
@@ -37,7 +36,9 @@ while [ "$tries" -gt 0 ] && { kill -0 "$pid" || ! rm -rf "$1"; }; do tries=$((tr
 pub(super) struct Server {
     port: u16,
     ca_file: PathBuf,
-    postgres: Child,
+    bin: PathBuf,
+    /// None while it is stopped.
+    postgres: Mutex<Option<Child>>,
     /// Its drop removes the folder.
     _watchdog: Watchdog,
     folder: Folder,
@@ -54,7 +55,38 @@ impl Server {
         folder.write("pg_hba.conf", pg_hba(ldap_port).as_bytes())?;
         initdb(&bin, &folder)?;
         let (postgres, port) = start_on_a_free_port(&bin, &folder)?;
-        Ok(Server { port, ca_file, postgres, _watchdog: watchdog, folder })
+        let postgres = Mutex::new(Some(postgres));
+        Ok(Server { port, ca_file, bin, postgres, _watchdog: watchdog, folder })
+    }
+
+    /// PostgreSQL's fast shutdown, to its end.
+    pub(super) fn stop(&self) {
+        end(&mut self.lock(), "INT");
+    }
+
+    pub(super) fn restart(&self) -> Result<(), Error> {
+        let mut postgres = self.lock();
+        end(&mut postgres, "INT");
+        *postgres = Some(self.start_again()?);
+        Ok(())
+    }
+
+    fn start_again(&self) -> Result<Child, Error> {
+        start(&self.bin, &self.folder, self.port).map_err(failed("postgres does not start again"))
+    }
+
+    /// Begins again as a standby, which waits for what its primary would send.
+    pub(super) fn demote(&self) -> Result<(), Error> {
+        let mut postgres = self.lock();
+        end(&mut postgres, "INT");
+        self.folder.write("data/standby.signal", b"")?;
+        *postgres = Some(self.start_again()?);
+        Ok(())
+    }
+
+    /// The process is whole at every moment, so poisoning says nothing.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.postgres.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -89,13 +121,18 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // Not left to the watchdog, which somebody may have killed, or be about to.
-        let pid = self.postgres.id().to_string();
-        let quit = quiet("sh").args(["-c", "kill -QUIT \"$0\"", &pid]).status();
-        if !quit.is_ok_and(|status| status.success()) {
-            let _ = self.postgres.kill();
-        }
-        let _ = self.postgres.wait();
+        end(&mut self.lock(), "QUIT");
     }
+}
+
+/// Sends a signal that PostgreSQL ends by, and waits for that.
+fn end(postgres: &mut Option<Child>, signal: &str) {
+    let Some(mut postgres) = postgres.take() else { return };
+    let sent = quiet("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &postgres.id().to_string()]).status();
+    if !sent.is_ok_and(|status| status.success()) {
+        let _ = postgres.kill();
+    }
+    let _ = postgres.wait();
 }
 
 struct Watchdog(Child);
@@ -174,9 +211,12 @@ fn start_on_a_free_port(bin: &Path, folder: &Folder) -> Result<(Child, u16), Err
     }
 }
 
+/// Below those that kernels give to outgoing connections, one of which could hold it while the server is stopped: even
+/// that of a client which tries to reach the server.
 fn free_port() -> Result<u16, Error> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    listener.map(|address| address.port()).map_err(failed("no free port on 127.0.0.1"))
+    let mut ports = std::iter::repeat_with(|| fastrand::u16(10_000..32_000)).take(1_000);
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    ports.find(is_free).ok_or_else(|| failed("no free port on 127.0.0.1")("of 1,000 tried, all are taken"))
 }
 
 /// Starts postgres and waits until it is ready; else gives what it wrote.
@@ -243,94 +283,6 @@ fn pg_hba(ldap_port: u16) -> String {
          hostssl all +rds_iam all ldap ldapserver=127.0.0.1 ldapport={ldap_port} ldapprefix=\"{prefix}\" ldapsuffix=\"{suffix}\"\n\
          hostssl all all all scram-sha-256\n"
     )
-}
-
-/// PostgreSQL's limit for the path of a socket, in bytes; macOS' is four less.
-const LONGEST_SOCKET: usize = 103;
-
-/// A private folder, and the account that owns it: PostgreSQL does not run as root.
-struct Folder {
-    folder: TempDir,
-    account: Option<(u32, u32)>,
-}
-
-impl Folder {
-    fn create() -> Result<Folder, Error> {
-        let folder = tempfile::Builder::new().prefix("local-rds-").tempdir().map_err(failed("no temporary folder"))?;
-        let owner = fs::metadata(folder.path()).map_err(failed("no temporary folder"))?.uid();
-        let account = if owner == 0 { Some(unprivileged()?) } else { None };
-        let folder = Folder { folder, account };
-        folder.check_socket()?;
-        folder.hand_over(folder.path())?;
-        Ok(folder)
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// The superuser comes over a unix socket in this folder.
-    fn check_socket(&self) -> Result<(), Error> {
-        let socket = self.path().join(".s.PGSQL.65535");
-        let path = socket.as_os_str().as_encoded_bytes();
-        // libpq takes a comma for the end of a host's name.
-        if path.len() <= LONGEST_SOCKET && !path.contains(&b',') {
-            return Ok(());
-        }
-        let step = "the temporary folder's path is too long for a unix socket, or holds a comma; set TMPDIR to another";
-        Err(failed(step)(self.path().display().to_string()))
-    }
-
-    fn hand_over(&self, path: &Path) -> Result<(), Error> {
-        let Some((user, group)) = self.account else { return Ok(()) };
-        chown(path, Some(user), Some(group)).map_err(failed(format!(
-            "cannot hand {} over to the server's account; run as another user than root",
-            path.display()
-        )))
-    }
-
-    /// Writes a file that only the owner can read.
-    fn write(&self, name: &str, contents: &[u8]) -> Result<PathBuf, Error> {
-        let path = self.path().join(name);
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(&path);
-        file.and_then(|mut file| file.write_all(contents))
-            .map_err(failed(format!("cannot write {}", path.display())))?;
-        self.hand_over(&path)?;
-        Ok(path)
-    }
-
-    /// A program as the owner of the folder.
-    fn run(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = quiet(program);
-        command.current_dir(self.path());
-        if let Some((user, group)) = self.account {
-            command.uid(user).gid(group);
-        }
-        command
-    }
-}
-
-/// A program apart from our terminal and its Ctrl-C, and from anybody's PG* variables.
-fn quiet(program: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new(program);
-    command.env("LC_ALL", "C").process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
-        command.env_remove(name);
-    }
-    command
-}
-
-/// An account for a server that root starts.
-fn unprivileged() -> Result<(u32, u32), Error> {
-    let number = |option: &str, name: &str| {
-        let output = Command::new("id").args([option, name]).output().ok()?;
-        String::from_utf8_lossy(&output.stdout).trim().parse().ok()
-    };
-    let account = ["postgres", "nobody"].into_iter().find_map(|name| Some((number("-u", name)?, number("-g", name)?)));
-    account.ok_or_else(|| {
-        failed("PostgreSQL does not run as root")("there is neither an account postgres nor nobody; create one")
-    })
 }
 
 #[cfg(test)]

@@ -107,8 +107,16 @@ const CASES: &[(&str, &str)] = &[
         "the host is a unix socket, and IAM authentication is for RDS over TCP; name the RDS endpoint, or set rds_iam_auth=false",
     ),
     (
-        "postgres://app@a.example.com,b.example.com/app",
-        "host names several hosts, which is not supported yet: an IAM token is for one host; name one",
+        "host=a.example.com,b.example.com port=5432 user=app iam_host=c.example.com,d.example.com,e.example.com region_name=eu-west-1",
+        "iam_host is a list of 3 for 2 hosts; give one for each host",
+    ),
+    (
+        "postgres://app@a.example.com,/app",
+        "it names no host, and IAM authentication is for RDS over TCP; set host= or PGHOST to the RDS endpoint",
+    ),
+    (
+        "postgres://app@a.example.com/app?load_balance_hosts=yes",
+        "load_balance_hosts is neither disable nor random; say one of them",
     ),
     (
         "postgres://app@db.example.com/app?hostaddr=10.0.0.1,10.0.0.2",

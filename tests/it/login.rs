@@ -45,7 +45,7 @@ fn rds_iam_auth_false_logs_in_by_password() {
     let manager = RdsConnectionManager::new(rds.password_url()).unwrap();
     assert_eq!(current_user(&mut manager.connect().unwrap()), LocalRds::USER_WITH_PASSWORD);
     assert!(manager.token().is_err());
-    assert!(manager.endpoint().is_none());
+    assert_eq!(manager.endpoints().count(), 0);
     assert!(!format!("{manager:?}").contains(rds.password()));
     assert!(rds.attempts().is_empty());
 }
@@ -192,7 +192,7 @@ fn a_cname_works_with_iam_host_under_verify_full() {
     refused(&rds.manager_builder().build(&cname).unwrap());
     assert_eq!(last_verdict(&rds), Err(Refusal::Endpoint));
     let cured = rds.manager_builder().iam_host(NAME).iam_port(5432).build(&cname).unwrap();
-    assert_eq!(cured.endpoint().unwrap().to_string(), format!("{NAME}:5432"));
+    assert_eq!(cured.endpoints().next().unwrap().to_string(), format!("{NAME}:5432"));
     assert!(cured.connect().is_ok());
     // The same, said in the connection string.
     assert!(rds.manager_builder().build(rds.database_url()).unwrap().connect().is_ok());

@@ -21,7 +21,7 @@ fn a_run_at_trace_level_shows_none() {
     let shown = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     let failed: Vec<&str> = shown.lines().filter(|line| line.ends_with("... FAILED")).collect();
     assert!(output.status.success(), "{failed:?}");
-    assert!(shown.contains("diesel_rds_iam::manager] connected to app@localhost"), "nothing was logged");
+    assert!(shown.contains("diesel_rds_iam::login] connected to app@localhost"), "nothing was logged");
     assert!(shown.contains("LocalRds admits app"), "nothing was logged");
     for mark in MARKS {
         let lines: Vec<&str> = shown.lines().filter(|line| line.contains(mark)).collect();

@@ -32,6 +32,7 @@ fn last_query(rds: &LocalRds, backend: i32) -> String {
 #[test]
 fn busy_connections_are_retired_at_their_end() {
     const LIFETIME: Duration = Duration::from_secs(2);
+    const SHOWN: Duration = Duration::from_secs(40);
     let rds = start(LocalRds::builder());
     let pool = pool_of(4, rds.manager_builder().max_lifetime(Some(LIFETIME)), &rds.database_url());
     let started = Instant::now();
@@ -41,10 +42,12 @@ fn busy_connections_are_retired_at_their_end() {
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                while started.elapsed() < 4 * LIFETIME {
+                while started.elapsed() < SHOWN {
                     let mut connection = pool.get().unwrap();
                     let begun = Instant::now();
                     let backend = backend(&mut connection);
+                    // Busy, but not with our processor, which other tests need.
+                    connection.batch_execute("SELECT pg_sleep(0.005)").unwrap();
                     drop(connection);
                     seen.lock().unwrap().entry(backend).or_insert((begun, begun)).1 = begun;
                     let mut longest = longest_use.lock().unwrap();
@@ -58,7 +61,7 @@ fn busy_connections_are_retired_at_their_end() {
         let age = last.duration_since(*first);
         assert!(age <= LIFETIME + longest_use, "{backend} was used at the age of {age:?}");
     }
-    assert!((12..=40).contains(&seen.len()), "{} connections in 8 seconds", seen.len());
+    assert!((60..=180).contains(&seen.len()), "{} connections in 40 seconds", seen.len());
 }
 
 #[test]

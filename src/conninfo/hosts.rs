@@ -1,0 +1,101 @@
+//! The hosts that a connection string names: one, or libpq's lists of several.
+
+use super::{NO_HOST, check_ports, invalid};
+use crate::Error;
+
+/// One host to dial.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Host {
+    /// Empty where only the address is given.
+    pub(crate) name: String,
+    /// The address to dial instead of resolving the name, where the user gave one.
+    pub(crate) hostaddr: Option<String>,
+    pub(crate) port: u16,
+}
+
+/// Where libpq puts a port that is left empty in a list.
+const DEFAULT_PORT: u16 = 5432;
+
+/// Puts together what stands at the same place of libpq's lists ("Specifying Multiple Hosts").
+pub(super) fn hosts(names: &str, addresses: &str, ports: &str) -> Result<Vec<Host>, Error> {
+    check_ports(ports)?;
+    let count = if addresses.is_empty() { count(names) } else { count(addresses) };
+    let names = one_for_each("host", names, count)?;
+    let addresses = one_for_each("hostaddr", addresses, count)?;
+    let ports = one_or_one_for_each("port", ports, count)?;
+    let hosts = names.into_iter().zip(addresses).zip(ports).map(|((name, address), port)| Host {
+        name: name.to_owned(),
+        hostaddr: (!address.is_empty()).then(|| address.to_owned()),
+        port: port.parse().unwrap_or(DEFAULT_PORT),
+    });
+    hosts.map(check_host).collect()
+}
+
+/// The items of a list that has one for all hosts, or one for each.
+pub(crate) fn one_or_one_for_each<'a>(keyword: &str, list: &'a str, count: usize) -> Result<Vec<&'a str>, Error> {
+    if list.contains(',') { one_for_each(keyword, list, count) } else { Ok(vec![list; count]) }
+}
+
+fn one_for_each<'a>(keyword: &str, list: &'a str, count: usize) -> Result<Vec<&'a str>, Error> {
+    let items: Vec<&str> = if list.is_empty() { vec![""; count] } else { list.split(',').collect() };
+    if items.len() == count {
+        return Ok(items);
+    }
+    invalid(format!("{keyword} is a list of {} for {count} hosts; give one for each host", items.len()))
+}
+
+fn count(list: &str) -> usize {
+    list.split(',').count()
+}
+
+fn check_host(host: Host) -> Result<Host, Error> {
+    match host.name.as_str() {
+        // The name to sign for, and to check, can still come from iam_host.
+        "" if host.hostaddr.is_some() => Ok(host),
+        "" => invalid(NO_HOST),
+        name if name.starts_with(['/', '@']) => invalid(
+            "the host is a unix socket, and IAM authentication is for RDS over TCP; name the RDS endpoint, or set rds_iam_auth=false",
+        ),
+        _ => Ok(host),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(names: &str, addresses: &str, ports: &str) -> String {
+        match hosts(names, addresses, ports) {
+            Ok(hosts) => {
+                let show = |host: &Host| {
+                    format!("{}[{}]:{}", host.name, host.hostaddr.as_deref().unwrap_or_default(), host.port)
+                };
+                hosts.iter().map(show).collect::<Vec<_>>().join(" ")
+            }
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn lists_are_read_as_libpq_does() {
+        let cases = [
+            ("a", "", "1", "a[]:1"),
+            ("a,b", "", "1", "a[]:1 b[]:1"),
+            ("a,b", "", "1,2", "a[]:1 b[]:2"),
+            ("a,b", "", ",2", "a[]:5432 b[]:2"),
+            ("a,b", "", "", "a[]:5432 b[]:5432"),
+            ("a,b", "10.0.0.1,", "1", "a[10.0.0.1]:1 b[]:1"),
+            ("", "10.0.0.1", "1", "[10.0.0.1]:1"),
+            ("a,b", "10.0.0.1", "1", "host is a list of 2 for 1 hosts"),
+            ("a,b", "", "1,2,3", "port is a list of 3 for 2 hosts"),
+            ("a", "", "1,2", "port is a list of 2 for 1 hosts"),
+            ("a,,b", "", "1", "names no host"),
+            ("a,/tmp", "", "1", "unix socket"),
+            ("a,b", "", "1,0", "not a number from 1 to 65535"),
+        ];
+        for (names, addresses, ports, expected) in cases {
+            let shown = shown(names, addresses, ports);
+            assert!(shown.contains(expected), "{names} {addresses} {ports}: {shown}");
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! [`Pool`]: r2d2's, with the causes.
+
+use std::ops::Deref;
+use std::time::Duration;
+
+use r2d2::PooledConnection;
+
+use crate::{Error, RdsConnectionManager};
+
+/// An [`r2d2::Pool`] that tells each waiter why there is no connection. Made by
+/// [`build_pool`](RdsConnectionManager::build_pool).
+///
+/// r2d2 gives the cause to one waiter, and tells the others that time has run out. All else is r2d2's, and where its
+/// own type is wanted, a reference to this one will do. Clones are cheap and are the same pool.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    pool: r2d2::Pool<RdsConnectionManager>,
+    manager: RdsConnectionManager,
+}
+
+impl Pool {
+    pub(crate) fn build(
+        builder: r2d2::Builder<RdsConnectionManager>,
+        manager: RdsConnectionManager,
+    ) -> Result<Pool, Error> {
+        let pool = builder.build(manager.clone()).map_err(|source| {
+            let reason = manager.last_error().unwrap_or_else(|| source.to_string());
+            Error::Timeout { reason, source }
+        })?;
+        Ok(Pool { pool, manager })
+    }
+
+    /// Takes a connection out of the pool, and waits for one for connection_timeout at most.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], with the cause.
+    pub fn get(&self) -> Result<PooledConnection<RdsConnectionManager>, Error> {
+        self.pool.get().map_err(|source| self.explained(source))
+    }
+
+    /// Takes a connection out of the pool, and waits for one for `timeout` at most.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn get_timeout(&self, timeout: Duration) -> Result<PooledConnection<RdsConnectionManager>, Error> {
+        self.pool.get_timeout(timeout).map_err(|source| self.explained(source))
+    }
+
+    fn explained(&self, source: r2d2::Error) -> Error {
+        let reason = self.manager.last_error().unwrap_or_else(|| {
+            let (made, most) = (self.pool.state().connections, self.pool.max_size());
+            format!(
+                "{made} of at most {most} connections are made, and all are in use; give them back sooner, raise max_size or connection_timeout, and see what is slow"
+            )
+        });
+        Error::Timeout { reason, source }
+    }
+}
+
+impl Deref for Pool {
+    type Target = r2d2::Pool<RdsConnectionManager>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.pool
+    }
+}
