@@ -39,8 +39,8 @@
 //! |---|---|---|
 //! | `sslmode` | `verify-full` | a token is a password in clear text inside TLS |
 //! | `connect_timeout` | 10 s | libpq waits for ever |
-//! | `tcp_user_timeout` | 15,000 ms | a query in flight to a host that has gone ends |
-//! | `keepalives_idle`, `_interval`, `_count` | 10 s, 5 s, 3 | an idle connection to such a host ends within 25 s |
+//! | `tcp_user_timeout` | 15,000 ms | a query to a host that has gone ends |
+//! | `keepalives_idle`, `_interval`, `_count` | 10 s, 5 s, 3 | an idle connection to such a host ends |
 //! | `gssencmode` | `disable` | saves a round trip |
 //! | `require_auth` | `password` | only a server that wants a token gets one (libpq 16 and newer) |
 //! | `fallback_application_name` | the program's name | shows in `pg_stat_activity` |
@@ -112,6 +112,12 @@
 //! trip, and just looks at the socket: one that the server is about to close can slip through, as it can right after an
 //! answer. After a read-only error, and always with `target_session_attrs=read-write` or `primary`, it also asks whether
 //! the server still is the primary, and retires a connection to one that is not.
+//!
+//! A host that vanishes without a word, as one that loses its power, is noticed by these defaults within 15 seconds: by a
+//! query in flight, by one that is sent into the silence, by a checkout that asks, and on an idle connection. A login
+//! notices within 10, for each address. (Measured on Linux with a cut cable: 15.2 to 15.6 seconds, and 10.0. By
+//! keepalives alone a query in flight ends after 25 seconds, and one that is sent into the silence goes on until the
+//! kernel gives up, after a quarter of an hour.) r2d2 does not count a checkout's question as connection_timeout.
 //!
 //! What is known of a connection is kept in its [`Instrumentation`](diesel::connection::Instrumentation), around the
 //! default one, which is made a second time for it: the first hears of connecting, the second of queries. A connection

@@ -44,9 +44,10 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("sslmode", "verify-full"),
     // Seconds. libpq waits for ever; the kernel gives up on a silent host after two minutes.
     ("connect_timeout", "10"),
-    // Milliseconds. Frees a query in flight to a host that has gone without a word.
+    // Milliseconds. Frees a query to a host that has gone without a word, which keepalives do not: there are none while
+    // something is on its way.
     ("tcp_user_timeout", "15000"),
-    // 10 + 3 * 5 seconds: an idle connection to a dead host ends within half a minute.
+    // 10 + 3 * 5 seconds, for systems without a tcp_user_timeout: with one, Linux gives up by that.
     ("keepalives_idle", "10"),
     ("keepalives_interval", "5"),
     ("keepalives_count", "3"),

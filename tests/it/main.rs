@@ -3,6 +3,8 @@
 
 mod bad_input;
 mod credentials;
+#[cfg(target_os = "linux")]
+mod dead_peers;
 mod diesel_api;
 mod environment;
 mod examples;

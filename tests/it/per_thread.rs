@@ -6,7 +6,9 @@ use diesel::sql_types::{BigInt, Integer};
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::{PerThread, RdsConnectionManager};
 
-use crate::support::{in_a_child, manager, start};
+#[cfg(target_os = "linux")]
+use crate::support::in_a_child_under_valgrind;
+use crate::support::{manager, start};
 
 fn backend(connections: &PerThread<RdsConnectionManager>) -> i32 {
     let mut connection = connections.get().unwrap();
@@ -106,6 +108,7 @@ fn a_transaction_left_open_closes_the_connection() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
 fn the_end_of_the_process_is_clean_with_guards_and_connections_alive() {
     let rds = start(LocalRds::builder());
     let url = rds.database_url();
@@ -115,11 +118,12 @@ fn the_end_of_the_process_is_clean_with_guards_and_connections_alive() {
         ("AWS_ACCESS_KEY_ID", key.access_key_id()),
         ("AWS_SECRET_ACCESS_KEY", key.secret_access_key()),
     ];
-    in_a_child("per_thread::ends_with_guards_alive", &environment);
+    in_a_child_under_valgrind("per_thread::ends_with_guards_alive", &environment);
     wait_for_sessions(&rds, 0);
 }
 
 #[test]
+#[cfg(target_os = "linux")]
 #[ignore = "runs as a process of its own, which ends with connections in use"]
 fn ends_with_guards_alive() {
     let connections: &'static _ = Box::leak(Box::new(PerThread::new(RdsConnectionManager::from_env().unwrap())));

@@ -70,6 +70,14 @@ pub(crate) fn in_a_child(test: &str, environment: &[(&str, &str)]) -> String {
     run_alone(Command::new(program), test, environment)
 }
 
+/// The same under valgrind, which makes a memory error a failure.
+#[cfg(target_os = "linux")]
+pub(crate) fn in_a_child_under_valgrind(test: &str, environment: &[(&str, &str)]) {
+    let mut command = Command::new("valgrind");
+    command.args(["--quiet", "--error-exitcode=99"]).arg(std::env::current_exe().unwrap());
+    run_alone(command, test, environment);
+}
+
 /// The same with so few file descriptors.
 pub(crate) fn in_a_child_with_descriptors(test: &str, descriptors: usize, environment: &[(&str, &str)]) {
     let mut command = Command::new("sh");
@@ -80,11 +88,22 @@ pub(crate) fn in_a_child_with_descriptors(test: &str, descriptors: usize, enviro
 
 /// The same in a network namespace of its own, where the loopback interface has `address`, too.
 pub(crate) fn in_a_network_of_its_own(test: &str, address: &str, environment: &[(&str, &str)]) {
-    let mut command = Command::new("unshare");
     let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
-    let rights: &[&str] = if is_root { &["--net"] } else { &["--net", "--map-current-user", "--keep-caps"] };
-    let set_up = format!("ip link set lo up && ip address add {address}/32 dev lo && exec \"$0\" \"$@\"");
-    command.args(rights).args(["sh", "-c", &set_up]).arg(std::env::current_exe().unwrap());
+    let rights: &[&str] = if is_root { &[] } else { &["--map-current-user", "--keep-caps"] };
+    in_a_network(rights, &format!("ip address add {address}/32 dev lo"), test, environment);
+}
+
+/// The same for a test that runs in a network namespace of its own already and has the rights. `set_up` are commands of
+/// sh, whose $PPID is that test.
+#[cfg(target_os = "linux")]
+pub(crate) fn in_another_network(test: &str, set_up: &str, environment: &[(&str, &str)]) {
+    in_a_network(&[], set_up, test, environment);
+}
+
+fn in_a_network(rights: &[&str], set_up: &str, test: &str, environment: &[(&str, &str)]) {
+    let mut command = Command::new("unshare");
+    let set_up = format!("ip link set lo up && {set_up} && exec \"$0\" \"$@\"");
+    command.arg("--net").args(rights).args(["sh", "-c", &set_up]).arg(std::env::current_exe().unwrap());
     run_alone(command, test, environment);
 }
 
