@@ -159,6 +159,7 @@ mod endpoint;
 mod error;
 mod https;
 mod libpq;
+mod libpq_login;
 #[cfg(feature = "local")]
 pub mod local;
 mod login;
@@ -176,6 +177,7 @@ pub use r2d2;
 pub use builder::Builder;
 pub use endpoint::{Endpoint, HostKind, HostName};
 pub use error::Error;
+pub use libpq_login::LibpqLogin;
 pub use manager::RdsConnectionManager;
 pub use per_thread::{PerThread, PerThreadConnection, PerThreadError};
 pub use pool::Pool;

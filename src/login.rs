@@ -82,7 +82,11 @@ impl Login {
 impl Iam {
     /// A token for the first host.
     pub(crate) fn token(&self) -> Result<AuthToken, Error> {
-        Ok(self.sign_with_cached(&self.targets[0].endpoint)?.0)
+        self.token_for(&self.targets[0].endpoint)
+    }
+
+    pub(crate) fn token_for(&self, endpoint: &Endpoint) -> Result<AuthToken, Error> {
+        Ok(self.sign_with_cached(endpoint)?.0)
     }
 
     /// Signs, with the credentials that are given back too. A pair that ends between the cache and the signer is as one
@@ -131,7 +135,7 @@ impl Iam {
     }
 
     /// The hosts as they are to be tried (libpq's `load_balance_hosts`).
-    fn in_order(&self) -> Vec<&Target> {
+    pub(crate) fn in_order(&self) -> Vec<&Target> {
         let mut targets: Vec<&Target> = self.targets.iter().collect();
         if self.conninfo.is_balanced() {
             fastrand::shuffle(&mut targets);
@@ -176,7 +180,7 @@ impl Target {
 
     /// libpq's `host`, by which it checks the certificate, and its `hostaddr`, which it dials instead of resolving
     /// the host: as many of the one as of the other.
-    fn names_to_dial(&self, is_balanced: bool) -> Result<(String, Option<String>), Error> {
+    pub(crate) fn names_to_dial(&self, is_balanced: bool) -> Result<(String, Option<String>), Error> {
         let signed = self.endpoint.host().to_owned();
         if self.host.hostaddr.is_some() || !(is_balanced || self.dials_another_name()) {
             return Ok((signed, self.host.hostaddr.clone()));

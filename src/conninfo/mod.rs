@@ -242,6 +242,15 @@ impl IamConninfo {
         }
     }
 
+    /// The settings for a program of another name.
+    pub(crate) fn for_others(&self) -> BTreeMap<String, String> {
+        let mut settings = self.settings.clone();
+        if settings.get("fallback_application_name") == program().as_ref() {
+            settings.remove("fallback_application_name");
+        }
+        settings
+    }
+
     /// The string for libpq, with a password and with what else holds for this one connection.
     pub(crate) fn with_password(&self, password: &str, for_this: &[(&str, &str)]) -> String {
         let mut settings: BTreeMap<&str, &str> = self.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();

@@ -1,0 +1,173 @@
+//! [`LibpqLogin`]: what another program on libpq needs to log in as we do.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::SystemTime;
+
+use crate::login::{Iam, Login};
+use crate::token::encode;
+use crate::{AuthToken, Error, RdsConnectionManager, libpq};
+
+/// What another program on libpq needs to log in as [`connect`](r2d2::ManageConnection::connect) does: psql, pg_dump,
+/// the diesel CLI. Made by [`RdsConnectionManager::libpq_login`], which signs a token for each host.
+///
+/// ```no_run
+/// use std::process::Command;
+/// use diesel_rds_iam::RdsConnectionManager;
+///
+/// let login = RdsConnectionManager::from_env()?.libpq_login()?;
+/// let mut pg_dump = Command::new("pg_dump");
+/// pg_dump.envs(login.variables());
+/// if let Some(token) = login.token() {
+///     pg_dump.env("PGPASSWORD", token.as_str());
+/// }
+/// pg_dump.status()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct LibpqLogin {
+    form: Form,
+    /// One for each host of the connection string; none with `rds_iam_auth=false`.
+    tokens: Vec<(Host, AuthToken)>,
+}
+
+enum Form {
+    /// Keyword and value, without the password and in libpq's order of lists.
+    Settings(BTreeMap<String, String>),
+    /// A string with a password of its own, as it came.
+    Given(String),
+}
+
+/// As libpq finds it in a passfile.
+#[derive(Debug, PartialEq)]
+struct Host {
+    name: String,
+    port: u16,
+}
+
+impl RdsConnectionManager {
+    /// What another program on libpq needs to log in now. Each host gets a token of its own; names that stand for other
+    /// endpoints (`iam_host`) are resolved.
+    ///
+    /// # Errors
+    /// As [`token`](Self::token), and [`Error::Resolve`]. With `rds_iam_auth=false` there is nothing to sign, and the
+    /// connection string is handed on, less our own keywords.
+    pub fn libpq_login(&self) -> Result<LibpqLogin, Error> {
+        match &*self.login {
+            Login::Iam(iam) => LibpqLogin::new(iam),
+            Login::Password(given) => Ok(LibpqLogin { form: Form::Given(given.clone()), tokens: Vec::new() }),
+        }
+    }
+}
+
+impl LibpqLogin {
+    fn new(iam: &Iam) -> Result<LibpqLogin, Error> {
+        let (mut names, mut addresses, mut ports) = (Vec::new(), Vec::new(), Vec::new());
+        let mut tokens = Vec::new();
+        for target in iam.in_order() {
+            let (host, hostaddr) = target.names_to_dial(iam.conninfo.is_balanced())?;
+            let hostaddr = hostaddr.unwrap_or_default();
+            for (name, address) in host.split(',').zip(hostaddr.split(',')) {
+                names.push(name.to_owned());
+                addresses.push(address.to_owned());
+                ports.push(target.host.port.to_string());
+            }
+            let host = Host { name: target.endpoint.host().to_owned(), port: target.host.port };
+            tokens.push((host, iam.token_for(&target.endpoint)?));
+        }
+        let mut settings = iam.conninfo.for_others();
+        settings.insert("host".into(), names.join(","));
+        settings.insert("port".into(), ports.join(","));
+        if addresses.iter().any(|address| !address.is_empty()) {
+            settings.insert("hostaddr".into(), addresses.join(","));
+        }
+        Ok(LibpqLogin { form: Form::Settings(settings), tokens })
+    }
+
+    /// A `DATABASE_URL` without a password and without our own keywords.
+    pub fn database_url(&self) -> String {
+        self.url(None)
+    }
+
+    /// A `DATABASE_URL` that holds the token, percent-encoded: for programs that ask for no password elsewhere. Whoever
+    /// prints it shows the token. None with several hosts, for a URL has one password for all, and with
+    /// `rds_iam_auth=false`.
+    pub fn database_url_with_token(&self) -> Option<String> {
+        self.token().map(|token| self.url(Some(token.as_str())))
+    }
+
+    /// The token, to be handed over as `PGPASSWORD`. None with several hosts, each of which wants its own
+    /// ([`passfile`](Self::passfile)), and with `rds_iam_auth=false`.
+    pub fn token(&self) -> Option<&AuthToken> {
+        match self.tokens.as_slice() {
+            [(_, token)] => Some(token),
+            _ => None,
+        }
+    }
+
+    /// The lines of a passfile (libpq, "The Password File") for all hosts: to be handed over as `PGPASSFILE`, where
+    /// `PGPASSWORD` is not set. libpq wants it to be readable by its owner only.
+    pub fn passfile(&self) -> String {
+        let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
+        let line = |(host, token): &(Host, AuthToken)| {
+            format!("{}:{}:*:*:{}\n", escape(&host.name), host.port, escape(token.as_str()))
+        };
+        self.tokens.iter().map(line).collect()
+    }
+
+    /// When the first of the tokens ends; none with `rds_iam_auth=false`.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.tokens.iter().map(|(_, token)| token.expires_at()).min()
+    }
+
+    /// `DATABASE_URL`, and libpq's PG* variables for all settings that have one. No secret is among them, unless
+    /// `rds_iam_auth=false` left a password in the connection string.
+    pub fn variables(&self) -> Vec<(String, String)> {
+        let mut variables = vec![("DATABASE_URL".to_owned(), self.database_url())];
+        if let (Form::Settings(settings), Ok(known)) = (&self.form, libpq::complete(None)) {
+            let variable = |keyword: &String| known.get(keyword)?.variable.clone();
+            variables.extend(settings.iter().filter_map(|(keyword, value)| Some((variable(keyword)?, value.clone()))));
+        }
+        variables
+    }
+
+    /// The variables that would overrule ours, to be removed from the environment.
+    pub fn overruling_variables(&self) -> &'static [&'static str] {
+        match self.form {
+            Form::Settings(_) => &["PGSERVICE", "PGSERVICEFILE", "PGHOSTADDR", "PGPASSWORD", "PGPASSFILE"],
+            Form::Given(_) => &[],
+        }
+    }
+
+    fn url(&self, password: Option<&str>) -> String {
+        match &self.form {
+            Form::Settings(settings) => url(settings, password),
+            Form::Given(given) => given.clone(),
+        }
+    }
+}
+
+/// One host stands where everybody looks for it. Several stand among the parameters, where libpq finds them and others
+/// do not stumble.
+fn url(settings: &BTreeMap<String, String>, password: Option<&str>) -> String {
+    let get = |keyword: &str| settings.get(keyword).map(String::as_str).unwrap_or_default();
+    let mut authority = String::new();
+    let mut in_authority = vec!["dbname"];
+    if !get("host").contains(',') {
+        let password = password.map(|password| format!(":{}", encode(password))).unwrap_or_default();
+        authority = format!("{}{password}@{}:{}", encode(get("user")), get("host"), get("port"));
+        in_authority.extend(["user", "host", "port"]);
+    }
+    let others = settings.iter().filter(|(keyword, _)| !in_authority.contains(&keyword.as_str()));
+    let mut parameters: Vec<String> = others.map(|(keyword, value)| format!("{keyword}={}", encode(value))).collect();
+    if authority.is_empty() {
+        parameters.extend(password.map(|password| format!("password={}", encode(password))));
+    }
+    format!("postgres://{authority}/{}?{}", encode(get("dbname")), parameters.join("&"))
+}
+
+/// How it will log in, without secrets.
+impl fmt::Debug for LibpqLogin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LibpqLogin").field("tokens", &self.tokens).finish_non_exhaustive()
+    }
+}
