@@ -37,6 +37,11 @@ impl Attempts {
         *self.lock() = Last::default();
     }
 
+    /// Tells the waiters of a failure of which the outcome of connect() is still open.
+    pub(crate) fn note(&self, error: &Error) {
+        self.lock().error = Some(error.to_string());
+    }
+
     pub(crate) fn failed(&self, error: &Error, now: Instant) {
         let mut last = self.lock();
         last.error = Some(error.to_string());

@@ -243,7 +243,8 @@ impl Builder {
             Login::Iam(Box::new(self.build_iam(given.with_iam()?, own)?))
         } else {
             log::info!("IAM authentication is off: logging in as the connection string says");
-            Login::Password(given.without_iam()?)
+            let (conninfo, connect_timeout) = given.without_iam()?;
+            Login::Password { conninfo, connect_timeout }
         };
         Ok(RdsConnectionManager::with(login, max_lifetime, validate_after))
     }
@@ -272,7 +273,7 @@ impl Builder {
             Origin::Manager(manager) => {
                 return match &*manager.login {
                     Login::Iam(iam) => Ok(iam.credentials.clone()),
-                    Login::Password(_) => invalid(
+                    Login::Password { .. } => invalid(
                         "the manager given to credentials_of has no credentials, for it has rds_iam_auth=false; give another",
                     ),
                 };
@@ -306,7 +307,11 @@ fn targets(conninfo: &IamConninfo, own: OwnKeys, profile: Option<&str>) -> Resul
     let iam_hosts =
         own.iam_host.as_deref().map(|list| one_or_one_for_each("iam_host", list, hosts.len())).transpose()?;
     let target = |(i, host): (usize, &Host)| {
-        let name = signed_host(iam_hosts.as_ref().map_or(host.name.as_str(), |names| names[i]))?;
+        let iam_host = iam_hosts.as_ref().map(|names| names[i]);
+        if iam_host == Some("") {
+            return invalid("a place in the list iam_host is empty; name an endpoint there, or take the comma away");
+        }
+        let name = signed_host(iam_host.unwrap_or(&host.name))?;
         let region = region_for(&name, own.region_name.clone(), profile)?;
         let endpoint = Endpoint::new(name.as_str(), own.iam_port.unwrap_or(host.port), &region)?;
         Ok(Target { user: conninfo.user().to_owned(), host: host.clone(), endpoint })

@@ -144,17 +144,18 @@ impl Error {
         text.contains("authentication failed for user") && !text.contains("password authentication failed")
     }
 
+    /// Whether the server's certificate is signed by nobody in the file of roots.
+    pub(crate) fn is_unknown_authority(&self) -> bool {
+        matches!(self, Error::Connect { source, .. } if source.to_string().contains("certificate verify failed"))
+    }
+
     /// What waiting will do about it.
     pub(crate) fn outlook(&self) -> Outlook {
         match self {
             Error::Connect { source, .. } => symptom(&source.to_string()).map_or(Outlook::Unknown, |(_, it, _)| *it),
             Error::Hosts { failures } => {
-                let any = |outlook| failures.iter().any(|failure| failure.outlook() == outlook);
-                match () {
-                    () if any(Outlook::Stays) => Outlook::Stays,
-                    () if any(Outlook::Unknown) => Outlook::Unknown,
-                    () => Outlook::ComesBack,
-                }
+                let stays = failures.iter().all(|failure| failure.outlook() == Outlook::Stays);
+                if stays { Outlook::Stays } else { Outlook::Unknown }
             }
             _ => Outlook::Unknown,
         }
@@ -162,10 +163,12 @@ impl Error {
 }
 
 /// What to expect of the next attempt after a failed one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outlook {
     /// The server was not reached as it starts or stops, and may be back at any moment.
     ComesBack,
+    /// The server lets us in, and is not what `target_session_attrs` wants, until the next failover.
+    ChangesRole,
     /// It may work or not.
     Unknown,
     /// It fails until somebody mends something.
@@ -196,6 +199,11 @@ const SYMPTOMS: &[Symptom] = &[
         Outlook::Unknown,
         "the server refused the token: the AWS identity needs rds-db:connect for this user and database; sign for the real endpoint (iam_host= for a CNAME or a tunnel), in its region; check this machine's clock",
     ),
+    (
+        ", SSL encryption",
+        Outlook::Stays,
+        "the server's pg_hba.conf has no line for this user and database by this way; RDS takes no replication connections",
+    ),
     ("no pg_hba.conf entry", Outlook::Stays, "the server wants TLS: use sslmode=verify-full"),
     ("pg_hba.conf rejects", Outlook::Stays, "the server wants TLS: use sslmode=verify-full"),
     (
@@ -211,18 +219,23 @@ const SYMPTOMS: &[Symptom] = &[
         "set iam_host= to the endpoint's own name when you dial a CNAME, an address or a tunnel",
     ),
     ("remaining connection slots", Outlook::Unknown, SHARE_CONNECTIONS),
+    ("too many connections for", Outlook::Unknown, SHARE_CONNECTIONS),
     ("too many clients", Outlook::Unknown, SHARE_CONNECTIONS),
     (
         "requires a password",
         Outlook::Stays,
         "the server's own answer is above; check its authentication method for this user",
     ),
+    ("is not permitted to log in", Outlook::Stays, "run ALTER ROLE ... LOGIN for this user"),
+    ("permission denied for database", Outlook::Stays, "run GRANT CONNECT ON DATABASE ... TO this user"),
+    ("could not parse network address", Outlook::Stays, "give hostaddr= an IP address"),
+    ("invalid integer value", Outlook::Stays, "check the numbers in the connection string"),
     ("does not exist", Outlook::Stays, "check the names of database and user"),
     ("server does not support SSL", Outlook::Stays, "use the RDS endpoint itself: a token is sent over TLS only"),
-    ("session is read-only", Outlook::Unknown, CHECK_SESSION_ATTRS),
-    ("session is not read-only", Outlook::Unknown, CHECK_SESSION_ATTRS),
-    ("server is in hot standby mode", Outlook::Unknown, CHECK_SESSION_ATTRS),
-    ("server is not in hot standby mode", Outlook::Unknown, CHECK_SESSION_ATTRS),
+    ("session is read-only", Outlook::ChangesRole, CHECK_SESSION_ATTRS),
+    ("session is not read-only", Outlook::ChangesRole, CHECK_SESSION_ATTRS),
+    ("server is in hot standby mode", Outlook::ChangesRole, CHECK_SESSION_ATTRS),
+    ("server is not in hot standby mode", Outlook::ChangesRole, CHECK_SESSION_ATTRS),
     ("target_session_attrs", Outlook::Unknown, "check the value against libpq's parameter key words"),
     ("could not translate host name", Outlook::Unknown, "check the name, and that DNS is reachable from here"),
     ("timeout expired", Outlook::Unknown, "check the security group, the VPC and the port from this network"),
@@ -329,6 +342,13 @@ mod tests {
             ("FATAL:  LDAP authentication failed for user \"app\"", "rds-db:connect"),
             ("FATAL:  password authentication failed for user \"app\"", "GRANT rds_iam"),
             ("FATAL:  no pg_hba.conf entry for host \"10.0.0.1\", no encryption", "verify-full"),
+            (
+                "FATAL:  no pg_hba.conf entry for replication connection from host \"10.0.0.1\", SSL encryption",
+                "no line",
+            ),
+            ("FATAL:  too many connections for role \"app\"", "max_size"),
+            ("FATAL:  role \"app\" is not permitted to log in", "ALTER ROLE"),
+            ("FATAL:  permission denied for database \"app\"", "GRANT CONNECT"),
             ("root certificate file \"/root/.postgresql/root.crt\" does not exist", "global-bundle.pem"),
             ("SSL error: certificate verify failed", "sslrootcert="),
             ("server certificate for \"a\" does not match host name \"b\"", "iam_host="),

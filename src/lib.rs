@@ -77,8 +77,9 @@
 //! [`last_error`](RdsConnectionManager::last_error) has the cause.
 //!
 //! While nobody listens at the server's port, or the server says that it starts up or shuts down,
-//! [`connect`](r2d2::ManageConnection::connect) tries again every 100 ms, for `connect_timeout` and at most 10 seconds:
-//! so a pool is back when the server is, where r2d2's own pauses grow to half its connection_timeout. After a refusal that
+//! [`connect`](r2d2::ManageConnection::connect) tries again every 100 ms, and while a server is not what
+//! `target_session_attrs` wants, every second; for `connect_timeout` and at most 10 seconds. So a pool is back when the
+//! server is, where r2d2's own pauses grow to half its connection_timeout. After a refusal that
 //! waiting does not mend (no role rds_iam, a bad certificate, an unknown database) the next attempts are paused, for 1
 //! second, 2, 4, 8 and then always 10, as refused logins count against the server's limits: in a pause `connect` fails
 //! with the same cause and does not dial. The next success ends that.
@@ -108,9 +109,10 @@
 //! is 14 minutes less up to a tenth, and holds for busy connections too, at their check-in and checkout (r2d2 by itself
 //! looks at idle ones only). One that the server has closed, or that was left in a transaction begun through diesel, is
 //! not given out again. After a COPY, after any error but a violated constraint outside of a transaction, and after more
-//! than [`validate_after`](Builder::validate_after) of idleness, a checkout asks the server; otherwise it makes no round
-//! trip, and just looks at the socket: one that the server is about to close can slip through, as it can right after an
-//! answer. After a read-only error, and always with `target_session_attrs=read-write` or `primary`, it also asks whether
+//! than [`validate_after`](Builder::validate_after) of idleness, a checkout asks the server; and once after another
+//! connection was found closed, for a server that restarts closes all. Otherwise it makes no round trip, and just looks at
+//! the socket: one that the server is about to close can slip through, as it can right after an answer. After a read-only
+//! error, and always with `target_session_attrs=read-write` or `primary`, it also asks whether
 //! the server still is the primary, and retires a connection to one that is not.
 //!
 //! A host that vanishes without a word, as one that loses its power, is noticed by these defaults within 15 seconds: by a
@@ -157,6 +159,7 @@ mod conninfo;
 mod credentials;
 mod endpoint;
 mod error;
+mod hosts;
 mod https;
 mod libpq;
 mod libpq_login;

@@ -54,7 +54,9 @@ impl RdsConnectionManager {
     pub fn libpq_login(&self) -> Result<LibpqLogin, Error> {
         match &*self.login {
             Login::Iam(iam) => LibpqLogin::new(iam),
-            Login::Password(given) => Ok(LibpqLogin { form: Form::Given(given.clone()), tokens: Vec::new() }),
+            Login::Password { conninfo, .. } => {
+                Ok(LibpqLogin { form: Form::Given(conninfo.clone()), tokens: Vec::new() })
+            }
         }
     }
 }
@@ -63,7 +65,7 @@ impl LibpqLogin {
     fn new(iam: &Iam) -> Result<LibpqLogin, Error> {
         let (mut names, mut addresses, mut ports) = (Vec::new(), Vec::new(), Vec::new());
         let mut tokens = Vec::new();
-        for target in iam.in_order() {
+        for target in iam.in_order().into_iter().map(|i| &iam.targets[i]) {
             let (host, hostaddr) = target.names_to_dial(iam.conninfo.is_balanced())?;
             let hostaddr = hostaddr.unwrap_or_default();
             for (name, address) in host.split(',').zip(hostaddr.split(',')) {

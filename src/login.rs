@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use aws_credential_types::Credentials;
@@ -12,7 +13,7 @@ use diesel::{Connection, PgConnection};
 
 use crate::conninfo::{Host, IamConninfo};
 use crate::credentials::CredentialsCache;
-use crate::error::Outlook;
+use crate::hosts::{self, Hosts};
 use crate::roots::Roots;
 use crate::{AuthToken, Endpoint, Error, HostName, presign};
 
@@ -20,7 +21,7 @@ pub(crate) enum Login {
     /// With a token of its own for each connection.
     Iam(Box<Iam>),
     /// `rds_iam_auth=false`: the connection string for libpq.
-    Password(String),
+    Password { conninfo: String, connect_timeout: Option<Duration> },
 }
 
 /// How to log in by token.
@@ -41,42 +42,44 @@ pub(crate) struct Target {
     pub(crate) endpoint: Endpoint,
 }
 
-/// Between two attempts while a server is about to be back.
-const PAUSE: Duration = Duration::from_millis(100);
-
 /// r2d2 has three threads for all of a pool's work, and a waiter is to learn the cause within connection_timeout.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Login {
-    /// Tries again at once while nobody listens or the server says that it starts or stops: r2d2 would wait for up to
-    /// half its connection_timeout. Not after a login was refused, which counts against the server's limits.
-    pub(crate) fn connect(&self) -> Result<PgConnection, Error> {
+    /// Tries again at once what may be mended at any moment: r2d2 would wait for up to half its connection_timeout. Not
+    /// after a login was refused, which counts against the server's limits. `note` hears of each failure.
+    pub(crate) fn connect(&self, note: &dyn Fn(&Error)) -> Result<PgConnection, Error> {
+        let mut hosts = match self {
+            Login::Iam(iam) => Hosts::new(iam.targets.len(), note),
+            Login::Password { .. } => Hosts::new(1, note),
+        };
         let deadline = Instant::now() + self.patience();
         loop {
-            match self.connect_once() {
-                Err(error) if error.outlook() == Outlook::ComesBack && Instant::now() + PAUSE < deadline => {
-                    log::debug!("{error}; trying again");
-                    std::thread::sleep(PAUSE);
+            let connected = match self {
+                Login::Iam(iam) => iam.go_round(&mut hosts)?,
+                Login::Password { conninfo, .. } => {
+                    hosts.attempt(0, || establish("the database without IAM", conninfo))?
                 }
-                outcome => return outcome,
+            };
+            match connected {
+                Some(connection) => return Ok(connection),
+                None if hosts.may_change() && Instant::now() + hosts::PAUSE < deadline => thread::sleep(hosts::PAUSE),
+                None => return Err(hosts.into_error()),
             }
         }
     }
 
-    fn connect_once(&self) -> Result<PgConnection, Error> {
-        match self {
-            Login::Iam(iam) => iam.connect(),
-            Login::Password(conninfo) => PgConnection::establish(conninfo)
-                .map_err(|source| Error::Connect { target: "the database without IAM".into(), source }),
-        }
-    }
-
     fn patience(&self) -> Duration {
-        match self {
-            Login::Iam(iam) => iam.conninfo.connect_timeout().map_or(PATIENCE, |timeout| timeout.min(PATIENCE)),
-            Login::Password(_) => PATIENCE,
-        }
+        let connect_timeout = match self {
+            Login::Iam(iam) => iam.conninfo.connect_timeout(),
+            Login::Password { connect_timeout, .. } => *connect_timeout,
+        };
+        connect_timeout.map_or(PATIENCE, |timeout| timeout.min(PATIENCE))
     }
+}
+
+fn establish(target: &str, conninfo: &str) -> Result<PgConnection, Error> {
+    PgConnection::establish(conninfo).map_err(|source| Error::Connect { target: target.to_owned(), source })
 }
 
 impl Iam {
@@ -106,41 +109,33 @@ impl Iam {
         presign(endpoint, self.conninfo.user(), credentials, self.time_source.now())
     }
 
-    /// To the first host that lets us in and is what `target_session_attrs` wants. libpq would go through the hosts by
-    /// itself, but with one password for all of them.
-    fn connect(&self) -> Result<PgConnection, Error> {
-        let mut failures = Vec::new();
-        for wanted in self.conninfo.session_attrs() {
-            for target in self.in_order() {
-                match self.connect_to(target, wanted) {
-                    Err(error @ (Error::Connect { .. } | Error::Resolve { .. })) => {
-                        self.log_passed_over(&error);
-                        failures.push(error);
-                    }
-                    // In, or nothing to log in with: the other hosts have no more to say.
-                    outcome => return outcome,
-                }
+    /// To the first host that lets us in and is what `target_session_attrs` wants; none: no host did. libpq would go
+    /// through the hosts by itself, but with one password for all of them.
+    fn go_round(&self, hosts: &mut Hosts) -> Result<Option<PgConnection>, Error> {
+        let wanted = self.conninfo.target_session_attrs();
+        // libpq documents prefer-standby as two rounds: for a standby, and then for any.
+        let first = if wanted == PREFER_STANDBY { "standby" } else { wanted };
+        for i in self.in_order().into_iter().filter(|i| hosts.is_due(*i)).collect::<Vec<_>>() {
+            if let Some(connection) = hosts.attempt(i, || self.connect_to(&self.targets[i], first))? {
+                return Ok(Some(connection));
             }
         }
-        Err(if self.targets.len() == 1 { failures.remove(0) } else { Error::Hosts { failures } })
-    }
-
-    /// A host that is down or a standby is what several hosts are for; one that refuses us wants a person.
-    fn log_passed_over(&self, error: &Error) {
-        if self.targets.len() == 1 {
-            return;
+        let others = if wanted == PREFER_STANDBY { hosts.in_other_role() } else { Vec::new() };
+        for i in others {
+            if let Some(connection) = hosts.attempt(i, || self.connect_to(&self.targets[i], "any"))? {
+                return Ok(Some(connection));
+            }
         }
-        let is_refusal = error.is_refused_token() || error.outlook() == Outlook::Stays;
-        log::log!(if is_refusal { log::Level::Warn } else { log::Level::Debug }, "a host is passed over: {error}");
+        Ok(None)
     }
 
-    /// The hosts as they are to be tried (libpq's `load_balance_hosts`).
-    pub(crate) fn in_order(&self) -> Vec<&Target> {
-        let mut targets: Vec<&Target> = self.targets.iter().collect();
+    /// The places of the hosts in the order to try them in (libpq's `load_balance_hosts`).
+    pub(crate) fn in_order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.targets.len()).collect();
         if self.conninfo.is_balanced() {
-            fastrand::shuffle(&mut targets);
+            fastrand::shuffle(&mut order);
         }
-        targets
+        order
     }
 
     fn connect_to(&self, target: &Target, wanted: &str) -> Result<PgConnection, Error> {
@@ -157,20 +152,37 @@ impl Iam {
     }
 
     fn connect_with(&self, target: &Target, wanted: &str, token: &AuthToken) -> Result<PgConnection, Error> {
+        let roots = self.roots.as_ref().and_then(Roots::trimmed);
+        match self.connect_by(target, wanted, token, roots.as_ref().map(|roots| roots.path())) {
+            // It may be of another region than we were told. The user trusts the whole bundle, so that decides.
+            Err(error) if roots.is_some() && error.is_unknown_authority() => {
+                self.connect_by(target, wanted, token, None)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn connect_by(
+        &self,
+        target: &Target,
+        wanted: &str,
+        token: &AuthToken,
+        roots: Option<&str>,
+    ) -> Result<PgConnection, Error> {
         let started = Instant::now();
         let (host, hostaddr) = target.names_to_dial(self.conninfo.is_balanced())?;
-        let port = target.host.port.to_string();
-        let mut for_this = vec![("host", host.as_str()), ("port", &port), ("target_session_attrs", wanted)];
-        for_this.extend(hostaddr.as_deref().map(|addresses| ("hostaddr", addresses)));
-        let roots = self.roots.as_ref().and_then(Roots::trimmed);
-        for_this.extend(roots.as_ref().map(|roots| ("sslrootcert", roots.path())));
-        let conninfo = self.conninfo.with_password(token.as_str(), &for_this);
-        let connection = PgConnection::establish(&conninfo);
-        let connection = connection.map_err(|source| Error::Connect { target: target.to_string(), source })?;
+        let (hostaddr, port) = (hostaddr.unwrap_or_default(), target.host.port.to_string());
+        // Empty, too, or libpq would take PGHOSTADDR, which is for all hosts.
+        let mut for_this = vec![("host", host.as_str()), ("hostaddr", &hostaddr), ("port", &port)];
+        for_this.push(("target_session_attrs", wanted));
+        for_this.extend(roots.map(|path| ("sslrootcert", path)));
+        let connection = establish(&target.to_string(), &self.conninfo.with_password(token.as_str(), &for_this))?;
         log::debug!("connected to {target} in {:?}", started.elapsed());
         Ok(connection)
     }
 }
+
+const PREFER_STANDBY: &str = "prefer-standby";
 
 impl Target {
     /// The name dialled is another one than the endpoint's: a CNAME, a tunnel, a port forward.

@@ -1,7 +1,7 @@
 //! [`RdsConnectionManager`], and what r2d2 asks of it.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
@@ -39,6 +39,8 @@ pub struct RdsConnectionManager {
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) validate_after: Duration,
     pub(crate) attempts: Arc<Attempts>,
+    /// When a connection was last found closed by the server.
+    last_closed: Arc<Mutex<Option<Instant>>>,
     /// A connection that was made to see whether one can be, for the first who asks.
     ready: Arc<Mutex<Option<PgConnection>>>,
 }
@@ -89,7 +91,10 @@ impl RdsConnectionManager {
     /// were not.
     pub fn build_pool(&self, builder: r2d2::Builder<RdsConnectionManager>) -> Result<Pool, Error> {
         let ready = Arc::new(Mutex::new(Some(self.connect()?)));
-        Pool::build(builder, RdsConnectionManager { ready, ..self.clone() })
+        let pool = Pool::build(builder, RdsConnectionManager { ready: ready.clone(), ..self.clone() })?;
+        // With a min_idle of 0 nobody has asked for it: in the pool, its reaper sees to it.
+        let is_left = lock(&ready).is_some();
+        if is_left { pool.get().map(|_| pool) } else { Ok(pool) }
     }
 
     /// The text of the last error of [`connect`](ManageConnection::connect), with its cure; none after a success.
@@ -107,7 +112,7 @@ impl RdsConnectionManager {
     pub fn token(&self) -> Result<AuthToken, Error> {
         match &*self.login {
             Login::Iam(iam) => iam.token(),
-            Login::Password(_) => invalid("rds_iam_auth=false: there is no token for a login by password"),
+            Login::Password { .. } => invalid("rds_iam_auth=false: there is no token for a login by password"),
         }
     }
 
@@ -115,7 +120,7 @@ impl RdsConnectionManager {
     pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         let targets = match &*self.login {
             Login::Iam(iam) => iam.targets.as_slice(),
-            Login::Password(_) => &[],
+            Login::Password { .. } => &[],
         };
         targets.iter().map(|target| &target.endpoint)
     }
@@ -126,14 +131,15 @@ impl RdsConnectionManager {
             max_lifetime,
             validate_after,
             attempts: Arc::default(),
+            last_closed: Arc::default(),
             ready: Arc::default(),
         }
     }
 }
 
-fn take(ready: &Mutex<Option<PgConnection>>) -> Option<PgConnection> {
-    // A connection is whole at every moment, so poisoning says nothing.
-    ready.lock().unwrap_or_else(PoisonError::into_inner).take()
+/// What we guard is whole at every moment, so poisoning says nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The settings, without secrets.
@@ -145,7 +151,7 @@ impl fmt::Debug for RdsConnectionManager {
                 .field("conninfo", &iam.conninfo.to_string())
                 .field("endpoints", &self.endpoints().collect::<Vec<_>>())
                 .finish_non_exhaustive(),
-            Login::Password(_) => shown.field("rds_iam_auth", &false).finish_non_exhaustive(),
+            Login::Password { .. } => shown.field("rds_iam_auth", &false).finish_non_exhaustive(),
         }
     }
 }
@@ -156,18 +162,22 @@ impl ManageConnection for RdsConnectionManager {
 
     /// Signs a token and logs in with it.
     ///
-    /// While the server refuses TCP, starts or shuts down, this tries again every 100 ms, for `connect_timeout` and at
-    /// most 10 seconds. After a refusal that waiting does not mend (no role rds_iam, a bad certificate, an unknown
+    /// While the server refuses TCP, starts or shuts down, this tries again every 100 ms, and while it is not what
+    /// `target_session_attrs` wants, every second; for `connect_timeout` and at most 10 seconds. After a refusal that waiting does not mend (no role rds_iam, a bad certificate, an unknown
     /// database), the next attempts fail with the same cause and do not dial: for 1 second, then for 2, up to 10, until
     /// one succeeds.
     fn connect(&self) -> Result<PgConnection, Error> {
-        if let Some(mut ready) = take(&self.ready)
+        let ready = lock(&self.ready).take();
+        if let Some(mut ready) = ready
             && self.is_valid(&mut ready).is_ok()
         {
             return Ok(ready);
         }
         self.attempts.begin(Instant::now())?;
-        let mut connection = self.login.connect().inspect_err(|error| self.attempts.failed(error, Instant::now()))?;
+        let mut connection = self
+            .login
+            .connect(&|error| self.attempts.note(error))
+            .inspect_err(|error| self.attempts.failed(error, Instant::now()))?;
         self.attempts.succeeded();
         Session::start(&mut connection, Instant::now(), self.max_lifetime, fastrand::f64());
         Ok(connection)
@@ -176,19 +186,27 @@ impl ManageConnection for RdsConnectionManager {
     /// Whether the connection can be given out. A round trip to the server only if it was idle for longer than
     /// [`validate_after`](Builder::validate_after), saw an error, or LISTENs; else a look at its socket.
     fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        let fate = Session::of(connection).map_or(Fate::Ask, |it| it.fate(Instant::now(), self.validate_after));
-        match fate {
+        let last_closed = *lock(&self.last_closed);
+        let fate = |it: &mut Session| it.fate(Instant::now(), self.validate_after, last_closed);
+        let valid = match Session::of(connection).map_or(Fate::Ask, fate) {
             Fate::Retire(reason) => Err(Error::Retired { reason }),
-            // A notification that nobody told us to expect can have an end of the connection behind it.
-            Fate::Use if !look_at_socket(connection)? => Ok(()),
-            Fate::Use | Fate::Ask => self.ask(connection),
-        }
+            Fate::Ask => self.ask(connection),
+            Fate::Use => match look_at_socket(connection) {
+                // A notification that nobody told us to expect can have an end of the connection behind it.
+                Ok(true) => self.ask(connection),
+                Ok(false) => Ok(()),
+                Err(closed) => Err(closed),
+            },
+        };
+        valid.inspect_err(|error| self.note_closed(matches!(error, Error::Ping { .. })))
     }
 
     /// Whether the connection is not to be used again: it is past its end, was closed by the server, was left in a
     /// transaction begun through diesel, or was dropped in a panic.
     fn has_broken(&self, connection: &mut PgConnection) -> bool {
-        let retired = Session::of(connection).and_then(|session| session.retirement(Instant::now()));
+        let session = Session::of(connection);
+        self.note_closed(session.as_ref().is_some_and(|session| session.is_closed()));
+        let retired = session.and_then(|session| session.retirement(Instant::now()));
         if let Some(reason) = retired {
             log::debug!("a connection is retired: {reason}");
         }
@@ -197,6 +215,13 @@ impl ManageConnection for RdsConnectionManager {
 }
 
 impl RdsConnectionManager {
+    /// A server that closes one connection may be closing all.
+    fn note_closed(&self, is_closed: bool) {
+        if is_closed {
+            *lock(&self.last_closed) = Some(Instant::now());
+        }
+    }
+
     /// One round trip, and a second one if it matters whether the server still is the primary.
     fn ask(&self, connection: &mut PgConnection) -> Result<(), Error> {
         let failed = |source| Error::Ping { source };
@@ -218,7 +243,7 @@ impl RdsConnectionManager {
         match &*self.login {
             _ if met_read_only => Some(IS_READ_WRITE),
             Login::Iam(iam) => iam.conninfo.role_check(),
-            Login::Password(_) => None,
+            Login::Password { .. } => None,
         }
     }
 }

@@ -23,10 +23,11 @@ impl Pool {
         builder: r2d2::Builder<RdsConnectionManager>,
         manager: RdsConnectionManager,
     ) -> Result<Pool, Error> {
-        let pool = builder.build(manager.clone()).map_err(|source| {
-            let reason = manager.last_error().unwrap_or_else(|| source.to_string());
-            Error::Timeout { reason, source }
-        })?;
+        let timeout = |source| Error::Timeout {
+            reason: manager.last_error().or(told(&source)).unwrap_or(UNKNOWN.into()),
+            source,
+        };
+        let pool = builder.build(manager.clone()).map_err(timeout)?;
         Ok(Pool { pool, manager })
     }
 
@@ -47,14 +48,22 @@ impl Pool {
     }
 
     fn explained(&self, source: r2d2::Error) -> Error {
-        let reason = self.manager.last_error().unwrap_or_else(|| {
-            let (made, most) = (self.pool.state().connections, self.pool.max_size());
-            format!(
-                "{made} of at most {most} connections are made, and all are in use; give them back sooner, raise max_size or connection_timeout, and see what is slow"
-            )
-        });
+        let (made, most) = (self.pool.state().connections, self.pool.max_size());
+        let reason = if made >= most {
+            format!("all {most} connections are in use; give them back sooner, or raise max_size, and see what is slow")
+        } else {
+            self.manager.last_error().or(told(&source)).unwrap_or(UNKNOWN.into())
+        };
         Error::Timeout { reason, source }
     }
+}
+
+const UNKNOWN: &str =
+    "no login has failed, and none has ended in time; see why the server is slow, or raise connection_timeout";
+
+/// The cause that r2d2 gives to one of the waiters.
+fn told(error: &r2d2::Error) -> Option<String> {
+    error.to_string().strip_prefix("timed out waiting for connection: ").map(str::to_owned)
 }
 
 impl Deref for Pool {

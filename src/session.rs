@@ -34,6 +34,8 @@ enum Condition {
     Broken(&'static str),
 }
 
+const CLOSED: &str = "the server has closed it";
+
 /// What to do with a connection that somebody wants to use.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Fate {
@@ -83,11 +85,15 @@ impl Session {
         connection.instrumentation().downcast_mut()
     }
 
-    pub(crate) fn fate(&self, now: Instant, validate_after: Duration) -> Fate {
+    /// `last_closed` is when the server last closed a connection of ours, maybe with all others.
+    pub(crate) fn fate(&self, now: Instant, validate_after: Duration, last_closed: Option<Instant>) -> Fate {
         if let Some(reason) = self.retirement(now) {
             Fate::Retire(reason)
         } else if self.condition == Condition::Suspect || self.listens {
             // The look at the socket would take the notifications of one that listens.
+            Fate::Ask
+        } else if last_closed.is_some_and(|closed| self.last_use <= closed) {
+            // Its end may be on its way.
             Fate::Ask
         } else if now.duration_since(self.last_use) > validate_after {
             Fate::Ask
@@ -103,6 +109,11 @@ impl Session {
             _ if self.ends.is_some_and(|end| end <= now) => Some("it is past its max_lifetime"),
             _ => None,
         }
+    }
+
+    /// Whether it was found closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.condition == Condition::Broken(CLOSED)
     }
 
     /// Whether it saw an error after which the server has not been asked.
@@ -154,7 +165,7 @@ impl Session {
 fn judge(error: &QueryError, in_transaction: bool) -> Condition {
     match error {
         QueryError::DatabaseError(kind, _) => match kind {
-            Kind::ClosedConnection => Condition::Broken("the server has closed it"),
+            Kind::ClosedConnection => Condition::Broken(CLOSED),
             Kind::UnableToSendCommand => Condition::Broken("it takes no more commands"),
             Kind::UniqueViolation
             | Kind::ForeignKeyViolation
@@ -231,10 +242,19 @@ mod tests {
     fn both_sides_of_each_limit() {
         let now = Instant::now();
         let session = session(now, Some(10 * SECOND));
-        assert_eq!(session.fate(now + SECOND, SECOND), Fate::Use);
-        assert_eq!(session.fate(now + SECOND + Duration::from_nanos(1), SECOND), Fate::Ask);
+        assert_eq!(session.fate(now + SECOND, SECOND, None), Fate::Use);
+        assert_eq!(session.fate(now + SECOND + Duration::from_nanos(1), SECOND, None), Fate::Ask);
         assert_eq!(session.retirement(now + 10 * SECOND - Duration::from_nanos(1)), None);
         assert!(session.retirement(now + 10 * SECOND).is_some());
+    }
+
+    #[test]
+    fn what_was_used_before_another_was_found_closed_is_asked() {
+        let now = Instant::now();
+        let mut session = session(now, None);
+        assert_eq!(session.fate(now + SECOND, SECOND, Some(now)), Fate::Ask);
+        session.note(None, now + Duration::from_nanos(1));
+        assert_eq!(session.fate(now + SECOND, SECOND, Some(now)), Fate::Use);
     }
 
     #[test]
@@ -249,7 +269,7 @@ mod tests {
         let fate_after = |error: &QueryError| {
             let mut session = session(now, None);
             session.note(Some(error), now);
-            session.fate(now, SECOND)
+            session.fate(now, SECOND, None)
         };
         for kind in [Kind::UniqueViolation, Kind::ForeignKeyViolation, Kind::NotNullViolation, Kind::CheckViolation] {
             assert_eq!(fate_after(&failed(kind)), Fate::Use);
@@ -271,7 +291,7 @@ mod tests {
             session.note(Some(&failed(kind)), now);
             session.is_ending_transaction = true;
             session.note(outcome, now);
-            session.fate(now, SECOND)
+            session.fate(now, SECOND, None)
         };
         assert_eq!(after_commit(Kind::Unknown, None), Fate::Use);
         assert_eq!(after_commit(Kind::Unknown, Some(&failed(Kind::UniqueViolation))), Fate::Ask);
@@ -280,7 +300,7 @@ mod tests {
         let mut session = session(now, None);
         session.note(Some(&failed(Kind::Unknown)), now);
         session.note(None, now);
-        assert_eq!(session.fate(now, SECOND), Fate::Ask);
+        assert_eq!(session.fate(now, SECOND, None), Fate::Ask);
     }
 
     #[test]
@@ -289,9 +309,9 @@ mod tests {
         let mut session = session(now, None);
         session.look_at("  begin isolation level serializable");
         session.note(None, now);
-        assert_eq!(session.fate(now, SECOND), Fate::Use);
+        assert_eq!(session.fate(now, SECOND, None), Fate::Use);
         session.note(Some(&failed(Kind::UniqueViolation)), now);
-        assert_eq!(session.fate(now, SECOND), Fate::Ask);
+        assert_eq!(session.fate(now, SECOND, None), Fate::Ask);
     }
 
     #[test]
@@ -307,7 +327,7 @@ mod tests {
             let now = Instant::now();
             let mut session = session(now, None);
             session.look_at(query);
-            assert_eq!(session.fate(now, SECOND), fate, "{query}");
+            assert_eq!(session.fate(now, SECOND, None), fate, "{query}");
         }
     }
 

@@ -28,7 +28,7 @@ pub(super) fn hosts(names: &str, addresses: &str, ports: &str) -> Result<Vec<Hos
         hostaddr: (!address.is_empty()).then(|| address.to_owned()),
         port: port.parse().unwrap_or(DEFAULT_PORT),
     });
-    hosts.map(check_host).collect()
+    hosts.map(|host| check_host(host, count > 1)).collect()
 }
 
 /// The items of a list that has one for all hosts, or one for each.
@@ -48,11 +48,13 @@ fn count(list: &str) -> usize {
     list.split(',').count()
 }
 
-fn check_host(host: Host) -> Result<Host, Error> {
+const EMPTY_ITEM: &str = "a place in its list of hosts is empty; name a host there, or take the comma away";
+
+fn check_host(host: Host, is_list: bool) -> Result<Host, Error> {
     match host.name.as_str() {
         // The name to sign for, and to check, can still come from iam_host.
         "" if host.hostaddr.is_some() => Ok(host),
-        "" => invalid(NO_HOST),
+        "" => invalid(if is_list { EMPTY_ITEM } else { NO_HOST }),
         name if name.starts_with(['/', '@']) => invalid(
             "the host is a unix socket, and IAM authentication is for RDS over TCP; name the RDS endpoint, or set rds_iam_auth=false",
         ),
@@ -89,7 +91,8 @@ mod tests {
             ("a,b", "10.0.0.1", "1", "host is a list of 2 for 1 hosts"),
             ("a,b", "", "1,2,3", "port is a list of 3 for 2 hosts"),
             ("a", "", "1,2", "port is a list of 2 for 1 hosts"),
-            ("a,,b", "", "1", "names no host"),
+            ("a,,b", "", "1", "list of hosts is empty"),
+            ("", "", "1", "names no host"),
             ("a,/tmp", "", "1", "unix socket"),
             ("a,b", "", "1,0", "not a number from 1 to 65535"),
         ];

@@ -81,8 +81,8 @@ impl Given {
         Given { text: None, explicit: BTreeMap::new(), own: OwnKeys::default() }
     }
 
-    /// The string for libpq as it came, less our own keywords: a login without IAM.
-    pub(crate) fn without_iam(&self) -> Result<String, Error> {
+    /// The string for libpq as it came, less our own keywords: a login without IAM. And its connect_timeout.
+    pub(crate) fn without_iam(&self) -> Result<(String, Option<Duration>), Error> {
         if self.own.load_balance_hosts.is_some() {
             return invalid(
                 "this libpq does not know load_balance_hosts (16 does), which only IAM can do without it; leave it out",
@@ -91,7 +91,7 @@ impl Given {
         let all = self.complete()?;
         // libpq checks the port only when it dials, and then quotes it: half a password, if that was not encoded.
         check_ports(all["port"].value.as_deref().unwrap_or_default())?;
-        Ok(self.shown())
+        Ok((self.shown(), all["connect_timeout"].value.as_deref().and_then(seconds)))
     }
 
     fn shown(&self) -> String {
@@ -149,7 +149,9 @@ impl Given {
             || self.explicit.contains_key(keyword)
             || setting.value != setting.compiled
             || by_variable().is_some();
-        setting.value.clone().filter(|value| is_chosen && !value.is_empty())
+        // Explicitly empty keeps libpq from taking a variable.
+        let may_be_empty = self.explicit.contains_key(keyword) && !PINNED.contains(&keyword) && !has_default(keyword);
+        setting.value.clone().filter(|value| is_chosen && (may_be_empty || !value.is_empty()))
     }
 
     /// A password has no place beside IAM. PGPASSWORD counts only where there is no string: in the environment of a
@@ -200,20 +202,13 @@ impl IamConninfo {
         self.is_balanced
     }
 
-    /// The `target_session_attrs` to go through the hosts with, one after the other. Where any host will do if there is
-    /// no standby, libpq asks for a standby first.
-    pub(crate) fn session_attrs(&self) -> Vec<&str> {
-        match self.get("target_session_attrs") {
-            Some("prefer-standby") => vec!["standby", "any"],
-            Some(wanted) => vec![wanted],
-            None => vec!["any"],
-        }
+    pub(crate) fn target_session_attrs(&self) -> &str {
+        self.get("target_session_attrs").unwrap_or("any")
     }
 
     /// How long one host may take; none: for ever.
     pub(crate) fn connect_timeout(&self) -> Option<Duration> {
-        let seconds = self.get("connect_timeout")?.parse().ok()?;
-        (seconds > 0).then(|| Duration::from_secs(seconds))
+        seconds(self.get("connect_timeout")?)
     }
 
     /// The file of root certificates: the one that is set, or where libpq looks for one; none: the system's.
@@ -254,8 +249,6 @@ impl IamConninfo {
     /// The string for libpq, with a password and with what else holds for this one connection.
     pub(crate) fn with_password(&self, password: &str, for_this: &[(&str, &str)]) -> String {
         let mut settings: BTreeMap<&str, &str> = self.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        // A list: for_this has the one host's.
-        settings.remove("hostaddr");
         settings.insert("password", password);
         settings.extend(for_this.iter().copied());
         render(settings)
@@ -292,6 +285,15 @@ impl fmt::Display for IamConninfo {
         });
         f.write_str(&render(shown.collect()))
     }
+}
+
+/// Libpq's time in seconds, where zero and less is for ever.
+fn seconds(text: &str) -> Option<Duration> {
+    text.trim().parse().ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
+}
+
+fn has_default(keyword: &str) -> bool {
+    DEFAULTS.iter().any(|(known, _)| *known == keyword)
 }
 
 /// Key/value form, every value quoted (libpq, "Keyword/Value Connection Strings").
@@ -444,7 +446,7 @@ mod tests {
         for (conninfo, rest) in cases {
             let given = Given::parse(conninfo).unwrap();
             assert_eq!(given.own.rds_iam_auth, Some(false));
-            assert_eq!(given.without_iam().unwrap(), rest, "{conninfo}");
+            assert_eq!(given.without_iam().unwrap().0, rest, "{conninfo}");
         }
     }
 

@@ -23,17 +23,18 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    pub(super) fn new(names: &[String], address: Ipv4Addr) -> Result<Certificates, Error> {
-        make(names, address).map_err(failed("cannot make certificates"))
+    pub(super) fn new(names: &[String], address: Ipv4Addr, region: &str) -> Result<Certificates, Error> {
+        make(names, address, region).map_err(failed("cannot make certificates"))
     }
 }
 
-fn make(names: &[String], address: Ipv4Addr) -> Result<Certificates, ErrorStack> {
+fn make(names: &[String], address: Ipv4Addr, region: &str) -> Result<Certificates, ErrorStack> {
     let authority_key = new_key()?;
     // A name of its own, or OpenSSL takes the root of one LocalRds for that of another and says "EVP lib".
     let mut serial = BigNum::new()?;
     serial.rand(64, MsbOption::MAYBE_ZERO, false)?;
-    let authority_name = common_name(&format!("LocalRds root {}", serial.to_hex_str()?))?;
+    // Else as Amazon names the roots of its regions, by which a bundle is trimmed.
+    let authority_name = common_name(&format!("Amazon RDS {region} Root CA LocalRds {}", serial.to_hex_str()?))?;
     let mut authority = certificate(&authority_key, &authority_name, &authority_name)?;
     authority.append_extension(BasicConstraints::new().critical().ca().build()?)?;
     authority.append_extension(KeyUsage::new().critical().key_cert_sign().crl_sign().build()?)?;

@@ -297,7 +297,7 @@ impl Builder {
         let (host, port) = self.endpoint.clone().unwrap_or((LOCALHOST.into(), UNKNOWN_PORT));
         let endpoint = Endpoint::new(&host, port, &self.region)?;
         self.names.extend([endpoint.host().to_owned(), LOCALHOST.to_owned()]);
-        let certificates = Certificates::new(&self.names, Ipv4Addr::LOCALHOST)?;
+        let certificates = Certificates::new(&self.names, Ipv4Addr::LOCALHOST, &self.region)?;
         let key_pair = new_key_pair()?;
         let judge = Arc::new(Judge::new(endpoint, key_pair.clone()));
         let ldap = Listener::start(judge.clone())?;

@@ -112,7 +112,11 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "postgres://app@a.example.com,/app",
-        "it names no host, and IAM authentication is for RDS over TCP; set host= or PGHOST to the RDS endpoint",
+        "a place in its list of hosts is empty; name a host there, or take the comma away",
+    ),
+    (
+        "host=a.example.com,b.example.com user=app iam_host=,b.example.com region_name=eu-west-1",
+        "a place in the list iam_host is empty; name an endpoint there, or take the comma away",
     ),
     (
         "postgres://app@a.example.com/app?load_balance_hosts=yes",

@@ -6,11 +6,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
-use diesel_rds_iam::local::LocalRds;
+use diesel_rds_iam::local::{LocalRds, Refusal};
 use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Error, Pool, RdsConnectionManager};
 
-use crate::support::{current_user, log_in, manager, start, token_of};
+use crate::support::{current_user, last_verdict, log_in, manager, start, token_of};
 
 #[test]
 fn a_restarted_server_has_its_port_and_its_data() {
@@ -44,12 +44,25 @@ fn connect_awaits_a_server_that_is_about_to_be_back() {
 fn connect_gives_up_on_a_server_that_stays_away() {
     let rds = start(LocalRds::builder());
     rds.stop();
-    let manager = rds.manager_builder().build(format!("{}&connect_timeout=2", rds.database_url())).unwrap();
-    let started = Instant::now();
-    let error = manager.connect().map(drop).unwrap_err().to_string();
-    let elapsed = started.elapsed();
+    for url in [rds.database_url(), rds.password_url()] {
+        let manager = rds.manager_builder().build(format!("{url}&connect_timeout=2")).unwrap();
+        let started = Instant::now();
+        let error = manager.connect().map(drop).unwrap_err().to_string();
+        let elapsed = started.elapsed();
+        assert!(error.contains("Connection refused") && error.contains("check host and port"), "{error}");
+        assert!((Duration::from_millis(1800)..Duration::from_secs(8)).contains(&elapsed), "{elapsed:?}");
+    }
+}
+
+#[test]
+fn a_waiter_learns_the_cause_while_connect_still_tries() {
+    // Found by a stranger: it was told that all connections were in use.
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
+    rds.stop();
+    let error = pool.get_timeout(Duration::from_secs(2)).map(drop).unwrap_err().to_string();
     assert!(error.contains("Connection refused") && error.contains("check host and port"), "{error}");
-    assert!((Duration::from_millis(1800)..Duration::from_secs(8)).contains(&elapsed), "{elapsed:?}");
 }
 
 #[test]
@@ -90,9 +103,8 @@ fn a_restart_under_load_fails_only_what_was_in_flight() {
         }
         done.store(true, SeqCst);
     });
-    // A thread can be caught by the shutdown twice: in a query, and with a connection that was made just before.
     let (failures, successes) = (failures.into_inner(), successes.into_inner());
-    assert!(failures <= 2 * THREADS * RESTARTS, "{failures} operations failed, {successes} did not");
+    assert!(failures <= THREADS * RESTARTS, "{failures} operations failed, {successes} did not");
     assert!(successes >= 10 * THREADS * RESTARTS);
 }
 
@@ -150,7 +162,7 @@ fn a_pool_takes_the_connection_that_it_was_tried_with() {
         let before = rds.attempts().len();
         let manager = manager(&rds);
         let pool = manager.build_pool(manager.pool_builder().max_size(3).min_idle(min_idle)).unwrap();
-        assert_eq!(pool.state().connections, if min_idle.is_none() { 3 } else { 0 });
+        assert_eq!(pool.state().connections, if min_idle.is_none() { 3 } else { 1 });
         assert_eq!(current_user(&mut pool.get().unwrap()), LocalRds::USER);
         assert_eq!(rds.attempts().len() - before, logins);
     }
@@ -184,8 +196,11 @@ fn a_pool_that_is_all_in_use_says_so() {
     let manager = manager(&rds);
     let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
     let _in_use = pool.get().unwrap();
+    // Somebody else's trouble.
+    rds.refuse_next(1);
+    manager.connect().map(drop).unwrap_err();
     let error = pool.get_timeout(Duration::from_millis(50)).map(drop).expect_err("a second one").to_string();
-    assert!(error.contains("1 of at most 1 connections") && error.contains("raise max_size"), "{error}");
+    assert!(error.contains("all 1 connections are in use") && error.contains("raise max_size"), "{error}");
 }
 
 #[test]
@@ -216,17 +231,31 @@ fn a_refused_token_can_be_tried_again_at_once() {
     manager.connect().unwrap();
 }
 
+/// The connection string with the server's root in a bundle with these others.
+fn url_with_roots(rds: &LocalRds, others: &[u8], bundle: &tempfile::NamedTempFile) -> String {
+    let own = std::fs::read(rds.ca_file()).unwrap();
+    std::fs::write(bundle.path(), [others, &own].concat()).unwrap();
+    rds.database_url().replace(rds.ca_file().to_str().unwrap(), bundle.path().to_str().unwrap())
+}
+
+const OTHERS: &[u8] = include_bytes!("../data/roots.pem");
+
+#[test]
+fn a_wrong_region_is_told_in_spite_of_the_trimmed_roots() {
+    // Found by a stranger: the root that was needed had been trimmed, so the error blamed the bundle.
+    let (rds, bundle) = (start(LocalRds::builder()), tempfile::NamedTempFile::new().unwrap());
+    let manager = rds.manager_builder().region("eu-west-1").build(url_with_roots(&rds, OTHERS, &bundle)).unwrap();
+    let error = manager.connect().map(drop).unwrap_err().to_string();
+    assert!(error.contains("in its region"), "{error}");
+    assert_eq!(last_verdict(&rds), Err(Refusal::Region));
+}
+
 #[test]
 fn a_trimmed_bundle_of_roots_lets_us_in_and_a_changed_one_counts() {
-    let rds = start(LocalRds::builder());
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let others = include_bytes!("../data/roots.pem");
-    let own = std::fs::read(rds.ca_file()).unwrap();
-    std::fs::write(file.path(), [others.as_slice(), &own].concat()).unwrap();
-    let url = rds.database_url().replace(rds.ca_file().to_str().unwrap(), file.path().to_str().unwrap());
-    let manager = rds.manager_builder().build(&url).unwrap();
+    let (rds, bundle) = (start(LocalRds::builder()), tempfile::NamedTempFile::new().unwrap());
+    let manager = rds.manager_builder().build(url_with_roots(&rds, OTHERS, &bundle)).unwrap();
     manager.connect().unwrap();
-    std::fs::write(file.path(), others).unwrap();
+    std::fs::write(bundle.path(), OTHERS).unwrap();
     let error = manager.connect().map(drop).unwrap_err().to_string();
     assert!(error.contains("certificate verify failed"), "{error}");
     // The server is as it was.

@@ -1,0 +1,54 @@
+//! What it costs to begin and end a unit of work on a thread's own connection, beside a checkout from a pool.
+//!
+//!     cargo bench --all-features --bench per_thread
+#![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
+
+mod support;
+
+use std::sync::Barrier;
+use std::thread;
+
+use diesel_rds_iam::local::LocalRds;
+use diesel_rds_iam::r2d2::Pool;
+use diesel_rds_iam::{PerThread, RdsConnectionManager};
+
+use support::{conninfo, in_alternation, median, microseconds};
+
+const ROUNDS: usize = 501;
+const UNITS: u32 = 1000;
+
+fn main() {
+    let rds = LocalRds::start().unwrap();
+    let conninfo = conninfo(rds.port(), rds.ca_file());
+    let manager = rds.manager_builder().region(rds.endpoint().region()).build(conninfo).unwrap();
+    println!("Medians in microseconds of {ROUNDS} rounds of {UNITS} units of work without a query.\n");
+    println!("| threads | PerThread | pool | pool, untested |");
+    println!("|---|---|---|---|");
+    for threads in [1, 2, 8] {
+        let [per_thread, pool, untested] = measure(&manager, threads);
+        println!("| {threads} | {per_thread:.2} | {pool:.2} | {untested:.2} |");
+    }
+}
+
+/// All threads are on the same side at the same time.
+fn measure(manager: &RdsConnectionManager, threads: u32) -> [f64; 3] {
+    let per_thread = PerThread::new(manager.clone());
+    let pool = |tested| Pool::builder().max_size(threads).test_on_check_out(tested).build(manager.clone()).unwrap();
+    let (tested, untested) = (pool(true), pool(false));
+    let start = Barrier::new(threads as usize);
+    let at_once = |unit: &dyn Fn()| {
+        start.wait();
+        microseconds(UNITS, unit)
+    };
+    let one_thread = || {
+        let mut per_thread = || at_once(&|| drop(per_thread.get().unwrap()));
+        let mut pool = || at_once(&|| drop(tested.get().unwrap()));
+        let mut bare_pool = || at_once(&|| drop(untested.get().unwrap()));
+        in_alternation(ROUNDS, [&mut per_thread, &mut pool, &mut bare_pool])
+    };
+    let medians: Vec<[f64; 3]> = thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(one_thread)).collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    [0, 1, 2].map(|side| median(medians.iter().map(|of_thread| of_thread[side]).collect()))
+}
