@@ -173,3 +173,50 @@ impl fmt::Debug for LibpqLogin {
         f.debug_struct("LibpqLogin").field("tokens", &self.tokens).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(keyword, value)| ((*keyword).to_owned(), (*value).to_owned())).collect()
+    }
+
+    /// What libpq reads out of the URL, as `keyword=value` in their order.
+    fn read_back(url: &str) -> BTreeMap<String, String> {
+        let text = std::ffi::CString::new(url).unwrap();
+        libpq::parse(&text).ok().expect("libpq reads it")
+    }
+
+    #[test]
+    fn libpq_reads_the_urls_back() {
+        let one =
+            settings(&[("host", "h"), ("port", "1"), ("user", "a@/ü"), ("dbname", "d d"), ("options", "-c x=y&z")]);
+        let several =
+            settings(&[("host", "h,i"), ("port", "1,2"), ("user", "a"), ("dbname", "d"), ("hostaddr", ",::1")]);
+        for (settings, start) in [(one, "postgres://a%40%2F%C3%BC@h:1/d%20d?"), (several, "postgres:///d?")] {
+            let plain = url(&settings, None);
+            assert!(plain.starts_with(start), "{plain}");
+            assert_eq!(read_back(&plain), settings);
+            let mut with_token = settings.clone();
+            with_token.insert("password".into(), "h:1/?A=b&c=%2F".into());
+            assert_eq!(read_back(&url(&settings, Some("h:1/?A=b&c=%2F"))), with_token);
+        }
+    }
+
+    #[test]
+    fn a_passfile_has_a_line_for_each_host_with_its_colons_escaped() {
+        let manager = RdsConnectionManager::builder()
+            .credentials_provider(crate::Credentials::new("AKIDEXAMPLE", "secret", None, None, "test"))
+            .build("host=a.example.com,b.example.com port=1,2 user=app region_name=eu-west-1")
+            .unwrap();
+        let login = manager.libpq_login().unwrap();
+        let passfile = login.passfile();
+        let lines: Vec<&str> = passfile.lines().collect();
+        for (line, start) in lines.iter().zip([r"a.example.com:1:*:*:a.example.com\:1/?A", r"b.example.com:2:*:*:b"]) {
+            assert!(line.starts_with(start), "{}", &line[..40]);
+        }
+        assert!(login.token().is_none() && login.database_url_with_token().is_none());
+        assert!(!format!("{login:?}").contains("Signature"));
+    }
+}

@@ -1,9 +1,9 @@
 //! A private folder, and the programs that run in it under the account that owns it.
 
 use std::ffi::OsStr;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -24,7 +24,9 @@ pub(super) struct Folder {
 
 impl Folder {
     pub(super) fn create() -> Result<Folder, Error> {
-        let folder = tempfile::Builder::new().prefix("local-rds-").tempdir().map_err(failed("no temporary folder"))?;
+        let mut builder = tempfile::Builder::new();
+        let private = builder.prefix("local-rds-").permissions(Permissions::from_mode(0o700));
+        let folder = private.tempdir().map_err(failed("no temporary folder"))?;
         let owner = fs::metadata(folder.path()).map_err(failed("no temporary folder"))?.uid();
         let account = if owner == 0 { Some(unprivileged()?) } else { None };
         let folder = Folder { folder, account };

@@ -28,6 +28,12 @@ fn several_at_once_know_nothing_of_each_other() {
 }
 
 #[test]
+fn nobody_else_can_reach_the_superusers_socket() {
+    let rds = start(LocalRds::builder());
+    assert_eq!(std::fs::metadata(folder(&rds)).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
 fn nothing_is_left_after_a_drop() {
     let rds = start(LocalRds::builder());
     let (folder, port) = (folder(&rds), rds.port());

@@ -2,6 +2,7 @@
 //! One binary for all that needs a server. It fails where PostgreSQL is missing.
 
 mod bad_input;
+mod cli;
 mod credentials;
 #[cfg(target_os = "linux")]
 mod dead_peers;

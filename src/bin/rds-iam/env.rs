@@ -87,3 +87,26 @@ impl Format {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_quoted_as_each_shell_reads_them() {
+        let cases = [
+            (Format::Sh, r"export N='a'\''b\$c'"),
+            (Format::Fish, r"set -gx N 'a\'b\\$c'"),
+            (Format::PowerShell, r"$env:N = 'a''b\$c'"),
+            (Format::Dotenv, r#"N="a'b\\\$c""#),
+            (Format::Json, r#"{"N":"a'b\\$c"}"#),
+        ];
+        for (format, expected) in cases {
+            assert_eq!(format.assignments(&[("N".into(), r"a'b\$c".into())], &[]), expected);
+        }
+        assert_eq!(
+            Format::Sh.assignments(&[("N".into(), "v".into())], &["PGSERVICE"]),
+            "unset PGSERVICE\nexport N='v'"
+        );
+    }
+}

@@ -16,7 +16,7 @@ use clap::Args;
   rds-iam local -- cargo test")]
 pub(crate) struct Local {
     /// The command, and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 

@@ -37,6 +37,8 @@ impl Passfile {
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_dir());
         let mut builder = tempfile::Builder::new();
         builder.prefix("rds-iam-");
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
         let folder = match runtime.map(|runtime| builder.tempdir_in(runtime)) {
             Some(Ok(folder)) => folder,
             _ => builder.tempdir()?,

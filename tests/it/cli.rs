@@ -1,0 +1,491 @@
+//! The program `rds-iam`, as a shell runs it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel_rds_iam::local::LocalRds;
+use diesel_rds_iam::r2d2::ManageConnection;
+use tempfile::TempDir;
+
+use crate::support::{manager, minutes, start};
+
+const RDS_IAM: &str = env!("CARGO_BIN_EXE_rds-iam");
+
+/// A program in a folder of its own, with nothing in its environment but what it needs.
+fn program(name: impl AsRef<Path>, folder: &TempDir) -> Command {
+    let mut command = Command::new(name.as_ref());
+    command.current_dir(folder.path()).env_clear().env("AWS_EC2_METADATA_DISABLED", "true").env("HOME", "/nonexistent");
+    let kept = ["PATH", "TMPDIR", "LD_LIBRARY_PATH", "RUST_LOG"];
+    command.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    command
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn rds_iam(rds: &LocalRds, folder: &TempDir, arguments: &[&str]) -> Command {
+    let mut command = program(RDS_IAM, folder);
+    command.args(arguments).envs(rds.environment());
+    command
+}
+
+/// What a program has to say in the end.
+#[derive(Debug, PartialEq)]
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs it to its end. What it says is shown, for the search for secrets, unless it is to be one.
+fn run(command: &mut Command) -> Said {
+    let said = run_unseen(command);
+    eprint!("{}{}", said.stdout, said.stderr);
+    said
+}
+
+fn run_unseen(command: &mut Command) -> Said {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    Said { code: status.code(), stdout, stderr }
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "not yet: {what}");
+        std::thread::yield_now();
+    }
+}
+
+mod exec {
+    use super::*;
+
+    #[test]
+    fn psql_and_pg_dump_log_in_by_variables_and_by_url() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        manager(&rds).connect().unwrap().batch_execute("CREATE TABLE dumped (id INTEGER)").unwrap();
+        let cases: [(&[&str], &str); 4] = [
+            (&["psql", "-Atc", "SELECT current_user"], "app\n"),
+            (&["sh", "-c", "psql -Atc 'SELECT current_user' \"$DATABASE_URL\""], "app\n"),
+            (&["pg_dump", "--schema-only"], "CREATE TABLE public.dumped"),
+            (&["sh", "-c", "pg_dump --schema-only \"$DATABASE_URL\""], "CREATE TABLE public.dumped"),
+        ];
+        for (command, expected) in cases {
+            for options in [vec!["exec", "--"], vec!["exec", "--refresh", "--"], vec!["exec", "--in-url", "--"]] {
+                let in_url = options.contains(&"--in-url");
+                if in_url && command[0] != "sh" {
+                    continue;
+                }
+                let said = run(rds_iam(&rds, &folder, &options).args(command));
+                assert!(said.code == Some(0) && said.stdout.contains(expected), "{options:?} {command:?} {said:?}");
+                assert_eq!(said.stderr.contains("DATABASE_URL holds the token"), in_url, "{said:?}");
+            }
+        }
+        assert!(rds.attempts().iter().all(|attempt| attempt.verdict.is_ok()));
+    }
+
+    #[test]
+    fn arguments_streams_and_exit_codes_pass_untouched() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        for refresh in [&["exec", "--"][..], &["exec", "--refresh", "--"]] {
+            let script = "cat; echo \"$1|$2\"; echo err >&2; exit 42";
+            let mut command = rds_iam(&rds, &folder, refresh);
+            command.args(["sh", "-c", script, "sh", "--in-url", "a b"]);
+            let file = folder.path().join("input");
+            fs::write(&file, "input\n").unwrap();
+            let said = run(command.stdin(fs::File::open(&file).unwrap()));
+            let expected = Said { code: Some(42), stdout: "input\n--in-url|a b\n".into(), stderr: "err\n".into() };
+            assert_eq!(said, expected);
+        }
+    }
+
+    #[test]
+    fn variables_that_would_overrule_are_taken_away() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let mut command = rds_iam(&rds, &folder, &["exec", "--", "sh", "-c", "env | cut -d= -f1"]);
+        let said = run(command.env("PGPASSFILE", "/nonexistent").env("PGSERVICEFILE", "/nonexistent"));
+        let names: Vec<&str> = said.stdout.lines().collect();
+        for expected in ["PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGSSLMODE", "PGPASSWORD", "DATABASE_URL"] {
+            assert!(names.contains(&expected), "{expected} in {names:?}");
+        }
+        assert!(!names.contains(&"PGPASSFILE") && !names.contains(&"PGSERVICEFILE"), "{names:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_run_has_the_exit_codes_of_env() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let not_executable = folder.path().join("plain");
+        fs::write(&not_executable, "").unwrap();
+        let not_executable = not_executable.to_str().unwrap();
+        for options in [&["exec", "--"][..], &["exec", "--refresh", "--"]] {
+            for (command, code) in [("no-such-command", 127), (not_executable, 126)] {
+                let said = run(rds_iam(&rds, &folder, options).arg(command));
+                assert_eq!(said.code, Some(code), "{said:?}");
+                assert!(said.stderr.starts_with(&format!("rds-iam: cannot run {command}: ")), "{said:?}");
+            }
+        }
+        let said = run(&mut rds_iam(&rds, &folder, &["exec"]));
+        assert_eq!(said.code, Some(2));
+        assert!(said.stderr.contains("<COMMAND>"), "{said:?}");
+    }
+
+    #[test]
+    fn without_a_login_the_command_does_not_run() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let with = |url: Option<&str>| {
+            let mut command = rds_iam(&rds, &folder, &["exec", "--", "echo", "ran"]);
+            match url {
+                Some(url) => command.env("DATABASE_URL", url),
+                None => command.env_remove("DATABASE_URL"),
+            };
+            run(&mut command)
+        };
+        let cases = [
+            (None, "names no host"),
+            (Some(""), "DATABASE_URL is set to nothing"),
+            (Some("postgres://app:hunter2@localhost/app"), "remove the password"),
+            (
+                Some("postgres://app@localhost,localhost:1/app?region_name=us-east-1&port=1,2,3"),
+                "could not match 3 port numbers",
+            ),
+        ];
+        for (url, expected) in cases {
+            let said = with(url);
+            assert_eq!((said.code, said.stdout.as_str()), (Some(125), ""), "{said:?}");
+            assert!(said.stderr.contains(expected), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_dot_env_is_read_as_by_the_diesel_cli() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        fs::write(folder.path().join(".env"), format!("DATABASE_URL='{}'\n", rds.database_url())).unwrap();
+        let psql = ["exec", "--", "psql", "-Atc", "SELECT current_user"];
+        let said = run(rds_iam(&rds, &folder, &psql).env_remove("DATABASE_URL"));
+        assert_eq!(said.stdout, "app\n", "{said:?}");
+        // What the environment has goes first, and --database-url before both.
+        let said = run(rds_iam(&rds, &folder, &psql).env("DATABASE_URL", "postgres://nobody@localhost:1/none"));
+        assert!(said.stderr.contains("nobody") || said.stderr.contains("port 1"), "{said:?}");
+        let url = rds.database_url();
+        let psql = ["exec", "--database-url", &url, "--", "psql", "-Atc", "SELECT current_user"];
+        let said = run(rds_iam(&rds, &folder, &psql).env("DATABASE_URL", "postgres://nobody@localhost:1/none"));
+        assert_eq!(said.stdout, "app\n", "{said:?}");
+    }
+
+    #[test]
+    fn without_iam_the_url_is_handed_on_less_our_keywords() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let script = "psql -Atc 'SELECT current_user' \"$DATABASE_URL\"; env | grep -c rds_iam_auth";
+        let said =
+            run(rds_iam(&rds, &folder, &["exec", "--", "sh", "-c", script]).env("DATABASE_URL", rds.password_url()));
+        assert_eq!(said.stdout, format!("{}\n0\n", LocalRds::USER_WITH_PASSWORD), "{said:?}");
+    }
+
+    #[test]
+    fn several_hosts_get_a_token_each() {
+        let (down, up, folder) = (start(LocalRds::builder()), start(LocalRds::builder()), folder());
+        up.add_key_pair(down.credentials().clone());
+        let roots = folder.path().join("roots.pem");
+        fs::write(&roots, [&down, &up].map(|rds| fs::read(rds.ca_file()).unwrap()).concat()).unwrap();
+        let (a, b, roots) = (down.port(), up.port(), roots.display());
+        let url = format!(
+            "host=localhost,localhost port={a},{b} user=app dbname=app region_name=us-east-1 sslrootcert='{roots}'"
+        );
+        let psql = "psql -Atc 'SELECT inet_server_port()' && psql -Atc 'SELECT inet_server_port()' \"$DATABASE_URL\"";
+        let mut command = rds_iam(&down, &folder, &["exec", "--", "sh", "-c", psql]);
+        assert_eq!(run(command.env("DATABASE_URL", &url)).stdout, format!("{a}\n{a}\n"));
+        down.stop();
+        assert_eq!(run(command.env("DATABASE_URL", &url)).stdout, format!("{b}\n{b}\n"));
+        assert!([&down, &up].iter().all(|rds| rds.attempts().iter().all(|attempt| attempt.verdict.is_ok())));
+        for (arguments, hint) in [(&["env"][..], "use rds-iam exec"), (&["exec", "--in-url", "true"], "leave it out")] {
+            let said = run(rds_iam(&down, &folder, arguments).env("DATABASE_URL", &url));
+            assert!(said.code != Some(0) && said.stderr.contains(hint), "{said:?}");
+        }
+    }
+
+    /// A command that logs in, waits until it may, and logs in again.
+    const TWICE: &str = "
+        psql -Atc 'SELECT 1'
+        cp \"$PGPASSFILE\" before 2>/dev/null
+        mkfifo ready go; echo > ready; read -r _ < go
+        if [ \"$PGPASSFILE\" ]; then while cmp -s \"$PGPASSFILE\" before; do sleep 0.1; done; fi
+        psql -Atc 'SELECT 2'";
+
+    /// Runs that with 16 minutes between its logins, on the server's clock and on that of the command.
+    fn log_in_twice(options: &[&str]) -> (LocalRds, Said) {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let clock = folder.path().join("clock");
+        fs::write(&clock, "+0").unwrap();
+        let library = run(program("faketime", &folder).args(["-m", "2000-01-01", "printenv", "LD_PRELOAD"])).stdout;
+        let mut command = rds_iam(&rds, &folder, &["exec"]);
+        command.args(options).args(["--", "sh", "-c", TWICE]);
+        command.env("LD_PRELOAD", library.trim()).env("FAKETIME_TIMESTAMP_FILE", &clock);
+        command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let [ready, go] = ["ready", "go"].map(|name| folder.path().join(name));
+        wait_for("the first login", || ready.exists() && go.exists());
+        fs::read(&ready).unwrap();
+        rds.clock().advance(minutes(16));
+        fs::write(folder.path().join("clock.new"), "+16m").unwrap();
+        fs::rename(folder.path().join("clock.new"), &clock).unwrap();
+        fs::write(&go, "\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        eprint!("{stdout}{stderr}");
+        (rds, Said { code: output.status.code(), stdout, stderr })
+    }
+
+    #[test]
+    fn a_login_after_16_minutes_gets_in_with_refresh() {
+        let (rds, said) = log_in_twice(&["--refresh"]);
+        assert_eq!((said.code, said.stdout.as_str()), (Some(0), "1\n2\n"), "{said:?}");
+        assert!(rds.attempts().iter().all(|attempt| attempt.verdict.is_ok()));
+    }
+
+    #[test]
+    fn a_login_after_16_minutes_does_not_get_in_without_refresh() {
+        let (_rds, said) = log_in_twice(&[]);
+        assert_eq!((said.code, said.stdout.as_str()), (Some(2), "1\n"), "{said:?}");
+        assert!(said.stderr.contains("authentication failed for user"), "{said:?}");
+    }
+
+    /// A command that waits for a signal, and the folder of its passfile.
+    fn waiting(rds: &LocalRds, folder: &TempDir) -> (Child, PathBuf) {
+        let script = "trap 'echo caught; exit 7' USR1; dirname \"$PGPASSFILE\"; while :; do sleep 0.05; done";
+        let mut command = rds_iam(rds, folder, &["exec", "--refresh", "--", "sh", "-c", script]);
+        let mut child = command.env("XDG_RUNTIME_DIR", folder.path()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        (child, line.trim().into())
+    }
+
+    fn send(signal: &str, child: &Child) {
+        let pid = child.id().to_string();
+        assert!(Command::new("sh").args(["-c", &format!("kill -s {signal} {pid}")]).status().unwrap().success());
+    }
+
+    #[test]
+    fn the_passfile_is_private_and_goes_with_the_command_on_signals_too() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        for (signal, code, by) in [("USR1", Some(7), None), ("TERM", None, Some(15)), ("INT", None, Some(2))] {
+            let (mut child, private) = waiting(&rds, &folder);
+            assert!(private.starts_with(folder.path()), "{private:?} is not in XDG_RUNTIME_DIR");
+            let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+            assert_eq!((mode(&private), mode(&private.join("passfile"))), (0o700, 0o600));
+            send(signal, &child);
+            let status = child.wait().unwrap();
+            assert_eq!((status.code(), status.signal()), (code, by), "{signal}");
+            assert!(!private.exists(), "after {signal}");
+        }
+    }
+}
+
+mod diesel_cli {
+    use super::*;
+
+    /// A folder with a migration, and a server whose user may drop its database and make it anew.
+    fn project() -> (LocalRds, TempDir) {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        rds.superuser().unwrap().batch_execute("ALTER ROLE app CREATEDB").unwrap();
+        fs::write(folder.path().join("diesel.toml"), "[print_schema]\nfile = \"schema.rs\"\n").unwrap();
+        let migration = folder.path().join("migrations/2026-01-01-000000_create_notes");
+        fs::create_dir_all(&migration).unwrap();
+        fs::write(migration.join("up.sql"), "CREATE TABLE notes (id SERIAL PRIMARY KEY);\n").unwrap();
+        fs::write(migration.join("down.sql"), "DROP TABLE notes;\n").unwrap();
+        (rds, folder)
+    }
+
+    /// Where `script/bootstrap tests` puts it.
+    fn diesel() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("target/diesel/bin/diesel")
+    }
+
+    fn with_shim(rds: &LocalRds, folder: &TempDir, arguments: &[&str]) -> Said {
+        run(rds_iam(rds, folder, &["exec", "--"]).arg(diesel()).args(arguments))
+    }
+
+    /// With the token in the URL, as one did without us.
+    fn without_shim(rds: &LocalRds, folder: &TempDir, arguments: &[&str]) -> Said {
+        let login = manager(rds).libpq_login().unwrap();
+        let mut command = program(diesel(), folder);
+        run_unseen(command.args(arguments).env("DATABASE_URL", login.database_url_with_token().unwrap()))
+    }
+
+    /// A command of the diesel CLI, and a part of what it prints.
+    const ALL: &[(&[&str], &str)] = &[
+        (&["setup"], "Running migration 2026-01-01-000000_create_notes"),
+        (&["migration", "list"], "[X] 2026-01-01-000000_create_notes"),
+        (&["migration", "pending"], "false"),
+        (&["migration", "redo"], "Rolling back migration 2026-01-01-000000_create_notes"),
+        (&["migration", "revert"], "Rolling back migration 2026-01-01-000000_create_notes"),
+        (&["migration", "run"], "Running migration 2026-01-01-000000_create_notes"),
+        (&["print-schema"], "notes (id)"),
+        (&["database", "reset"], "Dropping database: app"),
+        (&["migration", "revert"], "Rolling back migration 2026-01-01-000000_create_notes"),
+    ];
+
+    #[test]
+    fn says_and_does_the_same_as_without_the_shim() {
+        let ((rds, folder), (plain_rds, plain_folder)) = (project(), project());
+        for (arguments, expected) in ALL {
+            let said = with_shim(&rds, &folder, arguments);
+            assert!(said.code == Some(0) && said.stdout.contains(expected), "{arguments:?}: {said:?}");
+            let plain = without_shim(&plain_rds, &plain_folder, arguments);
+            let here = |said: Said, folder: &TempDir| Said {
+                stdout: said.stdout.replace(folder.path().to_str().unwrap(), "HERE"),
+                ..said
+            };
+            assert_eq!(here(said, &folder), here(plain, &plain_folder), "{arguments:?}");
+        }
+        assert!(rds.attempts().len() >= 2 * ALL.len());
+        assert!(rds.attempts().iter().all(|attempt| attempt.verdict.is_ok()));
+        let schema = |folder: &TempDir| fs::read_to_string(folder.path().join("schema.rs")).unwrap();
+        assert_eq!(schema(&folder), schema(&plain_folder));
+    }
+
+    #[test]
+    fn a_failing_migration_comes_through() {
+        let ((rds, folder), (plain_rds, plain_folder)) = (project(), project());
+        for folder in [&folder, &plain_folder] {
+            let up = folder.path().join("migrations/2026-01-01-000000_create_notes/up.sql");
+            fs::write(up, "CREATE TABLE notes (id nonsense);\n").unwrap();
+        }
+        let said = with_shim(&rds, &folder, &["migration", "run"]);
+        assert!(said.code != Some(0) && said.stderr.contains("type \"nonsense\" does not exist"), "{said:?}");
+        let plain = without_shim(&plain_rds, &plain_folder, &["migration", "run"]);
+        // It tells the time.
+        let timeless = |said: Said| Said { stdout: said.stdout.replace(|c: char| c.is_ascii_digit(), "#"), ..said };
+        assert_eq!(timeless(said), timeless(plain));
+    }
+
+    #[test]
+    fn prints_no_token_where_it_cannot_connect() {
+        let (rds, folder) = project();
+        rds.refuse_next(usize::MAX);
+        let said = with_shim(&rds, &folder, &["migration", "run"]);
+        assert!(said.code != Some(0) && said.stderr.contains("authentication failed for user"), "{said:?}");
+        assert!(!said.stderr.contains("X-Amz-Signature"), "it holds the token");
+    }
+}
+
+mod env_and_token {
+    use super::*;
+
+    #[test]
+    fn a_shell_takes_the_variables() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let script =
+            format!("eval \"$({RDS_IAM} env)\" && psql -Atc 'SELECT current_user' && echo \"${{PGPASSFILE-unset}}\"");
+        let mut command = program("sh", &folder);
+        let said = run(command.args(["-c", &script]).envs(rds.environment()).env("PGPASSFILE", "/nonexistent"));
+        assert_eq!(said.stdout, "app\nunset\n", "{said:?}");
+    }
+
+    #[test]
+    fn json_and_dotenv_say_the_same() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let printed = |format: &str| run_unseen(&mut rds_iam(&rds, &folder, &["env", "--format", format])).stdout;
+        let json: serde_json::Value = serde_json::from_str(&printed("json")).unwrap();
+        assert!(json["PGPASSWORD"].as_str().unwrap().contains("X-Amz-Signature="));
+        fs::write(folder.path().join(".env"), printed("dotenv")).unwrap();
+        let read: Vec<(String, String)> =
+            dotenvy::from_path_iter(folder.path().join(".env")).unwrap().map(Result::unwrap).collect();
+        assert_eq!(read.len(), json.as_object().unwrap().len());
+        for (name, value) in read.iter().filter(|(name, _)| name != "PGPASSWORD") {
+            assert_eq!(json[name].as_str(), Some(value.as_str()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_all_that_is_printed() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let port = rds.port().to_string();
+        let named = ["token", "--host", "localhost", "--port", &port, "--user", "app", "--region", "us-east-1"];
+        for arguments in [&["token"][..], &named] {
+            let said = run_unseen(rds_iam(&rds, &folder, arguments).env("RUST_LOG", "error"));
+            assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+            let token = said.stdout.strip_suffix('\n').unwrap();
+            crate::support::log_in(&rds, LocalRds::USER, token).unwrap();
+        }
+        let said = run(rds_iam(&rds, &folder, &["token"]).env("DATABASE_URL", rds.password_url()));
+        assert!(said.code == Some(1) && said.stderr.contains("rds_iam_auth=false"), "{said:?}");
+    }
+}
+
+mod local {
+    use super::*;
+
+    #[test]
+    fn a_command_finds_the_stand_in_and_ends_it() {
+        let folder = folder();
+        let script = format!("dirname \"$PGSSLROOTCERT\"; {RDS_IAM} exec -- psql -Atc 'SELECT current_user'; exit 3");
+        let said = run(program(RDS_IAM, &folder).args(["local", "--", "sh", "-c", &script]));
+        let lines: Vec<&str> = said.stdout.lines().collect();
+        let [private, "app"] = lines.as_slice() else { panic!("{said:?}") };
+        assert_eq!(said.code, Some(3));
+        assert!(!Path::new(private).exists());
+    }
+
+    #[test]
+    fn what_it_prints_can_be_exported_and_ctrl_c_leaves_nothing() {
+        let folder = folder();
+        let mut child = program(RDS_IAM, &folder).arg("local").stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let exports: Vec<String> = lines.take_while(|line| !line.starts_with('#')).collect();
+        let script = format!("{}\n{RDS_IAM} exec -- psql -Atc 'SELECT current_user'", exports.join("\n"));
+        assert_eq!(run(program("sh", &folder).args(["-c", &script])).stdout, "app\n");
+        let root = exports.iter().find_map(|line| line.strip_prefix("export PGSSLROOTCERT='")).unwrap();
+        let private = Path::new(root.trim_end_matches('\'')).parent().unwrap().to_owned();
+        assert!(private.exists());
+        assert!(Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap().success());
+        assert!(child.wait().unwrap().success());
+        assert!(!private.exists());
+    }
+}
+
+mod manual {
+    use super::*;
+
+    #[test]
+    fn help_completions_and_the_manual_page_name_all_subcommands() {
+        let folder = folder();
+        for arguments in [&["help"][..], &["completions", "bash"], &["man"]] {
+            let said = run(program(RDS_IAM, &folder).args(arguments));
+            for subcommand in ["exec", "env", "token", "local"] {
+                assert!(said.code == Some(0) && said.stdout.contains(subcommand), "{arguments:?}: {said:?}");
+            }
+        }
+        let said = run(program(RDS_IAM, &folder).args(["help", "exec"]));
+        assert!(said.stdout.contains("rds-iam exec -- diesel migration run"), "{said:?}");
+        let said = run(program(RDS_IAM, &folder).args(["man", "exec"]));
+        assert!(said.stdout.contains("rds\\-iam\\-exec") || said.stdout.contains("rds-iam-exec"), "{said:?}");
+    }
+
+    #[test]
+    fn unknown_flags_are_explained() {
+        let said = run(program(RDS_IAM, &folder()).args(["exec", "--refersh", "--", "true"]));
+        assert!(said.code == Some(2) && said.stderr.contains("--refresh"), "{said:?}");
+    }
+
+    #[test]
+    fn a_reader_that_has_seen_enough_is_no_panic() {
+        let folder = folder();
+        for (reader, code) in [("head -c 1 >/dev/null", 0), ("exec <&-", 0)] {
+            let script = format!("for i in 1 2 3; do {RDS_IAM} completions zsh; done | {{ {reader}; }}");
+            let said = run(program("sh", &folder).args(["-c", &script]));
+            assert_eq!((said.code, said.stderr.as_str()), (Some(code), ""), "{reader}");
+        }
+        let script = format!("{RDS_IAM} man > /dev/full");
+        let said = run(program("sh", &folder).args(["-c", &script]));
+        assert!(said.code == Some(1) && said.stderr.starts_with("rds-iam: cannot write: "), "{said:?}");
+    }
+}
