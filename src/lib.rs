@@ -26,6 +26,7 @@
 //! - [`Pool`], r2d2's pool, which tells each waiter why there is no connection;
 //! - [`PerThread`], Django's persistent connection per thread, on the same manager;
 //! - [`Endpoint`], what a token is signed for, and [`HostName`], what AWS's host names tell;
+//! - [`LibpqLogin`], what another program on libpq needs to log in as we do;
 //! - [`AuthToken`] and [`presign`], the token by itself: pure and local;
 //! - [`Error`], which names the step that failed, and what to do;
 //! - `local` (feature `local`), a PostgreSQL on this machine that asks for IAM tokens: for tests and laptops.
@@ -143,7 +144,9 @@
 //!
 //! - `credentials-process` (on by default): programs that print credentials, named in a profile;
 //! - `sso`: profiles of IAM Identity Center (`aws sso login`), as on a laptop;
-//! - `local`: the stand-in for RDS.
+//! - `local`: the stand-in for RDS;
+//! - `cli`: the program `rds-iam`, which lends its login to the diesel CLI, psql, and whatever is built on libpq. It
+//!   includes `sso`.
 //!
 //! # Logging
 //!
