@@ -163,9 +163,9 @@ impl ManageConnection for RdsConnectionManager {
     /// Signs a token and logs in with it.
     ///
     /// While the server refuses TCP, starts or shuts down, this tries again every 100 ms, and while it is not what
-    /// `target_session_attrs` wants, every second; for `connect_timeout` and at most 10 seconds. After a refusal that waiting does not mend (no role rds_iam, a bad certificate, an unknown
-    /// database), the next attempts fail with the same cause and do not dial: for 1 second, then for 2, up to 10, until
-    /// one succeeds.
+    /// `target_session_attrs` wants, every second; for `connect_timeout` and at most 10 seconds. After a refusal that
+    /// waiting does not mend (no role rds_iam, a bad certificate, an unknown database), the next attempts fail with the
+    /// same cause and do not dial: for 1 second, then for 2, up to 10, until one succeeds.
     fn connect(&self) -> Result<PgConnection, Error> {
         let ready = lock(&self.ready).take();
         if let Some(mut ready) = ready
