@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
+use crate::conninfo::Given;
 use crate::login::{Iam, Login};
 use crate::token::encode;
 use crate::{AuthToken, Error, RdsConnectionManager, libpq};
@@ -25,16 +26,12 @@ use crate::{AuthToken, Error, RdsConnectionManager, libpq};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct LibpqLogin {
-    form: Form,
+    /// Keyword and value, in libpq's order of lists.
+    settings: BTreeMap<String, String>,
+    /// With `rds_iam_auth=false`: the string, with a password of its own.
+    given: Option<String>,
     /// One for each host of the connection string; none with `rds_iam_auth=false`.
     tokens: Vec<(Host, AuthToken)>,
-}
-
-enum Form {
-    /// Keyword and value, without the password and in libpq's order of lists.
-    Settings(BTreeMap<String, String>),
-    /// A string with a password of its own, as it came.
-    Given(String),
 }
 
 /// As libpq finds it in a passfile.
@@ -54,9 +51,7 @@ impl RdsConnectionManager {
     pub fn libpq_login(&self) -> Result<LibpqLogin, Error> {
         match &*self.login {
             Login::Iam(iam) => LibpqLogin::new(iam),
-            Login::Password { conninfo, .. } => {
-                Ok(LibpqLogin { form: Form::Given(conninfo.clone()), tokens: Vec::new() })
-            }
+            Login::Password { conninfo, .. } => LibpqLogin::without_iam(conninfo),
         }
     }
 }
@@ -65,8 +60,16 @@ impl LibpqLogin {
     fn new(iam: &Iam) -> Result<LibpqLogin, Error> {
         let (mut names, mut addresses, mut ports) = (Vec::new(), Vec::new(), Vec::new());
         let mut tokens = Vec::new();
+        let mut unresolved = None;
         for target in iam.in_order().into_iter().map(|i| &iam.targets[i]) {
-            let (host, hostaddr) = target.names_to_dial(iam.conninfo.is_balanced())?;
+            let (host, hostaddr) = match target.names_to_dial(iam.conninfo.is_balanced()) {
+                Ok(names) => names,
+                Err(error) => {
+                    log::debug!("a host is left out: {error}");
+                    unresolved = Some(error);
+                    continue;
+                }
+            };
             let hostaddr = hostaddr.unwrap_or_default();
             for (name, address) in host.split(',').zip(hostaddr.split(',')) {
                 names.push(name.to_owned());
@@ -76,13 +79,21 @@ impl LibpqLogin {
             let host = Host { name: target.endpoint.host().to_owned(), port: target.host.port };
             tokens.push((host, iam.token_for(&target.endpoint)?));
         }
+        if let (Some(error), true) = (unresolved, tokens.is_empty()) {
+            return Err(error);
+        }
         let mut settings = iam.conninfo.for_others();
         settings.insert("host".into(), names.join(","));
         settings.insert("port".into(), ports.join(","));
         if addresses.iter().any(|address| !address.is_empty()) {
             settings.insert("hostaddr".into(), addresses.join(","));
         }
-        Ok(LibpqLogin { form: Form::Settings(settings), tokens })
+        Ok(LibpqLogin { settings, given: None, tokens })
+    }
+
+    fn without_iam(given: &str) -> Result<LibpqLogin, Error> {
+        let settings = explicit(given)?;
+        Ok(LibpqLogin { settings, given: Some(given.to_owned()), tokens: Vec::new() })
     }
 
     /// A `DATABASE_URL` without a password and without our own keywords.
@@ -125,27 +136,30 @@ impl LibpqLogin {
     /// `rds_iam_auth=false` left a password in the connection string.
     pub fn variables(&self) -> Vec<(String, String)> {
         let mut variables = vec![("DATABASE_URL".to_owned(), self.database_url())];
-        if let (Form::Settings(settings), Ok(known)) = (&self.form, libpq::complete(None)) {
+        if let Ok(known) = libpq::complete(None) {
             let variable = |keyword: &String| known.get(keyword)?.variable.clone();
-            variables.extend(settings.iter().filter_map(|(keyword, value)| Some((variable(keyword)?, value.clone()))));
+            let set = self.settings.iter();
+            variables.extend(set.filter_map(|(keyword, value)| Some((variable(keyword)?, value.clone()))));
         }
         variables
     }
 
-    /// The variables that would overrule ours, to be removed from the environment.
+    /// The variables that would overrule ours, to be removed from the environment. (libpq has read what they say.)
     pub fn overruling_variables(&self) -> &'static [&'static str] {
-        match self.form {
-            Form::Settings(_) => &["PGSERVICE", "PGSERVICEFILE", "PGHOSTADDR", "PGPASSWORD", "PGPASSFILE"],
-            Form::Given(_) => &[],
-        }
+        &["PGSERVICE", "PGSERVICEFILE", "PGHOSTADDR", "PGPASSWORD", "PGPASSFILE"]
     }
 
     fn url(&self, password: Option<&str>) -> String {
-        match &self.form {
-            Form::Settings(settings) => url(settings, password),
-            Form::Given(given) => given.clone(),
-        }
+        self.given.clone().unwrap_or_else(|| url(&self.settings, password))
     }
+}
+
+/// What holds for a login by password, from the string, PG* variables and a service file.
+fn explicit(given: &str) -> Result<BTreeMap<String, String>, Error> {
+    let given = Given::parse(given)?;
+    let mut settings = given.chosen_settings()?;
+    settings.retain(|_, value| !value.is_empty());
+    Ok(settings)
 }
 
 /// One host stands where everybody looks for it. Several stand among the parameters, where libpq finds them and others

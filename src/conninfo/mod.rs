@@ -107,9 +107,10 @@ impl Given {
     pub(crate) fn with_iam(&self) -> Result<IamConninfo, Error> {
         let all = self.complete()?;
         self.refuse_password(&all["password"])?;
-        let chosen =
-            all.iter().filter_map(|(keyword, setting)| Some((keyword.clone(), self.chosen(keyword, setting)?)));
-        let mut settings: BTreeMap<String, String> = chosen.collect();
+        let mut settings = self.chosen_of(&all);
+        DROPPED.iter().for_each(|keyword| {
+            settings.remove(*keyword);
+        });
         for (keyword, value) in DEFAULTS.iter().filter(|(keyword, _)| all.contains_key(*keyword)) {
             settings.entry((*keyword).into()).or_insert_with(|| (*value).into());
         }
@@ -135,12 +136,23 @@ impl Given {
         }
     }
 
+    /// What the user chose, in the string, variables or a service file.
+    pub(crate) fn chosen_settings(&self) -> Result<BTreeMap<String, String>, Error> {
+        let mut settings = self.chosen_of(&self.complete()?);
+        settings.remove("service");
+        settings.remove("servicefile");
+        Ok(settings)
+    }
+
+    fn chosen_of(&self, all: &libpq::Settings) -> BTreeMap<String, String> {
+        let chosen =
+            all.iter().filter_map(|(keyword, setting)| Some((keyword.clone(), self.chosen(keyword, setting)?)));
+        chosen.collect()
+    }
+
     /// What the user chose for a keyword, in the string, a variable or a service file.
     fn chosen(&self, keyword: &str, setting: &Setting) -> Option<String> {
         let by_variable = || setting.variable.as_ref().and_then(|name| std::env::var(name).ok());
-        if DROPPED.contains(&keyword) {
-            return None;
-        }
         // libpq::complete puts its own value here, over that of a service file, too.
         if keyword == "gssencmode" {
             return self.explicit.get(keyword).cloned().or_else(by_variable);

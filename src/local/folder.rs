@@ -81,13 +81,14 @@ impl Folder {
     }
 }
 
-/// A program apart from our terminal and its Ctrl-C, and from anybody's PG* variables.
+/// A program apart from our terminal and its Ctrl-C, and from our environment: its PG* variables are for another server,
+/// and its AWS credentials are nobody else's.
 pub(super) fn quiet(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
-    command.env("LC_ALL", "C").process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
-        command.env_remove(name);
-    }
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let kept = ["PATH", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"];
+    let kept = kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    command.env_clear().envs(kept).env("LC_ALL", "C");
     command
 }
 

@@ -60,7 +60,7 @@ pub struct LocalRds {
 impl LocalRds {
     /// The database.
     pub const DATABASE: &str = "app";
-    /// The user that owns the database and logs in by token.
+    /// The user that owns the database, may create others, and logs in by token.
     pub const USER: &str = "app";
     /// A user without the role `rds_iam` and without a password: no login succeeds.
     pub const USER_WITHOUT_GRANT: &str = "without_grant";
@@ -142,6 +142,8 @@ impl LocalRds {
             ("PGSSLROOTCERT", self.ca_file().to_string_lossy().into_owned()),
             ("AWS_ACCESS_KEY_ID", self.key_pair.access_key_id().to_owned()),
             ("AWS_SECRET_ACCESS_KEY", self.key_pair.secret_access_key().to_owned()),
+            // Somebody's own would go with our key pair.
+            ("AWS_SESSION_TOKEN", String::new()),
             ("AWS_REGION", self.judge.endpoint().region().to_owned()),
         ]
     }
@@ -351,7 +353,7 @@ fn create_roles(server: &Server, iam_users: &[String], password: &str) -> Result
     ];
     for user in iam_users {
         let user = user.replace('"', "\"\"");
-        sql.push(format!("CREATE ROLE \"{user}\" LOGIN; GRANT rds_iam TO \"{user}\""));
+        sql.push(format!("CREATE ROLE \"{user}\" LOGIN CREATEDB; GRANT rds_iam TO \"{user}\""));
     }
     sql.push(format!("CREATE DATABASE {} OWNER {}", LocalRds::DATABASE, LocalRds::USER));
     for statement in sql {

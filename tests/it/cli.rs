@@ -194,6 +194,54 @@ mod exec {
     }
 
     #[test]
+    fn without_iam_psql_goes_where_the_string_says() {
+        // Found by a stranger: it went where PG* variables said, silently.
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let mut command = rds_iam(&rds, &folder, &["exec", "--", "psql", "-Atc", "SELECT current_user"]);
+        command.env("DATABASE_URL", rds.password_url()).env("PGUSER", "rdsadmin").env("PGHOST", "/nonexistent");
+        assert_eq!(run(&mut command).stdout, format!("{}\n", LocalRds::USER_WITH_PASSWORD));
+    }
+
+    #[test]
+    fn a_file_dot_env_that_cannot_be_read_is_told_without_its_lines() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        fs::write(folder.path().join(".env"), "SECRET=hunter2 and more\nDATABASE_URL=x\n").unwrap();
+        let said = run(rds_iam(&rds, &folder, &["exec", "--", "true"]).env_remove("DATABASE_URL"));
+        assert!(
+            said.stderr.contains("the file .env is not read") && !said.stderr.contains("hunter"),
+            "{}",
+            said.code.unwrap()
+        );
+    }
+
+    #[test]
+    fn a_password_in_dot_env_does_not_beat_the_passfile() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        fs::write(folder.path().join(".env"), "PGPASSWORD=hunter2\n").unwrap();
+        let said = run(&mut rds_iam(&rds, &folder, &["exec", "--refresh", "--", "sh", "-c", "echo \"[$PGPASSWORD]\""]));
+        assert_eq!(said.stdout, "[]\n", "{said:?}");
+    }
+
+    #[test]
+    fn a_host_that_cannot_be_resolved_is_left_out() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let (port, roots) = (rds.port(), rds.ca_file().display());
+        let url = format!(
+            "host=nosuch.invalid,localhost port={port} user=app dbname=app region_name=us-east-1 iam_host=localhost sslrootcert='{roots}'"
+        );
+        let psql = ["exec", "--", "psql", "-Atc", "SELECT current_user"];
+        assert_eq!(run(rds_iam(&rds, &folder, &psql).env("DATABASE_URL", url)).stdout, "app\n");
+    }
+
+    #[test]
+    fn what_was_started_to_ignore_a_signal_still_does() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let script = format!("trap '' HUP; {RDS_IAM} exec --refresh -- sh -c 'kill -HUP $PPID; kill -HUP $$; echo on'");
+        let said = run(program("sh", &folder).args(["-c", &script]).envs(rds.environment()));
+        assert_eq!((said.code, said.stdout.as_str()), (Some(0), "on\n"), "{said:?}");
+    }
+
+    #[test]
     fn several_hosts_get_a_token_each() {
         let (down, up, folder) = (start(LocalRds::builder()), start(LocalRds::builder()), folder());
         up.add_key_pair(down.credentials().clone());
@@ -209,7 +257,11 @@ mod exec {
         down.stop();
         assert_eq!(run(command.env("DATABASE_URL", &url)).stdout, format!("{b}\n{b}\n"));
         assert!([&down, &up].iter().all(|rds| rds.attempts().iter().all(|attempt| attempt.verdict.is_ok())));
-        for (arguments, hint) in [(&["env"][..], "use rds-iam exec"), (&["exec", "--in-url", "true"], "leave it out")] {
+        for (arguments, hint) in [
+            (&["env"][..], "use rds-iam exec"),
+            (&["token"], "name one by --host"),
+            (&["exec", "--in-url", "true"], "leave it out"),
+        ] {
             let said = run(rds_iam(&down, &folder, arguments).env("DATABASE_URL", &url));
             assert!(said.code != Some(0) && said.stderr.contains(hint), "{said:?}");
         }
@@ -297,10 +349,9 @@ mod exec {
 mod diesel_cli {
     use super::*;
 
-    /// A folder with a migration, and a server whose user may drop its database and make it anew.
+    /// A folder with a migration, and a server.
     fn project() -> (LocalRds, TempDir) {
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        rds.superuser().unwrap().batch_execute("ALTER ROLE app CREATEDB").unwrap();
         fs::write(folder.path().join("diesel.toml"), "[print_schema]\nfile = \"schema.rs\"\n").unwrap();
         let migration = folder.path().join("migrations/2026-01-01-000000_create_notes");
         fs::create_dir_all(&migration).unwrap();
@@ -430,6 +481,28 @@ mod local {
     use super::*;
 
     #[test]
+    fn neither_pg_variables_nor_a_session_token_get_in_its_way() {
+        // Found by a stranger: each of them did.
+        let folder = folder();
+        let mut command = program(RDS_IAM, &folder);
+        command.args(["local", "--", RDS_IAM, "exec", "--", "psql", "-Atc", "SELECT current_user"]);
+        command.envs([("AWS_SESSION_TOKEN", "x"), ("PGSERVICE", "none"), ("PGHOSTADDR", "192.0.2.1")]);
+        let said = run(command.env("PGOPTIONS", "-c nonsense=1"));
+        assert_eq!((said.code, said.stdout.as_str()), (Some(0), "app\n"), "{said:?}");
+    }
+
+    #[test]
+    fn the_server_knows_nothing_of_our_credentials() {
+        let folder = folder();
+        let script = "cat /proc/$(head -n 1 \"$(dirname \"$PGSSLROOTCERT\")/data/postmaster.pid\")/environ";
+        let mut command = program(RDS_IAM, &folder);
+        command.args(["local", "--", "sh", "-c", script]).env("AWS_SECRET_ACCESS_KEY", "hunter2");
+        let environment = run_unseen(&mut command);
+        assert!(environment.stdout.contains("PATH="), "{environment:?}");
+        assert!(!environment.stdout.contains("AWS_"), "the server has them");
+    }
+
+    #[test]
     fn a_command_finds_the_stand_in_and_ends_it() {
         let folder = folder();
         let script = format!("dirname \"$PGSSLROOTCERT\"; {RDS_IAM} exec -- psql -Atc 'SELECT current_user'; exit 3");
@@ -473,6 +546,26 @@ mod manual {
         assert!(said.stdout.contains("rds-iam exec -- diesel migration run"), "{said:?}");
         let said = run(program(RDS_IAM, &folder).args(["man", "exec"]));
         assert!(said.stdout.contains("rds\\-iam\\-exec") || said.stdout.contains("rds-iam-exec"), "{said:?}");
+    }
+
+    #[test]
+    fn bash_completes_the_options_of_a_subcommand() {
+        let script = format!(
+            "source <({RDS_IAM} completions bash); COMP_WORDS=(rds-iam exec --re); COMP_CWORD=2
+            _rds__iam rds-iam --re exec; echo \"${{COMPREPLY[@]}}\""
+        );
+        let said = run(program("bash", &folder()).args(["-c", &script]));
+        assert_eq!(said.stdout, "--refresh --region\n", "{said:?}");
+    }
+
+    #[test]
+    fn where_nothing_can_be_written_the_exit_code_is_the_same() {
+        let script =
+            format!("{RDS_IAM} exec --database-url postgres://app@h/d --region eu-west-1 -- no-such 2>/dev/full");
+        let folder = folder();
+        let mut command = program("sh", &folder);
+        command.env("AWS_ACCESS_KEY_ID", "AKIA").env("AWS_SECRET_ACCESS_KEY", "hunter2");
+        assert_eq!(run(command.args(["-c", &script])).code, Some(127));
     }
 
     #[test]

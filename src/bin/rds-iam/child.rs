@@ -49,8 +49,18 @@ pub(crate) mod unix {
 
     pub(crate) type Signals = SignalsInfo<WithOrigin>;
 
+    /// All that a person or a supervisor sends, but what we were started to ignore, as by nohup: so does the command.
     pub(crate) fn catch() -> io::Result<Signals> {
-        Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])
+        let ignored = ignored();
+        let is_heard = |signal: &i32| ignored >> (signal - 1) & 1 == 0;
+        Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().filter(is_heard))
+    }
+
+    /// A bit for each signal that is ignored (proc(5), SigIgn); none where there is no proc.
+    fn ignored() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
     }
 
     /// Ends the thread that hands on.

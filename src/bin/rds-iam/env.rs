@@ -10,7 +10,9 @@ use crate::{Failure, Outcome};
 
 /// Print the variables that let a program on libpq log in
 ///
-/// They hold a token, which is valid for 15 minutes: for a shell's next commands, not for a file that stays.
+/// They hold a token, which is valid for 15 minutes: for a shell's next commands, not for a file that stays. DATABASE_URL
+/// becomes one without our own keywords; to renew the token, have the original at hand, as by --database-url. The forms
+/// dotenv and json cannot remove what would overrule: PGSERVICE, PGSERVICEFILE, PGHOSTADDR, PGPASSFILE.
 #[derive(Args)]
 #[command(after_long_help = "Examples:
   eval \"$(rds-iam env)\" && psql

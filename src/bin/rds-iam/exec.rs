@@ -15,7 +15,7 @@ use crate::{Failure, Outcome, child};
 ///
 /// The command gets a DATABASE_URL without a password, libpq's PG* variables, and the token in PGPASSWORD: enough for the
 /// diesel CLI, psql, pg_dump, and whatever is built on libpq. Where it can, rds-iam becomes the command; exit code and
-/// signals are its own. Exits with 127 when there is no such command, with 126 when it cannot be run, and with 125 when
+/// signals are its own. With rds_iam_auth=false it gets the password of the connection string instead. Exits with 127 when there is no such command, with 126 when it cannot be run, and with 125 when
 /// there is no token.
 #[derive(Args)]
 #[command(after_long_help = "Examples:
@@ -34,7 +34,8 @@ pub(crate) struct Exec {
     ///
     /// A command that connects again after 15 minutes needs another token. rds-iam stays as its parent, and keeps a
     /// passfile current, which libpq reads at each login. It is in a folder of its own, in XDG_RUNTIME_DIR if that is
-    /// set, and is removed at the end.
+    /// set, and is removed when the command ends, for what it left in the background, too. (It stays if rds-iam itself is
+    /// killed by SIGKILL; its token lives for 15 minutes.)
     #[arg(long)]
     refresh: bool,
 
@@ -74,6 +75,9 @@ impl Exec {
             command.env("DATABASE_URL", url);
         } else if let Some(token) = login.token().filter(|_| !self.refresh) {
             command.env("PGPASSWORD", token.as_str());
+        } else if login.expires_at().is_some() {
+            // Empty, libpq goes by the passfile. Removed, the diesel CLI would take one from a file .env.
+            command.env("PGPASSWORD", "");
         }
         Ok(command)
     }
@@ -107,5 +111,8 @@ fn become_it(command: &mut Command) -> Outcome {
 
 pub(crate) fn not_run(command: &Command, error: &io::Error) -> Failure {
     let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
-    Failure::new(code, format!("cannot run {}: {error}", command.get_program().to_string_lossy()))
+    let program = command.get_program().to_string_lossy();
+    // A command that was forgotten, and a password in what came after it.
+    let shown = if program.contains("://") { "a URL" } else { &program };
+    Failure::new(code, format!("cannot run {shown}: {error}"))
 }

@@ -32,16 +32,19 @@ impl Local {
 
 #[cfg(feature = "local")]
 mod with_local {
+    use std::ffi::OsString;
     use std::io::{self, Write};
+    use std::os::unix::process::CommandExt;
     use std::process::{Command, ExitCode};
 
     use diesel_rds_iam::local::LocalRds;
 
     use super::Local;
-    use crate::{Outcome, child, exec};
+    use crate::{Failure, Outcome, child, exec};
 
     impl Local {
         pub(crate) fn run(self) -> Outcome {
+            without_pg_variables()?;
             // From the first moment on: a signal that ends us must not leave the server.
             let mut signals = child::unix::catch()?;
             let rds = LocalRds::start()?;
@@ -57,6 +60,21 @@ mod with_local {
             drop(rds);
             ended.map_err(|error| exec::not_run(&command, &error)).map(child::Ended::exit_code)
         }
+    }
+
+    /// Whatever PostgreSQL they are for, it is not ours: begins again without them.
+    fn without_pg_variables() -> Result<(), Failure> {
+        let is_pg = |name: &OsString| name.as_encoded_bytes().starts_with(b"PG");
+        let names: Vec<OsString> = std::env::vars_os().map(|(name, _)| name).filter(is_pg).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let mut again = Command::new(std::env::current_exe()?);
+        again.args(std::env::args_os().skip(1));
+        names.iter().for_each(|name| {
+            again.env_remove(name);
+        });
+        Err(Failure::from(again.exec()))
     }
 
     fn exports(rds: &LocalRds) -> String {

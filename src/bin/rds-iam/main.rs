@@ -10,7 +10,7 @@ mod manual;
 mod passfile;
 mod token;
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -67,9 +67,10 @@ impl From<io::Error> for Failure {
 }
 
 fn main() -> ExitCode {
-    // As the diesel CLI: what the environment has goes first. Before there are threads.
-    let _ = dotenvy::dotenv();
     let arguments = Arguments::parse();
+    if !matches!(arguments.action, Action::Local(_)) {
+        read_dot_env();
+    }
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).format_timestamp(None).init();
     let outcome = match arguments.action {
         Action::Exec(exec) => exec.run(),
@@ -81,8 +82,25 @@ fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|failure| {
         if let Some(text) = failure.text {
-            eprintln!("rds-iam: {text}");
+            say(&text);
         }
         ExitCode::from(failure.code)
     })
+}
+
+/// Where standard error cannot be written there is nobody left to tell.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "rds-iam: {text}");
+}
+
+/// As the diesel CLI: what the environment has goes first. Before there are threads.
+fn read_dot_env() {
+    match dotenvy::dotenv() {
+        // Its text holds the line, which may be a secret.
+        Err(dotenvy::Error::LineParse(..)) => {
+            say("the file .env is not read: a line is not NAME=value, with quotes around spaces")
+        }
+        Err(error) if !error.not_found() => say(&format!("the file .env is not read: {error}")),
+        _ => {}
+    }
 }

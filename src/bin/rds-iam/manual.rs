@@ -21,7 +21,9 @@ impl Completions {
         // Not straight to standard output: it would panic when that is closed.
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut Arguments::command(), "rds-iam", &mut text);
-        io::stdout().write_all(&text)?;
+        // clap_complete 4.6 takes the hyphen of our name for two different things in bash.
+        let text = String::from_utf8_lossy(&text).replace("rds__subcmd__iam", "rds__iam");
+        io::stdout().write_all(text.as_bytes())?;
         Ok(ExitCode::SUCCESS)
     }
 }

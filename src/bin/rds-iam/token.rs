@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::Outcome;
 use crate::database::Database;
+use crate::{Failure, Outcome};
 
 /// Print one token
 ///
@@ -27,7 +27,7 @@ pub(crate) struct Token {
     port: u16,
 
     /// The database user
-    #[arg(long, alias = "username", requires = "host")]
+    #[arg(long, alias = "username", requires = "host", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     user: Option<String>,
 
     #[command(flatten)]
@@ -40,6 +40,9 @@ impl Token {
             (Some(host), Some(user)) => self.database.builder().build(conninfo(host, self.port, user))?,
             _ => self.database.manager()?,
         };
+        if manager.endpoints().count() > 1 {
+            return Err(Failure::new(1, "several hosts want a token each; name one by --host and --user"));
+        }
         let token = manager.token()?;
         writeln!(io::stdout(), "{}", token.as_str())?;
         Ok(ExitCode::SUCCESS)
