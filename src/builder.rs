@@ -11,7 +11,7 @@ use aws_smithy_runtime_api::client::http::{HttpClient, SharedHttpClient};
 use crate::conninfo::{Given, Host, IamConninfo, OwnKeys, invalid, one_or_one_for_each, signed_host};
 use crate::credentials::{Configured, CredentialsCache, Role, Source, configured_region, unreadable_files};
 use crate::endpoint::is_region;
-use crate::login::{Iam, Login, Target};
+use crate::login::{Iam, Login, RegionFrom, Target};
 use crate::roots::Roots;
 use crate::{Endpoint, Error, HostKind, HostName, RdsConnectionManager, https};
 
@@ -312,9 +312,9 @@ fn targets(conninfo: &IamConninfo, own: OwnKeys, profile: Option<&str>) -> Resul
             return invalid("a place in the list iam_host is empty; name an endpoint there, or take the comma away");
         }
         let name = signed_host(iam_host.unwrap_or(&host.name))?;
-        let region = region_for(&name, own.region_name.clone(), profile)?;
+        let (region, region_from) = region_for(&name, own.region_name.clone(), profile)?;
         let endpoint = Endpoint::new(name.as_str(), own.iam_port.unwrap_or(host.port), &region)?;
-        Ok(Target { user: conninfo.user().to_owned(), host: host.clone(), endpoint })
+        Ok(Target { user: conninfo.user().to_owned(), host: host.clone(), endpoint, region_from })
     };
     hosts.iter().enumerate().map(target).collect()
 }
@@ -326,20 +326,20 @@ fn warn_of_sslmode(sslmode: &str) {
 }
 
 /// The region: explicit, else the host's own, else AWS configuration. Never a guess.
-fn region_for(name: &HostName, explicit: Option<String>, profile: Option<&str>) -> Result<String, Error> {
+fn region_for(name: &HostName, explicit: Option<String>, profile: Option<&str>) -> Result<(String, RegionFrom), Error> {
     match (explicit, name.region()) {
         (Some(region), Some(told)) if region != told => {
             log::warn!("signing for the region {region}, as set, though {} says {told}", name.as_str());
-            Ok(region)
+            Ok((region, RegionFrom::Setting))
         }
-        (Some(region), _) => Ok(region),
-        (None, Some(told)) => Ok(told.to_owned()),
+        (Some(region), _) => Ok((region, RegionFrom::Setting)),
+        (None, Some(told)) => Ok((told.to_owned(), RegionFrom::HostName)),
         // AWS_REGION tells where we are; a global database's writer may be elsewhere.
         (None, None) if name.kind() == HostKind::GlobalWriter => Err(Error::Region {
             host: name.as_str().to_owned(),
             reason: "the name of a global database carries none, and its writer can move".into(),
         }),
-        (None, None) => told_by_configuration(name, profile),
+        (None, None) => Ok((told_by_configuration(name, profile)?, RegionFrom::Configuration)),
     }
 }
 

@@ -189,10 +189,21 @@ type Symptom = (&'static str, Outlook, &'static str);
 
 /// A text can hold several, for libpq tells of each address of a host: what an answer says comes before what silence says.
 const SYMPTOMS: &[Symptom] = &[
+    ("password authentication failed", Outlook::Stays, GRANT),
+    // libpq's require_auth: the server wants SCRAM or MD5, so nobody looks at a token.
+    ("authentication method requirement", Outlook::Stays, GRANT),
+    // RDS Proxy's.
     (
-        "password authentication failed",
+        "IAM authentication failed for the role",
+        Outlook::Unknown,
+        "sign for the proxy's own endpoint (iam_host= for a CNAME or a tunnel); the AWS identity needs rds-db:connect for this user on the proxy's prx- id",
+    ),
+    ("IAM is allowed only with SSL", Outlook::Stays, "the proxy wants TLS: use sslmode=verify-full"),
+    ("too many competing requests", Outlook::Unknown, "log in less often: keep connections in a pool"),
+    (
+        "string truncated",
         Outlook::Stays,
-        "the user does not exist or lacks the role: run GRANT rds_iam TO the user, or, for a login by password, set rds_iam_auth=false and check it",
+        "a pooler in between cuts the token off: raise its longest password, or go past it",
     ),
     (
         "authentication failed for user",
@@ -219,8 +230,12 @@ const SYMPTOMS: &[Symptom] = &[
         "set iam_host= to the endpoint's own name when you dial a CNAME, an address or a tunnel",
     ),
     ("remaining connection slots", Outlook::Unknown, SHARE_CONNECTIONS),
-    ("too many connections for", Outlook::Unknown, SHARE_CONNECTIONS),
     ("too many clients", Outlook::Unknown, SHARE_CONNECTIONS),
+    (
+        "too many connections for",
+        Outlook::Unknown,
+        "lower max_size, of all programs together, or raise that CONNECTION LIMIT by ALTER ROLE or ALTER DATABASE",
+    ),
     (
         "requires a password",
         Outlook::Stays,
@@ -247,6 +262,7 @@ const SYMPTOMS: &[Symptom] = &[
     ("Connection refused", Outlook::ComesBack, "check host and port, and that the server is running"),
 ];
 
+const GRANT: &str = "the user does not exist or lacks the role: run GRANT rds_iam TO the user, or, for a login by password, set rds_iam_auth=false and check it";
 const SET_SSLROOTCERT: &str =
     "set sslrootcert= to the CA bundle that signed the server's certificate (for RDS: global-bundle.pem)";
 const SHARE_CONNECTIONS: &str =
@@ -259,12 +275,12 @@ fn symptom(text: &str) -> Option<&'static Symptom> {
 }
 
 /// The cure for what libpq or the server says when a login fails.
-fn cure(text: &str) -> &'static str {
+pub(crate) fn cure(text: &str) -> &'static str {
     symptom(text).map_or("check the server's log for the cause", |(.., cure)| cure)
 }
 
 /// The cure for what the sources of credentials say.
-fn credentials_cure(error: &CredentialsError) -> &'static str {
+pub(crate) fn credentials_cure(error: &CredentialsError) -> &'static str {
     const CURES: &[(&str, &str)] = &[
         ("cargo feature", "build diesel-rds-iam with its feature sso or credentials-process"),
         (
@@ -310,7 +326,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 const LONGEST_TEXT: usize = 1000;
 
 /// libpq's messages have several lines and a closing newline; a log line has one.
-fn one_line(error: &(impl fmt::Display + ?Sized)) -> String {
+pub(crate) fn one_line(error: &(impl fmt::Display + ?Sized)) -> String {
     let text = error.to_string();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -346,13 +362,18 @@ mod tests {
                 "FATAL:  no pg_hba.conf entry for replication connection from host \"10.0.0.1\", SSL encryption",
                 "no line",
             ),
-            ("FATAL:  too many connections for role \"app\"", "max_size"),
             ("FATAL:  role \"app\" is not permitted to log in", "ALTER ROLE"),
             ("FATAL:  permission denied for database \"app\"", "GRANT CONNECT"),
             ("root certificate file \"/root/.postgresql/root.crt\" does not exist", "global-bundle.pem"),
             ("SSL error: certificate verify failed", "sslrootcert="),
             ("server certificate for \"a\" does not match host name \"b\"", "iam_host="),
             ("FATAL:  database \"x\" does not exist", "names of database"),
+            ("FATAL:  authentication method requirement \"password\" failed", "GRANT rds_iam"),
+            ("FATAL:  IAM authentication failed for the role app", "the proxy's own endpoint"),
+            ("FATAL:  IAM is allowed only with SSL connections", "sslmode=verify-full"),
+            ("FATAL:  too many competing requests", "in a pool"),
+            ("FATAL:  too many connections for role \"app\"", "CONNECTION LIMIT"),
+            ("ERROR:  string truncated", "a pooler in between"),
             ("something never seen before", "server's log"),
         ];
         for (text, expected) in cases {

@@ -29,6 +29,7 @@
 //! - [`LibpqLogin`], what another program on libpq needs to log in as we do;
 //! - [`AuthToken`] and [`presign`], the token by itself: pure and local;
 //! - [`Error`], which names the step that failed, and what to do;
+//! - `doctor` (feature `doctor`), which tells why a login fails, step by step;
 //! - `local` (feature `local`), a PostgreSQL on this machine that asks for IAM tokens: for tests and laptops.
 //!
 //! # Connection strings
@@ -144,9 +145,10 @@
 //!
 //! - `credentials-process` (on by default): programs that print credentials, named in a profile;
 //! - `sso`: profiles of IAM Identity Center (`aws sso login`), as on a laptop;
+//! - `doctor`: the diagnosis of a login that fails;
 //! - `local`: the stand-in for RDS;
 //! - `cli`: the program `rds-iam`, which lends its login to the diesel CLI, psql, and whatever is built on libpq. It
-//!   includes `sso`.
+//!   includes `sso` and `doctor`.
 //!
 //! # Logging
 //!
@@ -160,6 +162,8 @@ mod attempts;
 mod builder;
 mod conninfo;
 mod credentials;
+#[cfg(feature = "doctor")]
+pub mod doctor;
 mod endpoint;
 mod error;
 mod hosts;

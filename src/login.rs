@@ -40,6 +40,26 @@ pub(crate) struct Target {
     pub(crate) user: String,
     pub(crate) host: Host,
     pub(crate) endpoint: Endpoint,
+    #[cfg_attr(not(feature = "doctor"), expect(dead_code, reason = "the doctor alone tells it"))]
+    pub(crate) region_from: RegionFrom,
+}
+
+/// What told the region that tokens are signed for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum RegionFrom {
+    Setting,
+    HostName,
+    Configuration,
+}
+
+impl fmt::Display for RegionFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RegionFrom::Setting => "region_name",
+            RegionFrom::HostName => "the host name",
+            RegionFrom::Configuration => "AWS_REGION or the AWS profile",
+        })
+    }
 }
 
 /// r2d2 has three threads for all of a pool's work, and a waiter is to learn the cause within connection_timeout.
@@ -49,11 +69,21 @@ impl Login {
     /// Tries again at once what may be mended at any moment: r2d2 would wait for up to half its connection_timeout. Not
     /// after a login was refused, which counts against the server's limits. `note` hears of each failure.
     pub(crate) fn connect(&self, note: &dyn Fn(&Error)) -> Result<PgConnection, Error> {
+        self.connect_within(self.patience(), note)
+    }
+
+    /// Each host once.
+    #[cfg(feature = "doctor")]
+    pub(crate) fn connect_once(&self) -> Result<PgConnection, Error> {
+        self.connect_within(Duration::ZERO, &|_| {})
+    }
+
+    fn connect_within(&self, patience: Duration, note: &dyn Fn(&Error)) -> Result<PgConnection, Error> {
         let mut hosts = match self {
             Login::Iam(iam) => Hosts::new(iam.targets.len(), note),
             Login::Password { .. } => Hosts::new(1, note),
         };
-        let deadline = Instant::now() + self.patience();
+        let deadline = Instant::now() + patience;
         loop {
             let connected = match self {
                 Login::Iam(iam) => iam.go_round(&mut hosts)?,
@@ -105,7 +135,7 @@ impl Iam {
         }
     }
 
-    fn sign(&self, endpoint: &Endpoint, credentials: &Credentials) -> Result<AuthToken, Error> {
+    pub(crate) fn sign(&self, endpoint: &Endpoint, credentials: &Credentials) -> Result<AuthToken, Error> {
         presign(endpoint, self.conninfo.user(), credentials, self.time_source.now())
     }
 
@@ -186,7 +216,7 @@ const PREFER_STANDBY: &str = "prefer-standby";
 
 impl Target {
     /// The name dialled is another one than the endpoint's: a CNAME, a tunnel, a port forward.
-    fn dials_another_name(&self) -> bool {
+    pub(crate) fn dials_another_name(&self) -> bool {
         !HostName::parse(&self.host.name).is_ok_and(|name| name.as_str() == self.endpoint.host())
     }
 
@@ -206,7 +236,12 @@ impl Target {
 }
 
 impl Host {
-    fn resolve(&self) -> Result<Vec<String>, Error> {
+    /// The name, or the address where that is all that is given.
+    pub(crate) fn dialled(&self) -> &str {
+        if self.name.is_empty() { self.hostaddr.as_deref().unwrap_or_default() } else { &self.name }
+    }
+
+    pub(crate) fn resolve(&self) -> Result<Vec<String>, Error> {
         let failed = |source| Error::Resolve { host: self.name.clone(), source };
         let addresses = (self.name.as_str(), self.port).to_socket_addrs().map_err(failed)?;
         let mut seen = BTreeSet::<IpAddr>::new();
@@ -214,11 +249,18 @@ impl Host {
     }
 }
 
+/// What is dialled, for people.
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.dialled(), self.port)
+    }
+}
+
 /// Whom we log in, and where, for people.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Target { user, host, endpoint } = self;
-        write!(f, "{user}@{}:{}", host.name, host.port)?;
+        let Target { user, host, endpoint, .. } = self;
+        write!(f, "{user}@{host}")?;
         if self.dials_another_name() {
             write!(f, " (signed for {endpoint})")?;
         }

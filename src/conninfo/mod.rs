@@ -236,6 +236,12 @@ impl IamConninfo {
         self.get("user").unwrap_or_default()
     }
 
+    /// libpq's default is the user's name.
+    #[cfg(feature = "doctor")]
+    pub(crate) fn dbname(&self) -> &str {
+        self.get("dbname").unwrap_or_else(|| self.user())
+    }
+
     pub(crate) fn sslmode(&self) -> &str {
         self.get("sslmode").unwrap_or_default()
     }
@@ -337,6 +343,13 @@ fn host_of_uri(text: &str) -> usize {
 
 fn c_string(text: &str) -> Result<CString, Error> {
     CString::new(text).or_else(|_| invalid("it holds a NUL byte; remove it"))
+}
+
+/// Whom a string for libpq logs in.
+#[cfg(feature = "doctor")]
+pub(crate) fn user_of(conninfo: &str) -> Option<String> {
+    let all = libpq::complete(Some(&c_string(conninfo).ok()?)).ok()?;
+    all.get("user")?.value.clone()
 }
 
 /// Refuses a URI whose user or password holds an '@' or a '/' as it is: libpq would take half of it for the host or

@@ -85,6 +85,9 @@ impl BackOff {
 
 struct Current {
     credentials: Credentials,
+    /// Where they came from.
+    #[cfg_attr(not(feature = "doctor"), expect(dead_code, reason = "the doctor alone tells it"))]
+    place: String,
     /// By wall time, as all that decides on age: a machine that slept wakes up with credentials that have ended.
     received: SystemTime,
     refresh_at: Option<SystemTime>,
@@ -92,12 +95,12 @@ struct Current {
 
 impl Current {
     /// `jitter`, from 0 to 1, spreads the refreshes of many programs that started together.
-    fn new(credentials: Credentials, received: SystemTime, jitter: f64) -> Current {
+    fn new((credentials, place): Found, received: SystemTime, jitter: f64) -> Current {
         let refresh_at = credentials.expiry().map(|end| {
             let life = end.duration_since(received).unwrap_or_default();
             end - REFRESH_AHEAD.min(life / 4).mul_f64(1.0 - 0.2 * jitter)
         });
-        Current { credentials, received, refresh_at }
+        Current { credentials, place, received, refresh_at }
     }
 
     fn has_ended(&self, now: SystemTime) -> bool {
@@ -123,7 +126,7 @@ impl State {
             Ok((credentials, place)) => {
                 let end = credentials.expiry().map_or("no end".to_owned(), utc);
                 let text = format!("AWS credentials {} from {place}, end: {end}", masked(&credentials));
-                self.current = Some(Current::new(credentials, now, fastrand::f64()));
+                self.current = Some(Current::new((credentials, place), now, fastrand::f64()));
                 (self.failure, self.refreshes) = (None, BackOff::default());
                 (Level::Debug, text)
             }
@@ -215,6 +218,12 @@ impl CredentialsCache {
             self.run(errand);
         }
         Ok(credentials)
+    }
+
+    /// Where the cached credentials came from.
+    #[cfg(feature = "doctor")]
+    pub(crate) fn place(&self) -> Option<String> {
+        self.shared.lock().current.as_ref().map(|current| current.place.clone())
     }
 
     /// Other credentials than those that a server refused: they may have been rotated. None if they are still the same.

@@ -23,22 +23,21 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    pub(super) fn new(names: &[String], address: Ipv4Addr, region: &str) -> Result<Certificates, Error> {
-        make(names, address, region).map_err(failed("cannot make certificates"))
+    pub(super) fn new(names: &[String], address: Ipv4Addr, authority: &str) -> Result<Certificates, Error> {
+        make(names, address, authority).map_err(failed("cannot make certificates"))
     }
 }
 
-fn make(names: &[String], address: Ipv4Addr, region: &str) -> Result<Certificates, ErrorStack> {
+fn make(names: &[String], address: Ipv4Addr, authority: &str) -> Result<Certificates, ErrorStack> {
     let authority_key = new_key()?;
-    // A name of its own, or OpenSSL takes the root of one LocalRds for that of another and says "EVP lib".
+    // Each has a name of its own, or OpenSSL takes the root of one LocalRds for that of another and says "EVP lib".
     let mut serial = BigNum::new()?;
     serial.rand(64, MsbOption::MAYBE_ZERO, false)?;
-    // Else as Amazon names the roots of its regions, by which a bundle is trimmed.
-    let authority_name = common_name(&format!("Amazon RDS {region} Root CA LocalRds {}", serial.to_hex_str()?))?;
-    let mut authority = certificate(&authority_key, &authority_name, &authority_name)?;
-    authority.append_extension(BasicConstraints::new().critical().ca().build()?)?;
-    authority.append_extension(KeyUsage::new().critical().key_cert_sign().crl_sign().build()?)?;
-    let authority = signed(authority, &authority_key)?;
+    let authority_name = common_name(&format!("{authority} {}", serial.to_hex_str()?))?;
+    let mut root = certificate(&authority_key, &authority_name, &authority_name)?;
+    root.append_extension(BasicConstraints::new().critical().ca().build()?)?;
+    root.append_extension(KeyUsage::new().critical().key_cert_sign().crl_sign().build()?)?;
+    let root = signed(root, &authority_key)?;
 
     let server_key = new_key()?;
     let mut server = certificate(&server_key, &common_name("LocalRds")?, &authority_name)?;
@@ -47,12 +46,12 @@ fn make(names: &[String], address: Ipv4Addr, region: &str) -> Result<Certificate
         alternatives.dns(name);
     });
     alternatives.ip(&address.to_string());
-    server.append_extension(alternatives.build(&server.x509v3_context(Some(&authority), None))?)?;
+    server.append_extension(alternatives.build(&server.x509v3_context(Some(&root), None))?)?;
     server.append_extension(ExtendedKeyUsage::new().server_auth().build()?)?;
     let server = signed(server, &authority_key)?;
 
     Ok(Certificates {
-        authority: authority.to_pem()?,
+        authority: root.to_pem()?,
         server: server.to_pem()?,
         server_key: server_key.private_key_to_pem_pkcs8()?,
     })

@@ -248,12 +248,19 @@ pub struct Builder {
     endpoint: Option<(String, u16)>,
     region: String,
     names: Vec<String>,
+    authority: String,
     users: Vec<String>,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Builder { endpoint: None, region: "us-east-1".into(), names: Vec::new(), users: vec![LocalRds::USER.into()] }
+        Builder {
+            endpoint: None,
+            region: "us-east-1".into(),
+            names: Vec::new(),
+            authority: "LocalRds root".into(),
+            users: vec![LocalRds::USER.into()],
+        }
     }
 }
 
@@ -282,6 +289,15 @@ impl Builder {
         self
     }
 
+    /// The name of the authority that signs the server's certificate, as `Amazon RDS eu-west-1 Root CA RSA2048 G1`. A
+    /// number follows it, for each server has an authority of its own.
+    ///
+    /// Defaults to `LocalRds root`.
+    pub fn authority(mut self, name: impl Into<String>) -> Self {
+        self.authority = name.into();
+        self
+    }
+
     /// A further user with the role `rds_iam`: a name of 1 to 63 bytes that is not taken.
     ///
     /// Defaults to [`LocalRds::USER`] only.
@@ -299,7 +315,7 @@ impl Builder {
         let (host, port) = self.endpoint.clone().unwrap_or((LOCALHOST.into(), UNKNOWN_PORT));
         let endpoint = Endpoint::new(&host, port, &self.region)?;
         self.names.extend([endpoint.host().to_owned(), LOCALHOST.to_owned()]);
-        let certificates = Certificates::new(&self.names, Ipv4Addr::LOCALHOST, &self.region)?;
+        let certificates = Certificates::new(&self.names, Ipv4Addr::LOCALHOST, &self.authority)?;
         let key_pair = new_key_pair()?;
         let judge = Arc::new(Judge::new(endpoint, key_pair.clone()));
         let ldap = Listener::start(judge.clone())?;

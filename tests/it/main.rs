@@ -7,6 +7,8 @@ mod credentials;
 #[cfg(target_os = "linux")]
 mod dead_peers;
 mod diesel_api;
+mod doctor;
+mod doctor_program;
 mod environment;
 mod examples;
 mod hosts;

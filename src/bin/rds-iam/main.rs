@@ -3,6 +3,7 @@
 
 mod child;
 mod database;
+mod doctor;
 mod env;
 mod exec;
 mod local;
@@ -31,6 +32,7 @@ enum Action {
     Exec(exec::Exec),
     Env(env::Env),
     Token(token::Token),
+    Doctor(doctor::Doctor),
     Local(local::Local),
     Completions(manual::Completions),
     Man(manual::Man),
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Action::Exec(exec) => exec.run(),
         Action::Env(env) => env.run(),
         Action::Token(token) => token.run(),
+        Action::Doctor(doctor) => doctor.run(),
         Action::Local(local) => local.run(),
         Action::Completions(completions) => completions.run(),
         Action::Man(man) => man.run(),

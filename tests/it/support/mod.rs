@@ -1,4 +1,5 @@
 pub(crate) mod cloud;
+pub(crate) mod fake;
 
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;

@@ -1,0 +1,99 @@
+//! [`Walk`]: the way of a login, step by step.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use aws_credential_types::Credentials;
+
+use super::known::Known;
+use super::login::Attempt;
+use super::step::Finding;
+use super::symptom::Symptom;
+use super::tls::Rules;
+use super::{Diagnosis, LIBPQ, Report, Step};
+use super::{judgement, looks};
+use crate::Error;
+use crate::conninfo::user_of;
+use crate::error::one_line;
+use crate::login::{Iam, Login, Target};
+
+/// The steps so far, and who hears of each.
+pub(super) struct Walk<'a> {
+    pub(super) report: Report,
+    pub(super) tell: &'a mut dyn FnMut(&Step),
+}
+
+impl Walk<'_> {
+    pub(super) fn through(&mut self, login: &Arc<Login>) {
+        match &**login {
+            Login::Iam(iam) => self.by_token(login, iam),
+            Login::Password { conninfo, .. } => self.by_password(login, conninfo),
+        }
+    }
+
+    fn by_token(&mut self, login: &Arc<Login>, iam: &Iam) {
+        self.step("connection string", None, || Finding::new(Ok(())).with("settings", iam.conninfo.to_string()));
+        for target in &iam.targets {
+            self.step("region", Some(target), || looks::region(target));
+        }
+        let Some(credentials) = self.step("credentials", None, || looks::credentials(login)) else { return };
+        let known = |target| Known { account: looks::account_of(&credentials), ..Known::new(target) };
+        let mut is_let_in = false;
+        for target in &iam.targets {
+            is_let_in |= self.host(iam, target, &credentials, known(target)).is_some();
+        }
+        if is_let_in {
+            self.by_libpq(login, |error| diagnose(error, &known(&iam.targets[0])));
+        }
+    }
+
+    /// With `rds_iam_auth=false` there is neither a region nor a token, and libpq does all the rest.
+    fn by_password(&mut self, login: &Arc<Login>, conninfo: &str) {
+        self.step("connection string", None, || Finding::new(Ok(())).with("IAM", "off (rds_iam_auth=false)"));
+        let user = user_of(conninfo).unwrap_or_default();
+        self.by_libpq(login, |error| match error {
+            Error::Connect { source, .. } => judgement::judge_password(&one_line(source), &user),
+            other => Diagnosis::of(other),
+        });
+    }
+
+    /// All steps of one host; none where it does not let us in.
+    fn host(&mut self, iam: &Iam, target: &Target, credentials: &Credentials, mut known: Known) -> Option<()> {
+        let addresses = self.step("DNS", Some(target), || looks::addresses(&target.host, &mut known))?;
+        let address = self.step("TCP", Some(target), || looks::reach(&addresses, &known))?;
+        let rules = Rules::new(&iam.conninfo);
+        self.step("TLS", Some(target), || looks::certificate(address, &rules, &mut known))?;
+        let token = self.step("token", Some(target), || looks::token(iam, target, credentials, &mut known))?;
+        let (host, user) = (target.endpoint.host().to_owned(), target.user.clone());
+        let attempt = Attempt { address, host, user, database: iam.conninfo.dbname().to_owned(), token };
+        self.step("login", Some(target), || looks::login(attempt, &rules, &known))
+    }
+
+    /// As [`connect`](r2d2::ManageConnection::connect), once.
+    fn by_libpq(&mut self, login: &Arc<Login>, diagnose: impl FnOnce(&Error) -> Diagnosis) {
+        if let Some(connection) = self.step(LIBPQ, None, || looks::libpq(login, diagnose)) {
+            self.step("session", None, || looks::session(connection));
+        }
+    }
+
+    fn step<T>(&mut self, name: &'static str, target: Option<&Target>, work: impl FnOnce() -> Finding<T>) -> Option<T> {
+        let started = Instant::now();
+        let Finding { facts, outcome } = work();
+        let host = target.map(|target| target.host.to_string());
+        let (result, outcome) = match outcome {
+            Ok(result) => (Some(result), Ok(())),
+            Err(diagnosis) => (None, Err(diagnosis)),
+        };
+        let step = Step { name, host, facts, outcome, took: started.elapsed() };
+        (self.tell)(&step);
+        self.report.steps.push(step);
+        result
+    }
+}
+
+fn diagnose(error: &Error, known: &Known) -> Diagnosis {
+    match error {
+        Error::Connect { source, .. } => judgement::judge(&Symptom::said(one_line(source)), known),
+        other => Diagnosis::of(other),
+    }
+}
