@@ -11,10 +11,10 @@ use aws_smithy_async::time::TimeSource;
 use aws_smithy_types::date_time::{DateTime, Format};
 use percent_encoding::percent_decode_str;
 
-use super::{Clock, hex};
+use super::Clock;
 use crate::Endpoint;
 use crate::endpoint::Service;
-use crate::token::{LIFETIME, dsql_action, encode};
+use crate::token::{LIFETIME, dsql_action, encode, hex};
 
 /// A clock may be this much behind the one that signed.
 const LEEWAY: Duration = Duration::from_secs(5 * 60);

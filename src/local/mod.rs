@@ -38,7 +38,7 @@ pub use clock::Clock;
 pub use judge::{Attempt, Refusal};
 
 use crate::conninfo::{LONGEST_NAME, invalid};
-use crate::token::encode;
+use crate::token::{encode, hex};
 use crate::{Endpoint, Error, RdsConnectionManager};
 use certificates::Certificates;
 use judge::Judge;
@@ -354,10 +354,6 @@ fn random_hex() -> Result<String, Error> {
     let mut bytes = [0; 16];
     openssl::rand::rand_bytes(&mut bytes).map_err(failed("no random bytes"))?;
     Ok(hex(&bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn create_roles(server: &Server, iam_users: &[String], password: &str) -> Result<(), Error> {
