@@ -236,6 +236,7 @@ const SYMPTOMS: &[Symptom] = &[
         Outlook::Unknown,
         "lower max_size, of all programs together, or raise that CONNECTION LIMIT by ALTER ROLE or ALTER DATABASE",
     ),
+    ("no password supplied", Outlook::Stays, "give the password, or leave out rds_iam_auth=false to log in by token"),
     (
         "requires a password",
         Outlook::Stays,
@@ -262,7 +263,7 @@ const SYMPTOMS: &[Symptom] = &[
     ("Connection refused", Outlook::ComesBack, "check host and port, and that the server is running"),
 ];
 
-const GRANT: &str = "the user does not exist or lacks the role: run GRANT rds_iam TO the user, or, for a login by password, set rds_iam_auth=false and check it";
+const GRANT: &str = "the user does not exist; or, for a login by token, lacks the role: run GRANT rds_iam TO the user; or, for a login by password (rds_iam_auth=false), has another one: never grant rds_iam there";
 const SET_SSLROOTCERT: &str =
     "set sslrootcert= to the CA bundle that signed the server's certificate (for RDS: global-bundle.pem)";
 const SHARE_CONNECTIONS: &str =
@@ -290,12 +291,17 @@ pub(crate) fn credentials_cure(error: &CredentialsError) -> &'static str {
         ("no answer within", "see why that source does not answer, or raise credentials_timeout"),
         ("the given provider", "see to the provider that the builder was given"),
         ("panicked", "see to the provider that the builder was given"),
+        ("sso/cache", "log in: aws sso login --profile NAME"),
+        ("could not parse profile", "mend ~/.aws/config and ~/.aws/credentials, or what AWS_CONFIG_FILE names"),
         ("not authorized", "allow that role or action to the identity that asks, in IAM"),
         ("AccessDenied", "allow that role or action to the identity that asks, in IAM"),
         ("dns error", "check that this name can be resolved from here, and AWS_REGION"),
         ("io error", "check that this source can be reached from here, and HTTPS_PROXY"),
     ];
     cure_in(CURES, &causes(error)).unwrap_or(match error {
+        CredentialsError::CredentialsNotLoaded(_) if std::env::var_os("AWS_PROFILE").is_some() => {
+            "check AWS_PROFILE, which is set: the profile of that name, or one that it refers to, has no credentials"
+        }
         CredentialsError::CredentialsNotLoaded(_) => {
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or give the task or instance a role"
         }
@@ -316,10 +322,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         }
         next = cause.source();
     }
-    match text.char_indices().nth(LONGEST_TEXT) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
+    cut(text)
 }
 
 /// In characters.
@@ -328,7 +331,20 @@ const LONGEST_TEXT: usize = 1000;
 /// libpq's messages have several lines and a closing newline; a log line has one.
 pub(crate) fn one_line(error: &(impl fmt::Display + ?Sized)) -> String {
     let text = error.to_string();
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    // A server can say anything: send colours to a terminal, or a token back to us.
+    let shown = |word: &str| match word.contains("X-Amz-") {
+        true => "***".to_owned(),
+        false => word.chars().filter(|c| !c.is_control()).collect(),
+    };
+    cut(text.split_whitespace().map(shown).collect::<Vec<_>>().join(" "))
+}
+
+/// What is too long for a line of a log.
+fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(LONGEST_TEXT) {
+        text.replace_range(end.., "...");
+    }
+    text
 }
 
 /// What a credentials error has to say, without the SDK's general words before it.
@@ -375,6 +391,7 @@ mod tests {
             ("FATAL:  too many connections for role \"app\"", "CONNECTION LIMIT"),
             ("ERROR:  string truncated", "a pooler in between"),
             ("something never seen before", "server's log"),
+            ("a host:1/?Action=connect&X-Amz-Signature=ab \u{1b}[2J back", "a *** [2J back"),
         ];
         for (text, expected) in cases {
             let error = Error::Connect {

@@ -28,7 +28,8 @@ pub struct Cause {
 
 impl Diagnosis {
     pub(super) fn new(symptom: impl Into<String>, causes: Vec<Cause>) -> Diagnosis {
-        Diagnosis { symptom: symptom.into(), causes }
+        // Maybe a server's words.
+        Diagnosis { symptom: one_line(&symptom.into()), causes }
     }
 
     /// The error's own words, which end in what to do.
@@ -42,7 +43,7 @@ impl Diagnosis {
 
     /// Where the symptom says it all.
     pub(super) fn plain(symptom: impl Into<String>, cure: impl Into<String>) -> Diagnosis {
-        let symptom = symptom.into();
+        let symptom = one_line(&symptom.into());
         let causes = vec![Cause::new(&symptom, cure)];
         Diagnosis { symptom, causes }
     }

@@ -32,10 +32,22 @@ pub(super) fn judge_password(text: &str, user: &str) -> Diagnosis {
     // PAM on RDS, LDAP on the stand-in: pg_hba.conf sends members of rds_iam there.
     let asks_for_token =
         text.contains("authentication failed for user") && !text.contains("password authentication failed");
+    let role = identifier(user);
+    if text.contains("password authentication failed") {
+        let causes = vec![
+            Cause::new("the password is another one", "check it in the connection string; percent-encode it in a URL")
+                .decided_by("whether psql gets in with it"),
+            Cause::new(
+                "the user does not exist, or has no password",
+                format!("run, as the master user:\n\\password {role}"),
+            )
+            .decided_by(format!("whether pg_roles has {role}")),
+        ];
+        return Diagnosis::new(text, causes);
+    }
     if !asks_for_token {
         return Diagnosis::plain(text, cure(text));
     }
-    let role = identifier(user);
     let has_role = Cause::new(
         "the user has the role rds_iam, itself or through another role, and that takes its password away",
         format!(
@@ -60,7 +72,7 @@ pub(super) fn judge_credentials(text: &str, cure: &str, in_ecs_task: bool) -> Di
 const DIAL_RDS: &str = "dial the RDS endpoint itself, for a token is sent over TLS only";
 const GET_BUNDLE: &str = "get Amazon's root certificates, and name them:\n\
     curl -o global-bundle.pem https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem\n\
-    export PGSSLROOTCERT=$PWD/global-bundle.pem    # or sslrootcert= in the connection string";
+    export PGSSLROOTCERT=$PWD/global-bundle.pem    # sslrootcert= in the connection string, if it is there, goes first: change that";
 
 fn no_address(known: &Known) -> Vec<Cause> {
     let host = &known.host;
@@ -80,7 +92,7 @@ fn nobody_listens(known: &Known) -> Vec<Cause> {
     if known.is_on_this_machine() {
         return vec![Cause::new(
             format!("no tunnel or server listens at port {port} of this machine"),
-            format!("open it: ssh -N -L {port}:{}:{} BASTION", known.endpoint.host(), tunnelled_port(known)),
+            format!("open it: ssh -N -L {port}:{}:{} BASTION", far_end(known), tunnelled_port(known)),
         )];
     }
     vec![
@@ -167,16 +179,22 @@ const READ_CLOCK: &str = "`date -u` beside the Date of `curl -sI https://aws.ama
 fn wrong_name(known: &Known) -> Vec<Cause> {
     let (dialled, signed) = (&known.host, known.endpoint.host());
     match known.endpoints_behind().as_slice() {
+        [] if is_endpoint(known) => vec![another_server()],
         [] => vec![
             Cause::new(
                 format!("{dialled} is a CNAME or a tunnel, and {signed} not the endpoint behind it"),
                 "set iam_host= to the endpoint's own name, as the RDS console shows it",
             )
             .decided_by("the names in the certificate, above"),
-            Cause::new("another server answers", "check host and port").decided_by("the same"),
+            another_server(),
         ],
         names => one_of(names, known),
     }
+}
+
+fn another_server() -> Cause {
+    Cause::new("another server answers", "check host, hostaddr and port")
+        .decided_by("the names in the certificate, above")
 }
 
 /// The endpoints that may be meant.
@@ -201,6 +219,11 @@ fn iam_port(known: &Known) -> &'static str {
     } else {
         ""
     }
+}
+
+/// Where a tunnel is to lead.
+fn far_end(known: &Known) -> &str {
+    if known.kind() == HostKind::Other { "ENDPOINT" } else { known.endpoint.host() }
 }
 
 fn tunnelled_port(known: &Known) -> u16 {
@@ -265,8 +288,11 @@ fn refused_token(known: &Known) -> Vec<Cause> {
     );
     causes.push(Cause::new("this machine's clock is off", SET_CLOCK).decided_by(READ_CLOCK));
     causes.push(
-        Cause::new("the credentials were revoked, rotated, or end earlier than they say", "get new ones")
-            .decided_by("whether `aws sts get-caller-identity` works with them"),
+        Cause::new(
+            "the credentials were revoked, rotated, end earlier than they say, or are not a pair",
+            "get new ones",
+        )
+        .decided_by("whether `aws sts get-caller-identity` works with them"),
     );
     causes.push(
         Cause::new(
@@ -349,6 +375,11 @@ fn wrong_host(known: &Known) -> Vec<Cause> {
 
 /// A name in SQL.
 fn identifier(name: &str) -> String {
+    if name.chars().any(char::is_control) {
+        let escape =
+            |c: char| if c.is_control() || c == '\\' { format!("\\{:04X}", u32::from(c)) } else { c.to_string() };
+        return format!("U&\"{}\"", name.replace('"', "\"\"").chars().map(escape).collect::<String>());
+    }
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

@@ -90,6 +90,10 @@ pub(super) fn addresses(host: &Host, known: &mut Known) -> Finding<Vec<IpAddr>> 
     if host.hostaddr.is_none() && is_worth_asking(&host.name, &found) {
         known.names = names::cnames(&host.name);
     }
+    if let (Some(address), Err(_)) = (&host.hostaddr, &found) {
+        let text = format!("hostaddr={address} is no address");
+        return Finding::new(Err(Diagnosis::plain(text, "give hostaddr= an IP address, or leave it out")));
+    }
     known.addresses = found.clone().unwrap_or_default();
     let finding = Finding::new(judge(found.map_err(Symptom::NoAddress), known));
     finding.with_list("addresses", &known.addresses, ", ").with_list("CNAME of", &known.names, ", then ")
@@ -123,6 +127,9 @@ pub(super) fn reach(addresses: &[IpAddr], known: &Known) -> Finding<SocketAddr> 
             Ok(_) => return Finding::new(Ok(address)).with("address", address.to_string()),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 last = Symptom::NobodyListens(format!("{address}: {error}"));
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                last = Symptom::HangsUp(format!("{address}: {error}"));
             }
             Err(error) => last = Symptom::NoWay(format!("{address}: {error}")),
         }

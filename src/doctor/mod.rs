@@ -56,6 +56,7 @@
 //! | another authority | yes, where Amazon issued the certificate (Linux); else candidate beside a TLS proxy | `another_authority_is_named`, `judgement` |
 //! | certificate has ended, or begins later | yes (Linux); whether it is the clock is a candidate | `a_certificate_of_another_time_is_told` |
 //! | certificate of another name | yes, where it holds an RDS name | `a_wrong_name_is_cured_by_the_name_in_the_certificate` |
+//! | another password (`rds_iam_auth=false`), or no such user | candidates: the server says the same | `a_login_by_password_is_told_too` |
 //! | password login gone, by rds_iam or a role that has it | yes; which of the two: candidates in one cure | `a_password_that_rds_iam_took_away_is_told` |
 //! | user lacks rds_iam, or does not exist, or IAM is off | candidates: the server says the same | `a_missing_grant_is_to_be_run` |
 //! | a pooler cuts the token | yes, where it says so; else candidate | `what_rds_proxy_and_poolers_say_has_its_cure` |

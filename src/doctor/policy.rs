@@ -12,7 +12,7 @@ pub(super) fn to_paste(known: &Known) -> String {
 fn statement(known: &Known) -> String {
     let (action, resource) = match known.kind() {
         HostKind::Dsql => (format!("dsql:{}", dsql_action(&known.user)), format!("cluster/{}", known.name())),
-        _ => ("rds-db:connect".to_owned(), format!("dbuser:RESOURCE-ID/{}", known.user)),
+        _ => ("rds-db:connect".to_owned(), format!("dbuser:RESOURCE-ID/{}", literal(&known.user))),
     };
     let service = action.split(':').next().unwrap_or_default();
     let (region, account) = (known.endpoint.region(), known.account.as_deref().unwrap_or("ACCOUNT"));
@@ -24,6 +24,18 @@ fn statement(known: &Known) -> String {
 }}"#,
         partition(region)
     )
+}
+
+/// A name in a policy, which is JSON, and has wildcards and variables of its own (AWS, "IAM policy elements: Variables
+/// and tags").
+fn literal(name: &str) -> String {
+    let escape = |c: char| match c {
+        '*' | '?' | '$' => format!("${{{c}}}"),
+        '"' | '\\' => format!("\\{c}"),
+        c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    };
+    name.chars().map(escape).collect()
 }
 
 fn placeholders(known: &Known) -> String {
@@ -91,5 +103,12 @@ mod tests {
             Known { account: Some("111122223333".into()), ..Known::of_host("db.abc.eu-west-1.rds.amazonaws.com") };
         let text = to_paste(&known);
         assert!(text.contains(":111122223333:dbuser:") && !text.contains("ACCOUNT"), "{text}");
+    }
+
+    #[test]
+    fn odd_names_are_neither_wildcards_nor_the_end_of_the_json() {
+        let known = Known { user: "a*\"\\$(id)\n".into(), ..Known::of_host("db.abc.eu-west-1.rds.amazonaws.com") };
+        let statement = statement(&known);
+        assert!(statement.contains(r#"/a${*}\"\\${$}(id)\u000a""#), "{statement}");
     }
 }

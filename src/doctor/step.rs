@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::Diagnosis;
+use crate::error::one_line;
 
 /// One step on the way of a login.
 #[derive(Debug, Clone)]
@@ -44,7 +45,8 @@ impl<T> Finding<T> {
     }
 
     pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Finding<T> {
-        self.facts.push(Fact { name, value: value.into() });
+        // A name in a certificate can be anything.
+        self.facts.push(Fact { name, value: one_line(&value.into()) });
         self
     }
 

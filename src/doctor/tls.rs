@@ -113,10 +113,17 @@ fn ask_for_tls(address: SocketAddr) -> Result<TcpStream, Symptom> {
     };
     let stream = ask().map_err(|error| no_answer(&error))?;
     match answer {
+        // PostgreSQL waits for us now. Another protocol's greeting can begin with this letter, as SSH's.
+        [b'S'] if says_more(&stream) => Err(said_instead(b'S', stream)),
         [b'S'] => Ok(stream),
         [b'N'] => Err(Symptom::NoTls),
         [first] => Err(said_instead(first, stream)),
     }
+}
+
+fn says_more(stream: &TcpStream) -> bool {
+    let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+    stream.set_nonblocking(false).is_ok() && peeked.is_ok_and(|length| length > 0)
 }
 
 fn no_answer(error: &io::Error) -> Symptom {

@@ -315,6 +315,9 @@ fn a_server_without_tls_is_told() {
 fn a_server_that_is_not_postgresql_is_told() {
     let http = that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n");
     assert_cured(&http, "TLS", "something else than PostgreSQL listens at localhost", "check host and port");
+    // Found by a stranger: its first letter is PostgreSQL's yes to TLS.
+    let ssh = that_says(b"SSH-2.0-OpenSSH_9.2p1\r\n");
+    assert_cured(&ssh, "TLS", "something else than PostgreSQL listens at localhost", "check host and port");
 }
 
 #[test]
@@ -449,7 +452,7 @@ fn a_login_by_password_is_told_too() {
     let names: Vec<&str> = report(&manager).steps.iter().map(|step| step.name).collect();
     assert_eq!(names, ["connection string", "libpq", "session"]);
     let wrong = RdsConnectionManager::new(rds.password_url().replace(rds.password(), "hunter2")).unwrap();
-    assert_cured(&wrong, "libpq", "password authentication failed", "check it");
+    assert_cured(&wrong, "libpq", "the password is another one", "check it in the connection string");
 }
 
 #[test]
