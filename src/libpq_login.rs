@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use crate::conninfo::Given;
-use crate::login::{Iam, Login};
+use crate::login::{Iam, Login, Target};
 use crate::token::encode;
 use crate::{AuthToken, Error, RdsConnectionManager, libpq};
 
@@ -58,41 +58,35 @@ impl RdsConnectionManager {
 
 impl LibpqLogin {
     fn new(iam: &Iam) -> Result<LibpqLogin, Error> {
-        let (mut names, mut addresses, mut ports) = (Vec::new(), Vec::new(), Vec::new());
-        let mut tokens = Vec::new();
-        let mut unresolved = None;
+        let (mut places, mut tokens, mut unresolved) = (Vec::new(), Vec::new(), None);
         for target in iam.in_order().into_iter().map(|i| &iam.targets[i]) {
-            let (host, hostaddr) = match target.names_to_dial(iam.conninfo.is_balanced()) {
-                Ok(names) => names,
+            match places_of(target, iam.conninfo.is_balanced()) {
+                Ok(of_this) => {
+                    places.extend(of_this);
+                    let host = Host { name: target.endpoint.host().to_owned(), port: target.host.port };
+                    tokens.push((host, iam.token_for(&target.endpoint)?));
+                }
                 Err(error) => {
                     log::debug!("a host is left out: {error}");
                     unresolved = Some(error);
-                    continue;
                 }
-            };
-            let hostaddr = hostaddr.unwrap_or_default();
-            for (name, address) in host.split(',').zip(hostaddr.split(',')) {
-                names.push(name.to_owned());
-                addresses.push(address.to_owned());
-                ports.push(target.host.port.to_string());
             }
-            let host = Host { name: target.endpoint.host().to_owned(), port: target.host.port };
-            tokens.push((host, iam.token_for(&target.endpoint)?));
         }
         if let (Some(error), true) = (unresolved, tokens.is_empty()) {
             return Err(error);
         }
         let mut settings = iam.conninfo.for_others();
-        settings.insert("host".into(), names.join(","));
-        settings.insert("port".into(), ports.join(","));
-        if addresses.iter().any(|address| !address.is_empty()) {
-            settings.insert("hostaddr".into(), addresses.join(","));
+        for (i, keyword) in PLACE.into_iter().enumerate() {
+            let list: Vec<&str> = places.iter().map(|place| place[i].as_str()).collect();
+            settings.insert(keyword.into(), list.join(","));
         }
+        settings.retain(|keyword, list| keyword != "hostaddr" || list.chars().any(|c| c != ','));
         Ok(LibpqLogin { settings, given: None, tokens })
     }
 
     fn without_iam(given: &str) -> Result<LibpqLogin, Error> {
-        let settings = explicit(given)?;
+        let mut settings = Given::parse(given)?.chosen_settings()?;
+        settings.retain(|_, value| !value.is_empty());
         Ok(LibpqLogin { settings, given: Some(given.to_owned()), tokens: Vec::new() })
     }
 
@@ -154,12 +148,15 @@ impl LibpqLogin {
     }
 }
 
-/// What holds for a login by password, from the string, PG* variables and a service file.
-fn explicit(given: &str) -> Result<BTreeMap<String, String>, Error> {
-    let given = Given::parse(given)?;
-    let mut settings = given.chosen_settings()?;
-    settings.retain(|_, value| !value.is_empty());
-    Ok(settings)
+/// libpq's keywords for where to dial; each takes a list.
+const PLACE: [&str; 3] = ["host", "hostaddr", "port"];
+
+/// What libpq is to dial for one host, address by address where the name stands for another endpoint.
+fn places_of(target: &Target, is_balanced: bool) -> Result<Vec<[String; 3]>, Error> {
+    let (hosts, addresses) = target.names_to_dial(is_balanced)?;
+    let (addresses, port) = (addresses.unwrap_or_default(), target.host.port);
+    let pairs = hosts.split(',').zip(addresses.split(','));
+    Ok(pairs.map(|(host, address)| [host.to_owned(), address.to_owned(), port.to_string()]).collect())
 }
 
 /// One host stands where everybody looks for it. Several stand among the parameters, where libpq finds them and others

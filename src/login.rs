@@ -145,15 +145,18 @@ impl Iam {
         let wanted = self.conninfo.target_session_attrs();
         // libpq documents prefer-standby as two rounds: for a standby, and then for any.
         let first = if wanted == PREFER_STANDBY { "standby" } else { wanted };
-        for i in self.in_order().into_iter().filter(|i| hosts.is_due(*i)).collect::<Vec<_>>() {
-            if let Some(connection) = hosts.attempt(i, || self.connect_to(&self.targets[i], first))? {
-                return Ok(Some(connection));
+        for i in self.in_order() {
+            let connection =
+                if hosts.is_due(i) { hosts.attempt(i, || self.connect_to(&self.targets[i], first))? } else { None };
+            if connection.is_some() {
+                return Ok(connection);
             }
         }
         let others = if wanted == PREFER_STANDBY { hosts.in_other_role() } else { Vec::new() };
         for i in others {
-            if let Some(connection) = hosts.attempt(i, || self.connect_to(&self.targets[i], "any"))? {
-                return Ok(Some(connection));
+            let connection = hosts.attempt(i, || self.connect_to(&self.targets[i], "any"))?;
+            if connection.is_some() {
+                return Ok(connection);
             }
         }
         Ok(None)
