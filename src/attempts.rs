@@ -1,10 +1,11 @@
 //! What became of the last attempts to connect.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::Error;
 use crate::error::Outlook;
+use crate::lock::lock;
 
 /// The last cause, for all who wait, and the pauses after a refusal that waiting cannot mend.
 #[derive(Default)]
@@ -53,9 +54,8 @@ impl Attempts {
         self.lock().error.clone()
     }
 
-    /// What it guards is whole at every moment, so poisoning says nothing.
     fn lock(&self) -> MutexGuard<'_, Last> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

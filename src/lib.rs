@@ -172,6 +172,7 @@ mod libpq;
 mod libpq_login;
 #[cfg(feature = "local")]
 pub mod local;
+mod lock;
 mod login;
 mod manager;
 mod per_thread;

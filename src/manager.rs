@@ -1,7 +1,7 @@
 //! [`RdsConnectionManager`], and what r2d2 asks of it.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
@@ -12,6 +12,7 @@ use r2d2::ManageConnection;
 
 use crate::attempts::Attempts;
 use crate::conninfo::{IS_READ_WRITE, invalid};
+use crate::lock::lock;
 use crate::login::Login;
 use crate::session::{Fate, Session};
 use crate::{AuthToken, Builder, Endpoint, Error, Pool};
@@ -135,11 +136,6 @@ impl RdsConnectionManager {
             ready: Arc::default(),
         }
     }
-}
-
-/// What we guard is whole at every moment, so poisoning says nothing.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The settings, without secrets.

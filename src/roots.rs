@@ -5,13 +5,14 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use openssl::nid::Nid;
 use openssl::x509::X509;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::endpoint::is_region;
+use crate::lock::lock;
 
 /// A file of root certificates, as `sslrootcert` names it.
 ///
@@ -47,7 +48,7 @@ impl Roots {
     /// this system cannot do it: then the original serves.
     pub(crate) fn trimmed(&self) -> Option<Arc<Trimmed>> {
         let stamp = Stamp::of(&self.file).ok()?;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         let trimmed = match &*last {
             Some((known, trimmed)) if *known == stamp => trimmed.clone(),
             _ => {

@@ -345,13 +345,6 @@ fn c_string(text: &str) -> Result<CString, Error> {
     CString::new(text).or_else(|_| invalid("it holds a NUL byte; remove it"))
 }
 
-/// Whom a string for libpq logs in.
-#[cfg(feature = "doctor")]
-pub(crate) fn user_of(conninfo: &str) -> Option<String> {
-    let all = libpq::complete(Some(&c_string(conninfo).ok()?)).ok()?;
-    all.get("user")?.value.clone()
-}
-
 /// Refuses a URI whose user or password holds an '@' or a '/' as it is: libpq would take half of it for the host or
 /// the database, dial that, and print it.
 fn check_at_signs(conninfo: &str) -> Result<(), Error> {

@@ -14,6 +14,7 @@ use log::Level;
 use crate::Error;
 use crate::error::{causes, utc};
 use crate::https;
+use crate::lock::lock;
 use crate::token::masked;
 use source::Found;
 pub(crate) use source::{Configured, Role, Source, configured_region, unreadable_files};
@@ -187,7 +188,7 @@ impl CredentialsCache {
     pub(crate) fn shared(configured: &Configured, timeout: Duration) -> Arc<CredentialsCache> {
         type Known = (Configured, Duration, Weak<CredentialsCache>);
         static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
-        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&KNOWN);
         known.retain(|(_, _, cache)| cache.strong_count() > 0);
         let same = |(settings, limit, cache): &Known| {
             (settings == configured && *limit == timeout).then(|| cache.upgrade()).flatten()
@@ -297,7 +298,7 @@ impl CredentialsCache {
     }
 
     fn worker(&self) -> std::io::Result<Arc<Worker>> {
-        let mut taken = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = lock(&self.worker);
         let worker = match &*taken {
             Some(worker) if !worker.has_ended() => worker.clone(),
             _ => Worker::shared()?,
@@ -310,7 +311,7 @@ impl CredentialsCache {
 impl Shared {
     /// A panic while the lock is held leaves nothing half done.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where credentials come from, and what each place said.
 
 use std::error::Error;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use aws_config::BehaviorVersion;
 use aws_config::Region;
@@ -20,6 +20,7 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
 use crate::endpoint::is_region;
 use crate::error::{causes, chain};
+use crate::lock::lock;
 
 /// Where credentials come from.
 #[derive(Clone, Debug)]
@@ -154,7 +155,7 @@ impl Round<'_> {
 }
 
 fn now_at(place: &Mutex<String>, label: &str) {
-    label.clone_into(&mut place.lock().unwrap_or_else(PoisonError::into_inner));
+    label.clone_into(&mut lock(place));
 }
 
 /// The shared configuration files that are there and cannot be read: aws-config takes them for absent.

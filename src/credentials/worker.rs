@@ -2,10 +2,12 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use crate::lock::lock;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -20,7 +22,7 @@ impl Worker {
     /// The running one, or a new one.
     pub(super) fn shared() -> io::Result<Arc<Worker>> {
         static RUNNING: Mutex<Weak<Worker>> = Mutex::new(Weak::new());
-        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = lock(&RUNNING);
         if let Some(worker) = running.upgrade().filter(|worker| !worker.has_ended()) {
             return Ok(worker);
         }

@@ -13,7 +13,7 @@ use super::tls::Rules;
 use super::{Diagnosis, LIBPQ, Report, Step};
 use super::{judgement, looks};
 use crate::Error;
-use crate::conninfo::user_of;
+use crate::conninfo::Given;
 use crate::error::one_line;
 use crate::login::{Iam, Login, Target};
 
@@ -50,7 +50,8 @@ impl Walk<'_> {
     /// With `rds_iam_auth=false` there is neither a region nor a token, and libpq does all the rest.
     fn by_password(&mut self, login: &Arc<Login>, conninfo: &str) {
         self.step("connection string", None, || Finding::new(Ok(())).with("IAM", "off (rds_iam_auth=false)"));
-        let user = user_of(conninfo).unwrap_or_default();
+        let settings = Given::parse(conninfo).and_then(|given| given.chosen_settings()).unwrap_or_default();
+        let user = settings.get("user").cloned().unwrap_or_default();
         self.by_libpq(login, |error| match error {
             Error::Connect { source, .. } => judgement::judge_password(&one_line(source), &user),
             other => Diagnosis::of(other),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
@@ -14,6 +14,7 @@ use percent_encoding::percent_decode_str;
 use super::Clock;
 use crate::Endpoint;
 use crate::endpoint::Service;
+use crate::lock::lock;
 use crate::token::{LIFETIME, dsql_action, encode, hex};
 
 /// A clock may be this much behind the one that signed.
@@ -172,7 +173,7 @@ impl Judge {
 
     /// No state is left half changed by a panic.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use diesel::{Connection, PgConnection};
@@ -16,6 +16,7 @@ use super::folder::{Folder, quiet};
 use super::{failed, ldap};
 use crate::Error;
 use crate::conninfo::render;
+use crate::lock::lock;
 
 const SUPERUSER: &str = "rdsadmin";
 /// Followed by "connections", or by "read-only connections" on a standby.
@@ -61,32 +62,22 @@ impl Server {
 
     /// PostgreSQL's fast shutdown, to its end.
     pub(super) fn stop(&self) {
-        end(&mut self.lock(), "INT");
+        end(&mut lock(&self.postgres), "INT");
     }
 
     pub(super) fn restart(&self) -> Result<(), Error> {
-        let mut postgres = self.lock();
+        let mut postgres = lock(&self.postgres);
         end(&mut postgres, "INT");
-        *postgres = Some(self.start_again()?);
+        let started = start(&self.bin, &self.folder, self.port);
+        *postgres = Some(started.map_err(failed("postgres does not start again"))?);
         Ok(())
-    }
-
-    fn start_again(&self) -> Result<Child, Error> {
-        start(&self.bin, &self.folder, self.port).map_err(failed("postgres does not start again"))
     }
 
     /// Begins again as a standby, which waits for what its primary would send.
     pub(super) fn demote(&self) -> Result<(), Error> {
-        let mut postgres = self.lock();
-        end(&mut postgres, "INT");
+        self.stop();
         self.folder.write("data/standby.signal", b"")?;
-        *postgres = Some(self.start_again()?);
-        Ok(())
-    }
-
-    /// The process is whole at every moment, so poisoning says nothing.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.postgres.lock().unwrap_or_else(PoisonError::into_inner)
+        self.restart()
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -121,7 +112,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // Not left to the watchdog, which somebody may have killed, or be about to.
-        end(&mut self.lock(), "QUIT");
+        end(&mut lock(&self.postgres), "QUIT");
     }
 }
 
