@@ -9,14 +9,13 @@ use std::thread;
 use std::time::Duration;
 
 use diesel::prelude::*;
-use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use diesel_rds_iam::local::{Attempt, LocalRds};
 use diesel_rds_iam::{Pool, RdsConnectionManager};
 
+mod migrations;
 mod schema;
 use schema::notes;
 
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
 const CONNECTIONS: u32 = 4;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -77,8 +76,7 @@ fn on_a_local_rds() -> Result<(), Failure> {
 }
 
 fn migrate(pool: &Pool) -> Result<(), Failure> {
-    pool.get()?.run_pending_migrations(MIGRATIONS)?;
-    Ok(())
+    migrations::run(&mut *pool.get()?, |_| {})
 }
 
 /// Opens all connections of the pool, a second apart by the server's clock: SigV4 counts in whole seconds, so two

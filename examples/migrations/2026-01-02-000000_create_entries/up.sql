@@ -1,0 +1,5 @@
+CREATE TABLE entries (
+    id INTEGER GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    text TEXT NOT NULL CHECK (text <> ''),
+    finished_at TIMESTAMPTZ
+);
