@@ -7,6 +7,9 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_types::date_time::{DateTime, Format};
 use diesel::ConnectionError;
 
+use crate::LoginFailure as Failure;
+use crate::Retirement;
+
 /// What went wrong: one variant for each step of the way to a usable connection.
 ///
 /// `r2d2` keeps only the text of an error, so `Display` is complete: the step, what it said, and what to do.
@@ -115,7 +118,7 @@ pub enum Error {
     #[error("the connection is retired: {reason}; a new one takes its place")]
     Retired {
         /// Why.
-        reason: &'static str,
+        reason: Retirement,
     },
 
     /// The local stand-in for RDS could not be started or changed.
@@ -149,10 +152,20 @@ impl Error {
         matches!(self, Error::Connect { source, .. } if source.to_string().contains("certificate verify failed"))
     }
 
+    /// What a login that failed so is counted as.
+    pub(crate) fn login_failure(&self) -> Failure {
+        match self {
+            Error::Connect { source, .. } => symptom(&source.to_string()).map_or(Failure::Other, |(_, it, ..)| *it),
+            Error::Resolve { .. } => Failure::Unreachable,
+            Error::Credentials { .. } | Error::CredentialsExpired { .. } | Error::Token { .. } => Failure::Credentials,
+            _ => Failure::Other,
+        }
+    }
+
     /// What waiting will do about it.
     pub(crate) fn outlook(&self) -> Outlook {
         match self {
-            Error::Connect { source, .. } => symptom(&source.to_string()).map_or(Outlook::Unknown, |(_, it, _)| *it),
+            Error::Connect { source, .. } => symptom(&source.to_string()).map_or(Outlook::Unknown, |(_, _, it, _)| *it),
             Error::Hosts { failures } => {
                 let stays = failures.iter().all(|failure| failure.outlook() == Outlook::Stays);
                 if stays { Outlook::Stays } else { Outlook::Unknown }
@@ -184,83 +197,126 @@ pub(crate) fn cure_in(cures: &[(&str, &'static str)], text: &str) -> Option<&'st
     cures.iter().find(|(symptom, _)| text.contains(symptom)).map(|(_, cure)| *cure)
 }
 
-/// What libpq or the server says when a login fails, what waiting does about it, and what to do.
-type Symptom = (&'static str, Outlook, &'static str);
+/// What libpq or the server says when a login fails, what it is counted as, what waiting does about it, and what to do.
+type Symptom = (&'static str, Failure, Outlook, &'static str);
 
 /// A text can hold several, for libpq tells of each address of a host: what an answer says comes before what silence says.
 const SYMPTOMS: &[Symptom] = &[
-    ("password authentication failed", Outlook::Stays, GRANT),
+    ("password authentication failed", Failure::RefusedUser, Outlook::Stays, GRANT),
     // libpq's require_auth: the server wants SCRAM or MD5, so nobody looks at a token.
-    ("authentication method requirement", Outlook::Stays, GRANT),
+    ("authentication method requirement", Failure::RefusedUser, Outlook::Stays, GRANT),
     // RDS Proxy's.
     (
         "IAM authentication failed for the role",
+        Failure::RefusedToken,
         Outlook::Unknown,
         "sign for the proxy's own endpoint (iam_host= for a CNAME or a tunnel); the AWS identity needs rds-db:connect for this user on the proxy's prx- id",
     ),
-    ("IAM is allowed only with SSL", Outlook::Stays, "the proxy wants TLS: use sslmode=verify-full"),
-    ("too many competing requests", Outlook::Unknown, "log in less often: keep connections in a pool"),
+    (
+        "IAM is allowed only with SSL",
+        Failure::RefusedUser,
+        Outlook::Stays,
+        "the proxy wants TLS: use sslmode=verify-full",
+    ),
+    ("too many competing requests", Failure::Limit, Outlook::Unknown, "log in less often: keep connections in a pool"),
     (
         "string truncated",
+        Failure::RefusedUser,
         Outlook::Stays,
         "a pooler in between cuts the token off: raise its longest password, or go past it",
     ),
     (
         "authentication failed for user",
+        Failure::RefusedToken,
         Outlook::Unknown,
         "the server refused the token: the AWS identity needs rds-db:connect for this user and database; sign for the real endpoint (iam_host= for a CNAME or a tunnel), in its region; check this machine's clock",
     ),
     (
         ", SSL encryption",
+        Failure::RefusedUser,
         Outlook::Stays,
         "the server's pg_hba.conf has no line for this user and database by this way; RDS takes no replication connections",
     ),
-    ("no pg_hba.conf entry", Outlook::Stays, "the server wants TLS: use sslmode=verify-full"),
-    ("pg_hba.conf rejects", Outlook::Stays, "the server wants TLS: use sslmode=verify-full"),
+    ("no pg_hba.conf entry", Failure::RefusedUser, Outlook::Stays, "the server wants TLS: use sslmode=verify-full"),
+    ("pg_hba.conf rejects", Failure::RefusedUser, Outlook::Stays, "the server wants TLS: use sslmode=verify-full"),
     (
         "root certificate file",
+        Failure::Certificate,
         Outlook::Stays,
         "download the RDS CA bundle (global-bundle.pem) and set sslrootcert= to its path",
     ),
-    ("certificate verify failed", Outlook::Stays, SET_SSLROOTCERT),
-    ("self-signed certificate", Outlook::Stays, SET_SSLROOTCERT),
+    ("certificate verify failed", Failure::Certificate, Outlook::Stays, SET_SSLROOTCERT),
+    ("self-signed certificate", Failure::Certificate, Outlook::Stays, SET_SSLROOTCERT),
     (
         "does not match host name",
+        Failure::Certificate,
         Outlook::Stays,
         "set iam_host= to the endpoint's own name when you dial a CNAME, an address or a tunnel",
     ),
-    ("remaining connection slots", Outlook::Unknown, SHARE_CONNECTIONS),
-    ("too many clients", Outlook::Unknown, SHARE_CONNECTIONS),
+    ("remaining connection slots", Failure::Limit, Outlook::Unknown, SHARE_CONNECTIONS),
+    ("too many clients", Failure::Limit, Outlook::Unknown, SHARE_CONNECTIONS),
     (
         "too many connections for",
+        Failure::Limit,
         Outlook::Unknown,
         "lower max_size, of all programs together, or raise that CONNECTION LIMIT by ALTER ROLE or ALTER DATABASE",
     ),
-    ("no password supplied", Outlook::Stays, "give the password, or leave out rds_iam_auth=false to log in by token"),
+    (
+        "no password supplied",
+        Failure::RefusedUser,
+        Outlook::Stays,
+        "give the password, or leave out rds_iam_auth=false to log in by token",
+    ),
     (
         "requires a password",
+        Failure::RefusedUser,
         Outlook::Stays,
         "the server's own answer is above; check its authentication method for this user",
     ),
-    ("is not permitted to log in", Outlook::Stays, "run ALTER ROLE ... LOGIN for this user"),
-    ("permission denied for database", Outlook::Stays, "run GRANT CONNECT ON DATABASE ... TO this user"),
-    ("could not parse network address", Outlook::Stays, "give hostaddr= an IP address"),
-    ("invalid integer value", Outlook::Stays, "check the numbers in the connection string"),
-    ("does not exist", Outlook::Stays, "check the names of database and user"),
-    ("server does not support SSL", Outlook::Stays, "use the RDS endpoint itself: a token is sent over TLS only"),
-    ("session is read-only", Outlook::ChangesRole, CHECK_SESSION_ATTRS),
-    ("session is not read-only", Outlook::ChangesRole, CHECK_SESSION_ATTRS),
-    ("server is in hot standby mode", Outlook::ChangesRole, CHECK_SESSION_ATTRS),
-    ("server is not in hot standby mode", Outlook::ChangesRole, CHECK_SESSION_ATTRS),
-    ("target_session_attrs", Outlook::Unknown, "check the value against libpq's parameter key words"),
-    ("could not translate host name", Outlook::Unknown, "check the name, and that DNS is reachable from here"),
-    ("timeout expired", Outlook::Unknown, "check the security group, the VPC and the port from this network"),
+    ("is not permitted to log in", Failure::RefusedUser, Outlook::Stays, "run ALTER ROLE ... LOGIN for this user"),
+    (
+        "permission denied for database",
+        Failure::RefusedUser,
+        Outlook::Stays,
+        "run GRANT CONNECT ON DATABASE ... TO this user",
+    ),
+    ("could not parse network address", Failure::Other, Outlook::Stays, "give hostaddr= an IP address"),
+    ("invalid integer value", Failure::Other, Outlook::Stays, "check the numbers in the connection string"),
+    ("does not exist", Failure::RefusedUser, Outlook::Stays, "check the names of database and user"),
+    (
+        "server does not support SSL",
+        Failure::Certificate,
+        Outlook::Stays,
+        "use the RDS endpoint itself: a token is sent over TLS only",
+    ),
+    ("session is read-only", Failure::Role, Outlook::ChangesRole, CHECK_SESSION_ATTRS),
+    ("session is not read-only", Failure::Role, Outlook::ChangesRole, CHECK_SESSION_ATTRS),
+    ("server is in hot standby mode", Failure::Role, Outlook::ChangesRole, CHECK_SESSION_ATTRS),
+    ("server is not in hot standby mode", Failure::Role, Outlook::ChangesRole, CHECK_SESSION_ATTRS),
+    ("target_session_attrs", Failure::Other, Outlook::Unknown, "check the value against libpq's parameter key words"),
+    (
+        "could not translate host name",
+        Failure::Unreachable,
+        Outlook::Unknown,
+        "check the name, and that DNS is reachable from here",
+    ),
+    (
+        "timeout expired",
+        Failure::Unreachable,
+        Outlook::Unknown,
+        "check the security group, the VPC and the port from this network",
+    ),
     // SQLSTATE 57P03, cannot_connect_now.
-    ("the database system is starting up", Outlook::ComesBack, WAIT),
-    ("the database system is shutting down", Outlook::ComesBack, WAIT),
-    ("the database system is in recovery mode", Outlook::ComesBack, WAIT),
-    ("the database system is not yet accepting connections", Outlook::ComesBack, WAIT),
-    ("Connection refused", Outlook::ComesBack, "check host and port, and that the server is running"),
+    ("the database system is starting up", Failure::Unreachable, Outlook::ComesBack, WAIT),
+    ("the database system is shutting down", Failure::Unreachable, Outlook::ComesBack, WAIT),
+    ("the database system is in recovery mode", Failure::Unreachable, Outlook::ComesBack, WAIT),
+    ("the database system is not yet accepting connections", Failure::Unreachable, Outlook::ComesBack, WAIT),
+    (
+        "Connection refused",
+        Failure::Unreachable,
+        Outlook::ComesBack,
+        "check host and port, and that the server is running",
+    ),
 ];
 
 const GRANT: &str = "the user does not exist; or, for a login by token, lacks the role: run GRANT rds_iam TO the user; or, for a login by password (rds_iam_auth=false), has another one: never grant rds_iam there";

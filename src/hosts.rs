@@ -16,11 +16,14 @@ const PAUSE_OF_LOGINS: Duration = Duration::from_secs(1);
 /// The last failure at each host, in the order of the connection string.
 pub(crate) struct Hosts<'a> {
     failures: Vec<Option<(Error, Instant)>>,
-    note: &'a dyn Fn(&Error),
+    note: &'a Note<'a>,
 }
 
+/// Hears of each login, and why it failed.
+pub(crate) type Note<'a> = dyn Fn(Option<&Error>) + 'a;
+
 impl<'a> Hosts<'a> {
-    pub(crate) fn new(count: usize, note: &'a dyn Fn(&Error)) -> Hosts<'a> {
+    pub(crate) fn new(count: usize, note: &'a Note<'a>) -> Hosts<'a> {
         Hosts { failures: (0..count).map(|_| None).collect(), note }
     }
 
@@ -30,9 +33,10 @@ impl<'a> Hosts<'a> {
         i: usize,
         connect: impl FnOnce() -> Result<PgConnection, Error>,
     ) -> Result<Option<PgConnection>, Error> {
-        match connect() {
+        let outcome = connect();
+        (self.note)(outcome.as_ref().err());
+        match outcome {
             Err(error @ (Error::Connect { .. } | Error::Resolve { .. })) => {
-                (self.note)(&error);
                 self.log(&error);
                 self.failures[i] = Some((error, Instant::now()));
                 Ok(None)

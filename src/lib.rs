@@ -28,6 +28,7 @@
 //! - [`Endpoint`], what a token is signed for, and [`HostName`], what AWS's host names tell;
 //! - [`LibpqLogin`], what another program on libpq needs to log in as we do;
 //! - [`AuthToken`] and [`presign`], the token by itself: pure and local;
+//! - [`Stats`], what a manager has counted, and [`PoolLog`], what its pool has to say;
 //! - [`Error`], which names the step that failed, and what to do;
 //! - `doctor` (feature `doctor`), which tells why a login fails, step by step;
 //! - `local` (feature `local`), a PostgreSQL on this machine that asks for IAM tokens: for tests and laptops.
@@ -153,7 +154,8 @@
 //! # Logging
 //!
 //! Through [`log`]: *error* for a login that failed, *warn* for what works but not as meant, *info* for the settings of
-//! a new manager, *debug* for each connect and each refresh of credentials. No level shows a secret. Mind diesel's own
+//! a new manager, *debug* for each connect, refresh of credentials and retirement, *trace* for each checkout of a pool
+//! ([`PoolLog`]). No level shows a secret. Mind diesel's own
 //! instrumentation: a default one set by [`diesel::connection::set_default_instrumentation`] is handed the connection
 //! string of each new connection, token included.
 #![deny(unsafe_code)]
@@ -177,9 +179,12 @@ mod login;
 mod manager;
 mod per_thread;
 mod pool;
+mod pool_log;
+mod retirement;
 #[cfg_attr(not(target_os = "linux"), path = "roots_elsewhere.rs")]
 mod roots;
 mod session;
+mod stats;
 mod token;
 
 pub use aws_credential_types::Credentials;
@@ -192,6 +197,9 @@ pub use libpq_login::LibpqLogin;
 pub use manager::RdsConnectionManager;
 pub use per_thread::{PerThread, PerThreadConnection, PerThreadError};
 pub use pool::Pool;
+pub use pool_log::PoolLog;
+pub use retirement::Retirement;
+pub use stats::{LoginFailure, Stats};
 pub use token::{AuthToken, presign};
 
 /// The README's examples are tests, too.

@@ -13,7 +13,7 @@ use diesel::{Connection, PgConnection};
 
 use crate::conninfo::{Host, IamConninfo};
 use crate::credentials::CredentialsCache;
-use crate::hosts::{self, Hosts};
+use crate::hosts::{self, Hosts, Note};
 use crate::roots::Roots;
 use crate::{AuthToken, Endpoint, Error, HostName, presign};
 
@@ -67,8 +67,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Login {
     /// Tries again at once what may be mended at any moment: r2d2 would wait for up to half its connection_timeout. Not
-    /// after a login was refused, which counts against the server's limits. `note` hears of each failure.
-    pub(crate) fn connect(&self, note: &dyn Fn(&Error)) -> Result<PgConnection, Error> {
+    /// after a login was refused, which counts against the server's limits. `note` hears of each login.
+    pub(crate) fn connect(&self, note: &Note<'_>) -> Result<PgConnection, Error> {
         self.connect_within(self.patience(), note)
     }
 
@@ -78,7 +78,7 @@ impl Login {
         self.connect_within(Duration::ZERO, &|_| {})
     }
 
-    fn connect_within(&self, patience: Duration, note: &dyn Fn(&Error)) -> Result<PgConnection, Error> {
+    fn connect_within(&self, patience: Duration, note: &Note<'_>) -> Result<PgConnection, Error> {
         let mut hosts = match self {
             Login::Iam(iam) => Hosts::new(iam.targets.len(), note),
             Login::Password { .. } => Hosts::new(1, note),

@@ -15,7 +15,8 @@ use crate::conninfo::{IS_READ_WRITE, invalid};
 use crate::lock::lock;
 use crate::login::Login;
 use crate::session::{Fate, Session};
-use crate::{AuthToken, Builder, Endpoint, Error, Pool};
+use crate::stats::Counters;
+use crate::{AuthToken, Builder, Endpoint, Error, Pool, PoolLog, Retirement, Stats};
 
 /// An [`r2d2::ManageConnection`] for diesel's [`PgConnection`] that logs in to RDS with a new IAM token each time.
 ///
@@ -40,6 +41,7 @@ pub struct RdsConnectionManager {
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) validate_after: Duration,
     pub(crate) attempts: Arc<Attempts>,
+    counters: Arc<Counters>,
     /// When a connection was last found closed by the server.
     last_closed: Arc<Mutex<Option<Instant>>>,
     /// A connection that was made to see whether one can be, for the first who asks.
@@ -74,14 +76,14 @@ impl RdsConnectionManager {
     /// An [`r2d2::Builder`] with defaults that suit IAM logins.
     ///
     /// `max_lifetime` is the [manager's](Builder::max_lifetime), `connection_timeout` 15 seconds: longer than one
-    /// `connect_timeout`, so that a waiter learns the cause. An error handler logs a failed login as an error, a
-    /// connection that was found dead and replaced as a warning, and one that was retired as a matter of course at
-    /// debug level. All else is r2d2's.
+    /// `connect_timeout`, so that a waiter learns the cause. Errors and events go to the log, by [`PoolLog`]. All else is
+    /// r2d2's.
     pub fn pool_builder(&self) -> r2d2::Builder<RdsConnectionManager> {
         r2d2::Pool::builder()
             .max_lifetime(self.max_lifetime)
             .connection_timeout(Duration::from_secs(15))
-            .error_handler(Box::new(LogErrors))
+            .error_handler(Box::new(PoolLog))
+            .event_handler(Box::new(PoolLog))
     }
 
     /// Builds a pool, and says at once why, if its first connection fails. [`r2d2::Builder::build`] would try on until
@@ -103,6 +105,14 @@ impl RdsConnectionManager {
     /// r2d2 gives it to one of those that waited for a connection in vain. [`Pool`] gives it to all.
     pub fn last_error(&self) -> Option<String> {
         self.attempts.last_error()
+    }
+
+    /// What has been counted so far: logins, refreshes of credentials, retirements, checkouts.
+    pub fn stats(&self) -> Stats {
+        self.counters.stats(match &*self.login {
+            Login::Iam(iam) => iam.credentials.answers(),
+            Login::Password { .. } => (0, 0),
+        })
     }
 
     /// Signs a new token for the first host, as [`connect`](ManageConnection::connect) does for each connection.
@@ -132,6 +142,7 @@ impl RdsConnectionManager {
             max_lifetime,
             validate_after,
             attempts: Arc::default(),
+            counters: Arc::default(),
             last_closed: Arc::default(),
             ready: Arc::default(),
         }
@@ -170,12 +181,15 @@ impl ManageConnection for RdsConnectionManager {
             return Ok(ready);
         }
         self.attempts.begin(Instant::now())?;
-        let mut connection = self
-            .login
-            .connect(&|error| self.attempts.note(error))
-            .inspect_err(|error| self.attempts.failed(error, Instant::now()))?;
+        let note = |failure: Option<&Error>| {
+            self.counters.login(failure);
+            failure.inspect(|error| self.attempts.note(error));
+        };
+        let mut connection =
+            self.login.connect(&note).inspect_err(|error| self.attempts.failed(error, Instant::now()))?;
         self.attempts.succeeded();
-        Session::start(&mut connection, Instant::now(), self.max_lifetime, fastrand::f64());
+        let counters = self.counters.clone();
+        Session::start(&mut connection, Instant::now(), self.max_lifetime, fastrand::f64(), counters);
         Ok(connection)
     }
 
@@ -187,12 +201,7 @@ impl ManageConnection for RdsConnectionManager {
         let valid = match Session::of(connection).map_or(Fate::Ask, fate) {
             Fate::Retire(reason) => Err(Error::Retired { reason }),
             Fate::Ask => self.ask(connection),
-            Fate::Use => match look_at_socket(connection) {
-                // A notification that nobody told us to expect can have an end of the connection behind it.
-                Ok(true) => self.ask(connection),
-                Ok(false) => Ok(()),
-                Err(closed) => Err(closed),
-            },
+            Fate::Use => self.look(connection),
         };
         valid.inspect_err(|error| self.note_closed(matches!(error, Error::Ping { .. })))
     }
@@ -200,13 +209,12 @@ impl ManageConnection for RdsConnectionManager {
     /// Whether the connection is not to be used again: it is past its end, was closed by the server, was left in a
     /// transaction begun through diesel, or was dropped in a panic.
     fn has_broken(&self, connection: &mut PgConnection) -> bool {
-        let session = Session::of(connection);
-        self.note_closed(session.as_ref().is_some_and(|session| session.is_closed()));
-        let retired = session.and_then(|session| session.retirement(Instant::now()));
-        if let Some(reason) = retired {
+        let reason = self.why_broken(connection);
+        if let Some(reason) = reason {
             log::debug!("a connection is retired: {reason}");
+            retire(connection, reason);
         }
-        retired.is_some() || std::thread::panicking() || connection.is_broken()
+        reason.is_some()
     }
 }
 
@@ -218,8 +226,39 @@ impl RdsConnectionManager {
         }
     }
 
+    fn why_broken(&self, connection: &mut PgConnection) -> Option<Retirement> {
+        let session = Session::of(connection);
+        self.note_closed(session.as_ref().is_some_and(|session| session.is_closed()));
+        let known = session.and_then(|session| session.retirement(Instant::now()));
+        let panics = || std::thread::panicking().then_some(Retirement::Panic);
+        known.or_else(panics).or_else(|| connection.is_broken().then_some(Retirement::Transaction))
+    }
+
+    /// A look at the socket, without waiting. Where there is something to read, the server is asked: a notification that
+    /// nobody told us to expect can have an end of the connection behind it.
+    fn look(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        self.counters.looked();
+        let found = look_at_socket(connection).inspect_err(|_| retire(connection, Retirement::Closed))?;
+        if found { self.ask(connection) } else { Ok(()) }
+    }
+
     /// One round trip, and a second one if it matters whether the server still is the primary.
     fn ask(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        self.counters.asked();
+        let answer = self.answer(connection);
+        match &answer {
+            Ok(()) => {
+                if let Some(session) = Session::of(connection) {
+                    session.found_sound();
+                }
+            }
+            Err(Error::Retired { reason }) => retire(connection, *reason),
+            Err(_) => retire(connection, Retirement::FailedCheck),
+        }
+        answer
+    }
+
+    fn answer(&self, connection: &mut PgConnection) -> Result<(), Error> {
         let failed = |source| Error::Ping { source };
         // Not diesel's ping, which is a prepared statement: that never ends on a connection that was left in a COPY.
         connection.batch_execute("SELECT 1").map_err(failed)?;
@@ -227,10 +266,7 @@ impl RdsConnectionManager {
         if let Some(query) = self.role_check(met_read_only)
             && !diesel::dsl::sql::<Bool>(query).get_result(connection).map_err(failed)?
         {
-            return Err(Error::Retired { reason: "its server is no longer the primary" });
-        }
-        if let Some(session) = Session::of(connection) {
-            session.found_sound();
+            return Err(Error::Retired { reason: Retirement::Demoted });
         }
         Ok(())
     }
@@ -251,17 +287,9 @@ fn look_at_socket(connection: &mut PgConnection) -> Result<bool, Error> {
     Ok(look()?.is_some() || look()?.is_some())
 }
 
-/// r2d2's default handler logs everything as an error.
-#[derive(Debug)]
-struct LogErrors;
-
-impl r2d2::HandleError<Error> for LogErrors {
-    fn handle_error(&self, error: Error) {
-        match error {
-            // The refusal itself was logged.
-            Error::Retired { .. } | Error::Paused { .. } => log::debug!("{error}"),
-            Error::Ping { .. } => log::warn!("{error}"),
-            error => log::error!("{error}"),
-        }
+/// Notes down why it will be closed.
+fn retire(connection: &mut PgConnection, reason: Retirement) {
+    if let Some(session) = Session::of(connection) {
+        session.retire(reason);
     }
 }

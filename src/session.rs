@@ -1,12 +1,16 @@
 //! What is known of one live connection: its age, its last use, its errors.
 
 use std::fmt::{self, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
 use diesel::connection::{Connection, Instrumentation, InstrumentationEvent, get_default_instrumentation};
 use diesel::result::DatabaseErrorKind as Kind;
 use diesel::result::Error as QueryError;
+
+use crate::Retirement;
+use crate::stats::Counters;
 
 /// Kept with the connection, as the instrumentation that diesel tells of each query. Wraps the default one.
 ///
@@ -22,19 +26,18 @@ pub(crate) struct Session {
     met_read_only: bool,
     listens: bool,
     wrapped: Option<Box<dyn Instrumentation>>,
+    counters: Arc<Counters>,
 }
 
-/// What the errors so far say.
+/// What its errors and answers so far say.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 enum Condition {
     Sound,
     /// It saw an error that may have to do with the connection: the server is to be asked.
     Suspect,
     /// It cannot be used again.
-    Broken(&'static str),
+    Broken(Retirement),
 }
-
-const CLOSED: &str = "the server has closed it";
 
 /// What to do with a connection that somebody wants to use.
 #[derive(Debug, PartialEq)]
@@ -44,20 +47,31 @@ pub(crate) enum Fate {
     /// Ask the server.
     Ask,
     /// Close it, for this reason.
-    Retire(&'static str),
+    Retire(Retirement),
 }
 
 impl Session {
     /// Notes down a connection that was made `now`. `jitter`, from 0 to 1, takes up to a tenth off its life, so that a
     /// pool does not reconnect all at once.
-    pub(crate) fn start(connection: &mut PgConnection, now: Instant, max_lifetime: Option<Duration>, jitter: f64) {
+    pub(crate) fn start(
+        connection: &mut PgConnection,
+        now: Instant,
+        max_lifetime: Option<Duration>,
+        jitter: f64,
+        counters: Arc<Counters>,
+    ) {
         let life = max_lifetime.map(|lifetime| lifetime - lifetime.mul_f64(0.1 * jitter));
         // A life that is longer than time itself has no end.
         let ends = life.and_then(|life| now.checked_add(life));
-        connection.set_instrumentation(Session::new(now, ends, get_default_instrumentation()));
+        connection.set_instrumentation(Session::new(now, ends, get_default_instrumentation(), counters));
     }
 
-    fn new(now: Instant, ends: Option<Instant>, wrapped: Option<Box<dyn Instrumentation>>) -> Session {
+    fn new(
+        now: Instant,
+        ends: Option<Instant>,
+        wrapped: Option<Box<dyn Instrumentation>>,
+        counters: Arc<Counters>,
+    ) -> Session {
         Session {
             ends,
             last_use: now,
@@ -67,6 +81,7 @@ impl Session {
             met_read_only: false,
             listens: false,
             wrapped,
+            counters,
         }
     }
 
@@ -103,17 +118,24 @@ impl Session {
     }
 
     /// Why not to use it again, if there is a reason.
-    pub(crate) fn retirement(&self, now: Instant) -> Option<&'static str> {
+    pub(crate) fn retirement(&self, now: Instant) -> Option<Retirement> {
         match self.condition {
             Condition::Broken(reason) => Some(reason),
-            _ if self.ends.is_some_and(|end| end <= now) => Some("it is past its max_lifetime"),
+            _ if self.ends.is_some_and(|end| end <= now) => Some(Retirement::Age),
             _ => None,
         }
     }
 
     /// Whether it was found closed.
     pub(crate) fn is_closed(&self) -> bool {
-        self.condition == Condition::Broken(CLOSED)
+        self.condition == Condition::Broken(Retirement::Closed)
+    }
+
+    /// It is not to be used again. The first reason counts.
+    pub(crate) fn retire(&mut self, reason: Retirement) {
+        if self.retirement(Instant::now()).is_none() {
+            self.condition = Condition::Broken(reason);
+        }
     }
 
     /// Whether it saw an error after which the server has not been asked.
@@ -165,8 +187,7 @@ impl Session {
 fn judge(error: &QueryError, in_transaction: bool) -> Condition {
     match error {
         QueryError::DatabaseError(kind, _) => match kind {
-            Kind::ClosedConnection => Condition::Broken(CLOSED),
-            Kind::UnableToSendCommand => Condition::Broken("it takes no more commands"),
+            Kind::ClosedConnection | Kind::UnableToSendCommand => Condition::Broken(Retirement::Closed),
             Kind::UniqueViolation
             | Kind::ForeignKeyViolation
             | Kind::RestrictViolation
@@ -179,8 +200,15 @@ fn judge(error: &QueryError, in_transaction: bool) -> Condition {
             }
             _ => Condition::Suspect,
         },
-        QueryError::BrokenTransactionManager => Condition::Broken("its transaction is in an unknown state"),
+        QueryError::BrokenTransactionManager => Condition::Broken(Retirement::Transaction),
         _ => Condition::Sound,
+    }
+}
+
+/// The connection goes, and takes this along.
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.counters.retirement(self.retirement(Instant::now()).unwrap_or(Retirement::Released));
     }
 }
 
@@ -229,7 +257,7 @@ mod tests {
     use super::*;
 
     fn session(now: Instant, max_lifetime: Option<Duration>) -> Session {
-        Session::new(now, max_lifetime.map(|lifetime| now + lifetime), None)
+        Session::new(now, max_lifetime.map(|lifetime| now + lifetime), None, Arc::default())
     }
 
     fn failed(kind: Kind) -> QueryError {

@@ -54,6 +54,7 @@ struct State {
     refreshing: bool,
     /// Counts the answers, so that a waiter knows its own.
     answers: u64,
+    failed_answers: u64,
     /// What the last answer said, if it was a failure.
     failure: Option<Arc<CredentialsError>>,
     /// Failed refreshes, while the old credentials serve.
@@ -132,6 +133,7 @@ impl State {
                 (Level::Debug, text)
             }
             Err(error) => {
+                self.failed_answers += 1;
                 let causes = causes(&error);
                 // Without usable credentials the caller has the error; with them, nobody else would say it.
                 let is_news = self.refreshes.times == 0 && self.usable(now).is_some();
@@ -225,6 +227,12 @@ impl CredentialsCache {
     #[cfg(feature = "doctor")]
     pub(crate) fn place(&self) -> Option<String> {
         self.shared.lock().current.as_ref().map(|current| current.place.clone())
+    }
+
+    /// How many answers the source has given, and how many failed ones among them.
+    pub(crate) fn answers(&self) -> (u64, u64) {
+        let state = self.shared.lock();
+        (state.answers, state.failed_answers)
     }
 
     /// Other credentials than those that a server refused: they may have been rotated. None if they are still the same.

@@ -20,4 +20,5 @@ mod pool;
 mod secrets;
 mod session;
 mod sources;
+mod stats;
 mod support;

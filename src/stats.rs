@@ -1,0 +1,181 @@
+//! [`Stats`]: what a manager has counted.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{Error, Retirement};
+
+/// What a manager and its clones have counted since it was made, for metrics. From
+/// [`stats`](crate::RdsConnectionManager::stats).
+///
+/// Counting is an atomic addition, and a snapshot reads one counter after the other: under load, sums can be off by those
+/// that are just being counted. How many connections a pool has, and how many are idle, r2d2's
+/// [`state`](r2d2::Pool::state) tells.
+///
+/// ```
+/// # use diesel_rds_iam::RdsConnectionManager;
+/// # let manager = RdsConnectionManager::new("postgres://app@db.abc123.eu-west-1.rds.amazonaws.com/app?sslmode=require")?;
+/// let stats = manager.stats();
+/// println!("# TYPE logins_failed_total counter");
+/// for (cause, count) in &stats.failed_logins {
+///     println!("logins_failed_total{{cause=\"{}\"}} {count}", cause.label());
+/// }
+/// # assert_eq!(stats.failed_logins.values().sum::<u64>(), 0);
+/// # Ok::<(), diesel_rds_iam::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Logins that were tried, one for each host that was tried; those that failed are among them. One that was tried
+    /// again at once with newer credentials counts once.
+    pub logins: u64,
+    /// Those that failed. Each cause is there, with 0 too.
+    pub failed_logins: BTreeMap<LoginFailure, u64>,
+    /// Answers of the source of AWS credentials, the first and the failed ones included. Managers of the same settings
+    /// share their credentials, and these two counts.
+    pub refreshes: u64,
+    /// Those that brought no credentials.
+    pub failed_refreshes: u64,
+    /// Connections that were closed. Each reason is there, with 0 too.
+    pub retirements: BTreeMap<Retirement, u64>,
+    /// Checkouts that made a round trip to ask the server. (So does the end of a [`PerThread`](crate::PerThread)'s unit of
+    /// work after an error.)
+    pub checkouts_asked: u64,
+    /// Checkouts that only looked at the socket. With r2d2's `test_on_check_out(false)`, and in a
+    /// [`PerThread`](crate::PerThread) without it, checkouts do neither.
+    pub checkouts_looked: u64,
+}
+
+/// Why a login failed, as far as an alarm has to know. The [`Error`] tells the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum LoginFailure {
+    /// There were no credentials, or no token could be signed with them.
+    Credentials,
+    /// No server answered: the name, the network, or a server that starts or stops.
+    Unreachable,
+    /// The server's certificate was not trusted, or it speaks no TLS.
+    Certificate,
+    /// The server refused the token: the policy, the name that it is signed for, the clock.
+    RefusedToken,
+    /// The server does not let this user into this database in this way: no such user, no GRANT rds_iam, no such
+    /// database.
+    RefusedUser,
+    /// The server takes no more connections, or no more logins, for now.
+    Limit,
+    /// The server is not what `target_session_attrs` wants.
+    Role,
+    /// Anything else.
+    Other,
+}
+
+impl LoginFailure {
+    const ALL: [LoginFailure; 8] = [
+        LoginFailure::Credentials,
+        LoginFailure::Unreachable,
+        LoginFailure::Certificate,
+        LoginFailure::RefusedToken,
+        LoginFailure::RefusedUser,
+        LoginFailure::Limit,
+        LoginFailure::Role,
+        LoginFailure::Other,
+    ];
+
+    /// A name for metrics: `refused_token`.
+    pub fn label(self) -> &'static str {
+        match self {
+            LoginFailure::Credentials => "credentials",
+            LoginFailure::Unreachable => "unreachable",
+            LoginFailure::Certificate => "certificate",
+            LoginFailure::RefusedToken => "refused_token",
+            LoginFailure::RefusedUser => "refused_user",
+            LoginFailure::Limit => "limit",
+            LoginFailure::Role => "role",
+            LoginFailure::Other => "other",
+        }
+    }
+}
+
+/// The counters behind [`Stats`]. None of them guards anything else, so they may be seen in any order.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    logins: AtomicU64,
+    failed_logins: [AtomicU64; LoginFailure::ALL.len()],
+    retirements: [AtomicU64; Retirement::ALL.len()],
+    checkouts_asked: AtomicU64,
+    checkouts_looked: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn login(&self, failure: Option<&Error>) {
+        add_one(&self.logins);
+        if let Some(error) = failure {
+            add_one(&self.failed_logins[error.login_failure() as usize]);
+        }
+    }
+
+    pub(crate) fn retirement(&self, reason: Retirement) {
+        add_one(&self.retirements[reason as usize]);
+    }
+
+    pub(crate) fn asked(&self) {
+        add_one(&self.checkouts_asked);
+    }
+
+    pub(crate) fn looked(&self) {
+        add_one(&self.checkouts_looked);
+    }
+
+    /// With what the credentials have counted: answers, and failed ones among them.
+    pub(crate) fn stats(&self, (refreshes, failed_refreshes): (u64, u64)) -> Stats {
+        Stats {
+            logins: read(&self.logins),
+            failed_logins: LoginFailure::ALL.into_iter().zip(self.failed_logins.iter().map(read)).collect(),
+            refreshes,
+            failed_refreshes,
+            retirements: Retirement::ALL.into_iter().zip(self.retirements.iter().map(read)).collect(),
+            checkouts_asked: read(&self.checkouts_asked),
+            checkouts_looked: read(&self.checkouts_looked),
+        }
+    }
+}
+
+fn add_one(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+fn read(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_and_each_reason_is_counted_at_its_own_place() {
+        let counters = Counters::default();
+        for (i, reason) in Retirement::ALL.into_iter().enumerate() {
+            (0..=i).for_each(|_| counters.retirement(reason));
+        }
+        let retirements = counters.stats((0, 0)).retirements;
+        assert_eq!(
+            retirements.into_values().collect::<Vec<_>>(),
+            (1..=Retirement::ALL.len() as u64).collect::<Vec<_>>()
+        );
+        for (i, cause) in LoginFailure::ALL.into_iter().enumerate() {
+            assert_eq!(cause as usize, i);
+        }
+    }
+
+    #[test]
+    fn labels_are_fit_for_metrics_and_differ() {
+        let mut labels: Vec<_> = LoginFailure::ALL.iter().map(|cause| cause.label()).collect();
+        labels.extend(Retirement::ALL.iter().map(|reason| reason.label()));
+        assert!(labels.iter().all(|label| label.chars().all(|c| c.is_ascii_lowercase() || c == '_')), "{labels:?}");
+        let count = labels.len();
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), count);
+    }
+}

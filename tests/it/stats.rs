@@ -1,0 +1,236 @@
+//! What a manager counts, against what happened.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_credential_types::provider::ProvideCredentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::future::ProvideCredentials as Answer;
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel::prelude::*;
+use diesel_rds_iam::local::LocalRds;
+use diesel_rds_iam::r2d2::ManageConnection;
+use diesel_rds_iam::{Builder, Credentials, LoginFailure, PerThread, RdsConnectionManager, Retirement, Stats};
+
+use crate::support::{in_a_child, key_pair, manager, minutes, start};
+
+/// What was counted, without the zeros.
+fn failures(stats: &Stats) -> Vec<(LoginFailure, u64)> {
+    stats.failed_logins.iter().map(|(cause, count)| (*cause, *count)).filter(|(_, count)| *count > 0).collect()
+}
+
+fn retirements(stats: &Stats) -> Vec<(Retirement, u64)> {
+    stats.retirements.iter().map(|(reason, count)| (*reason, *count)).filter(|(_, count)| *count > 0).collect()
+}
+
+#[test]
+fn logins_are_counted_as_the_server_sees_them() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let pool = manager.build_pool(manager.pool_builder().max_size(3)).unwrap();
+    manager.clone().connect().unwrap();
+    drop(pool.get().unwrap());
+    let stats = manager.stats();
+    assert_eq!(stats.logins, rds.attempts().len() as u64);
+    assert_eq!((stats.logins, failures(&stats)), (4, vec![]));
+    assert_eq!(retirements(&stats), [(Retirement::Released, 1)]);
+}
+
+#[test]
+fn each_failed_login_is_counted_by_its_cause() {
+    let rds = start(LocalRds::builder());
+    let url = |suffix: &str| rds.database_url() + suffix;
+    let no_credentials = Source { key_pair: key_pair(None), fails: Arc::new(AtomicBool::new(true)) };
+    let other_roots = format!("&sslrootcert={}/tests/data/roots.pem", env!("CARGO_MANIFEST_DIR"));
+    rds.superuser().unwrap().batch_execute("CREATE ROLE full LOGIN CONNECTION LIMIT 0; GRANT rds_iam TO full").unwrap();
+    let plain = || rds.manager_builder();
+    let cases: [(LoginFailure, Builder, String); 7] = [
+        (LoginFailure::Credentials, plain().credentials_provider(no_credentials), url("")),
+        (LoginFailure::Unreachable, plain(), url("&connect_timeout=2&port=1&iam_port=1")),
+        (LoginFailure::Certificate, plain(), url(&other_roots)),
+        (LoginFailure::RefusedUser, plain(), rds.database_url_for(LocalRds::USER_WITHOUT_GRANT)),
+        (LoginFailure::Limit, plain(), rds.database_url_for("full")),
+        (LoginFailure::Role, plain(), url("&connect_timeout=2&target_session_attrs=standby")),
+        (LoginFailure::Other, plain(), url("&target_session_attrs=whatever")),
+    ];
+    for (cause, builder, url) in cases {
+        let manager = builder.build(url).unwrap();
+        let error = manager.connect().map(drop).unwrap_err();
+        let stats = manager.stats();
+        assert!(matches!(failures(&stats)[..], [(it, count)] if it == cause && count == stats.logins), "{error}");
+    }
+}
+
+#[test]
+fn a_refused_token_counts_once_and_a_pause_not_at_all() {
+    let rds = start(LocalRds::builder());
+    let refused = manager(&rds);
+    rds.refuse_next(1);
+    refused.connect().map(drop).unwrap_err();
+    assert_eq!(failures(&refused.stats()), [(LoginFailure::RefusedToken, 1)]);
+    refused.connect().unwrap();
+    assert_eq!((refused.stats().logins, failures(&refused.stats()).len()), (2, 1));
+
+    let without_grant = rds.manager_builder().build(rds.database_url_for(LocalRds::USER_WITHOUT_GRANT)).unwrap();
+    (0..3).for_each(|_| drop(without_grant.connect().map(drop).unwrap_err()));
+    assert_eq!(
+        (without_grant.stats().logins, failures(&without_grant.stats())),
+        (1, vec![(LoginFailure::RefusedUser, 1)])
+    );
+}
+
+/// Gives a key pair that is due at once, or fails, as it is told.
+#[derive(Debug)]
+struct Source {
+    key_pair: Credentials,
+    fails: Arc<AtomicBool>,
+}
+
+impl ProvideCredentials for Source {
+    fn provide_credentials<'a>(&'a self) -> Answer<'a>
+    where
+        Self: 'a,
+    {
+        Answer::ready(if self.fails.load(Ordering::Relaxed) {
+            Err(CredentialsError::provider_error("it is told to"))
+        } else {
+            Ok(self.key_pair.clone())
+        })
+    }
+}
+
+#[test]
+fn refreshes_and_failed_ones_are_counted() {
+    let rds = start(LocalRds::builder());
+    let (id, secret) = (rds.credentials().access_key_id(), rds.credentials().secret_access_key());
+    let key_pair = Credentials::new(id, secret, None, Some(SystemTime::now() + minutes(20)), "test");
+    rds.add_key_pair(key_pair.clone());
+    let fails = Arc::new(AtomicBool::new(false));
+    let source = Source { key_pair, fails: fails.clone() };
+    let manager = rds.manager_builder().credentials_provider(source).build(rds.database_url()).unwrap();
+    let refreshes = || (manager.stats().refreshes, manager.stats().failed_refreshes);
+    assert_eq!(refreshes(), (0, 0));
+    manager.connect().unwrap();
+    manager.connect().unwrap();
+    assert_eq!(refreshes(), (1, 0));
+
+    fails.store(true, Ordering::Relaxed);
+    rds.clock().advance(minutes(16));
+    manager.connect().unwrap();
+    await_that(|| refreshes() == (2, 1));
+}
+
+fn await_that(mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < deadline, "it did not come to pass");
+        std::thread::yield_now();
+    }
+}
+
+/// Uses a connection of a pool in a way that ends it, and tells how that was counted.
+fn end_of(builder: Builder, url: &str, use_up: impl FnOnce(&mut PgConnection)) -> Vec<(Retirement, u64)> {
+    let manager = builder.build(url).unwrap();
+    let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
+    let _ = catch_unwind(AssertUnwindSafe(|| use_up(&mut pool.get().unwrap())));
+    drop(pool.get());
+    retirements(&manager.stats())
+}
+
+#[test]
+fn each_retirement_is_counted_by_its_reason() {
+    let rds = start(LocalRds::builder());
+    let url = &rds.database_url();
+    let plain = || rds.manager_builder();
+    let short = plain().max_lifetime(Some(Duration::from_nanos(1)));
+    // Each checkout and each checkin ends one.
+    assert!(matches!(end_of(short, url, |_| {})[..], [(Retirement::Age, 1..)]));
+    let close = |connection: &mut PgConnection| {
+        connection.batch_execute("SELECT pg_terminate_backend(pg_backend_pid())").unwrap_err();
+    };
+    assert_eq!(end_of(plain(), url, close), [(Retirement::Closed, 1)]);
+    let begin = |connection: &mut PgConnection| AnsiTransactionManager::begin_transaction(connection).unwrap();
+    assert_eq!(end_of(plain(), url, begin), [(Retirement::Transaction, 1)]);
+    let panic = |_: &mut PgConnection| panic!("a handler's");
+    assert_eq!(end_of(plain(), url, panic), [(Retirement::Panic, 1)]);
+    let abort = |connection: &mut PgConnection| drop(connection.batch_execute("BEGIN; SELECT 1/0").unwrap_err());
+    assert_eq!(end_of(plain(), url, abort), [(Retirement::FailedCheck, 1)]);
+    let read_only = |connection: &mut PgConnection| {
+        connection.batch_execute("SET default_transaction_read_only = on").unwrap();
+        connection.batch_execute("CREATE TABLE t ()").unwrap_err();
+    };
+    assert_eq!(end_of(plain(), url, read_only), [(Retirement::Demoted, 1)]);
+    assert_eq!(end_of(plain(), url, |_| {}), []);
+}
+
+#[test]
+fn a_connection_that_the_server_closed_while_idle_is_counted_as_closed() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let mut connection = manager.connect().unwrap();
+    diesel::sql_query("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app'")
+        .execute(&mut rds.superuser().unwrap())
+        .unwrap();
+    await_that(|| manager.is_valid(&mut connection).is_err());
+    drop(connection);
+    assert_eq!(retirements(&manager.stats()), [(Retirement::Closed, 1)]);
+}
+
+fn checkouts(manager: &RdsConnectionManager) -> (u64, u64) {
+    let stats = manager.stats();
+    (stats.checkouts_asked, stats.checkouts_looked)
+}
+
+#[test]
+fn checkouts_are_counted_by_what_they_cost() {
+    let rds = start(LocalRds::builder());
+    let manager = rds.manager_builder().validate_after(minutes(1)).build(rds.database_url()).unwrap();
+    let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
+    let (asked, looked) = checkouts(&manager);
+    drop(pool.get().unwrap());
+    assert_eq!(checkouts(&manager), (asked, looked + 1));
+    pool.get().unwrap().batch_execute("SELECT 1/0").unwrap_err();
+    drop(pool.get().unwrap());
+    assert_eq!(checkouts(&manager), (asked + 1, looked + 2));
+}
+
+#[test]
+fn a_thread_that_ends_releases_its_connection() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let connections = PerThread::new(manager.clone());
+    std::thread::scope(|scope| scope.spawn(|| drop(connections.get().unwrap())).join().unwrap());
+    assert_eq!(retirements(&manager.stats()), [(Retirement::Released, 1)]);
+    assert_eq!(checkouts(&manager), (0, 0));
+}
+
+#[test]
+fn the_log_of_a_pool_has_its_levels() {
+    let shown = in_a_child("stats::comes_and_goes", &[("RUST_LOG", "diesel_rds_iam=trace")]);
+    let lines = [
+        ("DEBUG", "is in the pool"),
+        ("TRACE", "is out, after"),
+        ("TRACE", "is back, after"),
+        ("DEBUG", "has left the pool"),
+        ("WARN", "a waiter got no connection within"),
+        ("WARN", "the connection is no longer usable"),
+    ];
+    for (level, text) in lines {
+        assert!(shown.lines().any(|line| line.contains(level) && line.contains(text)), "{level} {text}: {shown}");
+    }
+}
+
+#[test]
+#[ignore = "the log of the test above"]
+fn comes_and_goes() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
+    let held = pool.get().unwrap();
+    pool.get_timeout(Duration::from_millis(1)).map(drop).unwrap_err();
+    drop(held);
+    rds.restart().unwrap();
+    drop(pool.get().unwrap());
+}
