@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use diesel::PgConnection;
 use r2d2::ManageConnection;
 
+use crate::Retirement;
 use crate::session::Session;
 
 /// One persistent connection per thread, as Django keeps them: for workers with a thread each.
@@ -130,7 +131,7 @@ impl<M: ManageConnection> PerThread<M> {
 
     /// The end of a unit of work. After an error a connection is kept only if it proves usable.
     fn worth_keeping(&self, mut kept: Kept<M::Connection>) -> Option<Kept<M::Connection>> {
-        let ended = kept.has_ended() || std::thread::panicking() || self.manager.has_broken(&mut kept.connection);
+        let ended = kept.has_ended() || self.manager.has_broken(&mut kept.connection) || std::thread::panicking();
         let good =
             !ended && (!is_doubtful(&mut kept.connection) || self.manager.is_valid(&mut kept.connection).is_ok());
         good.then_some(kept)
@@ -170,9 +171,14 @@ struct Kept<C> {
     ends: Option<Instant>,
 }
 
-impl<C> Kept<C> {
-    fn has_ended(&self) -> bool {
-        self.ends.is_some_and(|end| end <= Instant::now())
+impl<C: 'static> Kept<C> {
+    fn has_ended(&mut self) -> bool {
+        let has_ended = self.ends.is_some_and(|end| end <= Instant::now());
+        if has_ended && let Some(session) = session_of(&mut self.connection) {
+            // Our own end can be before the manager's.
+            session.retire(Retirement::Age);
+        }
+        has_ended
     }
 }
 

@@ -144,9 +144,9 @@ fn each_retirement_is_counted_by_its_reason() {
     let rds = start(LocalRds::builder());
     let url = &rds.database_url();
     let plain = || rds.manager_builder();
-    let short = plain().max_lifetime(Some(Duration::from_nanos(1)));
-    // Each checkout and each checkin ends one.
-    assert!(matches!(end_of(short, url, |_| {})[..], [(Retirement::Age, 1..)]));
+    let life = Duration::from_secs(1);
+    let short = plain().max_lifetime(Some(life));
+    assert_eq!(end_of(short, url, |_| std::thread::sleep(life)), [(Retirement::Age, 1)]);
     let close = |connection: &mut PgConnection| {
         connection.batch_execute("SELECT pg_terminate_backend(pg_backend_pid())").unwrap_err();
     };
@@ -194,6 +194,19 @@ fn checkouts_are_counted_by_what_they_cost() {
     pool.get().unwrap().batch_execute("SELECT 1/0").unwrap_err();
     drop(pool.get().unwrap());
     assert_eq!(checkouts(&manager), (asked + 1, looked + 2));
+}
+
+#[test]
+fn a_unit_of_work_counts_its_end_as_a_checkin_does() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    drop(PerThread::new(manager.clone()).max_lifetime(Some(Duration::ZERO)).get().unwrap());
+    let connections = PerThread::new(manager.clone());
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        let _connection = connections.get().unwrap();
+        panic!("a job's");
+    }));
+    assert_eq!(retirements(&manager.stats()), [(Retirement::Age, 1), (Retirement::Panic, 1)]);
 }
 
 #[test]
