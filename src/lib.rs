@@ -22,6 +22,14 @@
 //!
 //! # Contents
 //!
+//! The [`guide`] tells what to do, a chapter for each task: [`aws`](guide::aws), [`tls`](guide::tls),
+//! [`pools`](guide::pools), [`per_thread`](guide::per_thread), [`choosing`](guide::choosing),
+//! [`async_frameworks`](guide::async_frameworks), [`migrations`](guide::migrations), [`rds_proxy`](guide::rds_proxy),
+//! [`failover`](guide::failover), [`accounts`](guide::accounts), [`tunnels`](guide::tunnels),
+//! [`local_development`](guide::local_development), [`testing`](guide::testing), [`from_pgx`](guide::from_pgx),
+//! [`from_django`](guide::from_django), [`limits`](guide::limits), [`security`](guide::security). This page is the
+//! reference:
+//!
 //! - [`RdsConnectionManager`], the manager, and its [`Builder`] for what a connection string cannot say;
 //! - [`Pool`], r2d2's pool, which tells each waiter why there is no connection;
 //! - [`PerThread`], Django's persistent connection per thread, on the same manager;
@@ -168,6 +176,9 @@ mod credentials;
 pub mod doctor;
 mod endpoint;
 mod error;
+// Text, of which no program has need. Its examples run on a LocalRds.
+#[cfg(all(doc, any(feature = "local", not(doctest))))]
+pub mod guide;
 mod hosts;
 mod https;
 mod libpq;

@@ -11,6 +11,7 @@ mod doctor;
 mod doctor_program;
 mod environment;
 mod examples;
+mod guide;
 mod hosts;
 mod local_rds;
 mod login;

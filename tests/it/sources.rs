@@ -1,9 +1,6 @@
 //! Each source of the default chain, over real http or files, up to a login.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,7 +12,8 @@ use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Credentials, RdsConnectionManager};
 use tempfile::TempDir;
 
-use crate::support::cloud::{self, Cloud, Reply, Request, https_proxy, reply, role_credentials};
+use crate::support::cloud::{self, Cloud, Request, https_proxy, reply, role_credentials};
+use crate::support::moto::Moto;
 use crate::support::{current_user, in_a_child, in_a_network_of_its_own, log, start};
 
 /// A server that trusts one role's credentials and nothing else, and a home for files.
@@ -480,65 +478,13 @@ fn signs() {
     assert!(token.as_str().contains("X-Amz-Credential=AK%2FIA%2B%20%C3%A9%2F"));
 }
 
-/// A server that we did not write. Its answers pass through us only so that the database learns moto's keys.
 #[test]
 fn moto_plays_sts() {
     let mut stage = Stage::new();
     stage.set_keys();
     let moto = Moto::start();
-    let (port, rds) = (moto.port, stage.rds.clone());
-    let relay = Cloud::start(move |request: &Request| {
-        let answer = ask_moto(port, request);
-        rds.add_key_pair(keys_in(&answer.body));
-        answer
-    });
-    stage.set("AWS_ENDPOINT_URL_STS", relay.url());
+    let sts = moto.sts_for(stage.rds.clone());
+    stage.set("AWS_ENDPOINT_URL_STS", sts.url());
     stage.run("sources::a_role_of_the_builder");
-    assert_eq!(relay.calls(), 1);
-}
-
-/// moto's server, which script/bootstrap installs. Its absence is a failure.
-struct Moto {
-    process: Child,
-    port: u16,
-}
-
-impl Moto {
-    fn start() -> Moto {
-        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/moto_server");
-        let mut command = Command::new(program);
-        let mut process = command.args(["--port", "0"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut log = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
-        let running = log.find_map(|line| Some(line.split_once("Running on http://127.0.0.1:")?.1.to_owned()));
-        std::thread::spawn(move || log.for_each(drop));
-        Moto { process, port: running.unwrap().trim().parse().unwrap() }
-    }
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn ask_moto(port: u16, request: &Request) -> Reply {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let forwarded = ["authorization", "content-type", "host", "x-amz-date"];
-    let headers: String =
-        forwarded.iter().filter_map(|name| Some(format!("{name}: {}\r\n", request.header(name)?))).collect();
-    let (line, body) = (&request.line, &request.body);
-    write!(stream, "{line} HTTP/1.0\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    reply(head.split(' ').nth(1).unwrap().parse().unwrap(), body)
-}
-
-fn keys_in(xml: &str) -> Credentials {
-    let text = |name: &str| {
-        let after = xml.split_once(&format!("<{name}>")).unwrap().1;
-        after.split_once('<').unwrap().0.to_owned()
-    };
-    Credentials::new(text("AccessKeyId"), text("SecretAccessKey"), Some(text("SessionToken")), None, "moto")
+    assert_eq!(sts.calls(), 1);
 }

@@ -1,5 +1,6 @@
 pub(crate) mod cloud;
 pub(crate) mod fake;
+pub(crate) mod moto;
 
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
