@@ -1,19 +1,10 @@
-//! The examples, as a user runs them. `cargo test` builds them beside this binary.
+//! The examples, as a user runs them.
 
-use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use diesel_rds_iam::local::LocalRds;
 
-use crate::support::start;
-
-fn example(name: &str) -> Command {
-    let this = std::env::current_exe().unwrap();
-    let folder: PathBuf = this.ancestors().nth(2).unwrap().join("examples");
-    let mut command = Command::new(folder.join(name));
-    command.env_remove("DATABASE_URL");
-    command
-}
+use crate::support::{example, start};
 
 /// Shows what it showed, for the search for secrets.
 fn run(command: &mut Command) -> Output {

@@ -2,6 +2,7 @@
 //! One binary for all that needs a server. It fails where PostgreSQL is missing.
 
 mod bad_input;
+mod browser;
 mod cli;
 mod credentials;
 #[cfg(target_os = "linux")]
@@ -23,3 +24,4 @@ mod session;
 mod sources;
 mod stats;
 mod support;
+mod web;

@@ -1,10 +1,14 @@
+pub(crate) mod browser;
 pub(crate) mod cloud;
 pub(crate) mod fake;
 pub(crate) mod moto;
+pub(crate) mod web;
 
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use diesel::prelude::*;
 use diesel_rds_iam::local::{Builder, LocalRds, Refusal};
@@ -59,6 +63,24 @@ pub(crate) fn last_verdict(rds: &LocalRds) -> Result<(), Refusal> {
 
 pub(crate) fn key_pair(expiry: Option<SystemTime>) -> Credentials {
     Credentials::new("AKIAOTHER", "local-rds-secret-other", None, expiry, "test")
+}
+
+/// One of the examples. `cargo test` builds them beside this binary.
+pub(crate) fn example(name: &str) -> Command {
+    let this = std::env::current_exe().unwrap();
+    let folder: PathBuf = this.ancestors().nth(2).unwrap().join("examples");
+    let mut command = Command::new(folder.join(name));
+    command.env_remove("DATABASE_URL");
+    command
+}
+
+/// Waits for what no event tells.
+pub(crate) fn eventually(mut happens: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !happens() {
+        assert!(Instant::now() < deadline, "it did not come to pass");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 pub(crate) const fn minutes(count: u64) -> Duration {

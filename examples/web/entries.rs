@@ -1,0 +1,120 @@
+//! The list of things to do: the page, its forms, and the same as JSON.
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Form, Path, State};
+use axum::http::StatusCode;
+use axum::response::{Html, IntoResponse, Redirect, Response};
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::{Nullable, Timestamptz};
+use maud::html;
+use serde::{Deserialize, Serialize};
+
+use crate::app::{App, Problem};
+use crate::layout;
+use crate::schema::entries;
+
+#[derive(Queryable, Serialize)]
+pub(crate) struct Entry {
+    id: i32,
+    text: String,
+    finished: bool,
+}
+
+/// What somebody has typed. A form without the field is an empty one.
+#[derive(Default, Deserialize)]
+pub(crate) struct Draft {
+    #[serde(default)]
+    text: String,
+}
+
+/// The most entries that are listed.
+const LISTED: i64 = 100;
+
+/// In characters.
+const LONGEST_TEXT: usize = 200;
+
+pub(crate) async fn list(State(app): State<App>) -> Result<Html<String>, Problem> {
+    Ok(page(&app.run(newest).await?, &Draft::default(), None))
+}
+
+pub(crate) async fn json(State(app): State<App>) -> Result<Json<Vec<Entry>>, Problem> {
+    Ok(Json(app.run(newest).await?))
+}
+
+pub(crate) async fn add(State(app): State<App>, Form(draft): Form<Draft>) -> Result<Response, Problem> {
+    let text = draft.text.trim().to_owned();
+    if let Some(reason) = complaint(&text) {
+        let page = page(&app.run(newest).await?, &draft, Some(reason));
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, page).into_response());
+    }
+    app.run(move |connection| diesel::insert_into(entries::table).values(entries::text.eq(text)).execute(connection))
+        .await?;
+    Ok(Redirect::to("/").into_response())
+}
+
+pub(crate) async fn finish(State(app): State<App>, id: Result<Path<i32>, PathRejection>) -> Result<Redirect, Problem> {
+    let Path(id) = id.map_err(|_| Problem::NotFound)?;
+    // Who clicks twice changes nothing.
+    let first_time = sql::<Nullable<Timestamptz>>("coalesce(finished_at, now())");
+    app.run(move |connection| {
+        let change = diesel::update(entries::table.find(id)).set(entries::finished_at.eq(first_time));
+        change.returning(entries::id).get_result::<i32>(connection)
+    })
+    .await?;
+    Ok(Redirect::to("/"))
+}
+
+fn newest(connection: &mut PgConnection) -> QueryResult<Vec<Entry>> {
+    entries::table
+        .select((entries::id, entries::text, entries::finished_at.is_not_null()))
+        .order(entries::id.desc())
+        .limit(LISTED)
+        .load(connection)
+}
+
+/// What is wrong with a text, if anything is.
+fn complaint(text: &str) -> Option<&'static str> {
+    if text.is_empty() {
+        Some("Say what there is to do.")
+    } else if text.chars().count() > LONGEST_TEXT {
+        Some("That is too long: it has more than 200 characters.")
+    } else if text.contains(char::REPLACEMENT_CHARACTER) {
+        // What a form has in the place of bytes that are not UTF-8.
+        Some("That is not UTF-8.")
+    } else if text.contains(char::is_control) {
+        Some("That has control characters in it.")
+    } else {
+        None
+    }
+}
+
+fn page(entries: &[Entry], draft: &Draft, complaint: Option<&str>) -> Html<String> {
+    let body = html! {
+        form.add method="post" action="/entries" {
+            label for="text" { "What is there to do?" }
+            input #text name="text" value=(draft.text) maxlength=(LONGEST_TEXT) required autocomplete="off"
+                aria-invalid=[complaint.map(|_| "true")] aria-describedby=[complaint.map(|_| "complaint")];
+            button { "Add" }
+            @if let Some(complaint) = complaint { p #complaint role="alert" { (complaint) } }
+        }
+        @if entries.is_empty() { p { "Nothing to do." } }
+        ul.entries { @for entry in entries { li { (row(entry)) } } }
+        @if entries.len() as i64 == LISTED { p.small { "These are the newest " (LISTED) "." } }
+    };
+    layout::page("Things to do", body)
+}
+
+fn row(entry: &Entry) -> maud::Markup {
+    html! {
+        @if entry.finished {
+            s { (entry.text) } span.small { "finished" }
+        } @else {
+            span { (entry.text) }
+            form method="post" action={ "/entries/" (entry.id) "/finish" } {
+                button aria-label={ "Finish " (entry.text) } { "Finish" }
+            }
+        }
+    }
+}

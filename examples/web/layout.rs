@@ -1,0 +1,45 @@
+//! What all pages have in common.
+
+use axum::http::header::{self, HeaderName};
+use axum::response::Html;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+/// Of each answer. No script runs, whatever a page says.
+pub(crate) const HEADERS: [(HeaderName, &str); 3] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::REFERRER_POLICY, "same-origin"),
+];
+
+/// A page that stays as it is.
+pub(crate) fn page(title: &str, body: Markup) -> Html<String> {
+    whole(title, html! {}, body)
+}
+
+/// A page that its browser asks for anew every two seconds.
+pub(crate) fn live_page(title: &str, body: Markup) -> Html<String> {
+    whole(title, html! { meta http-equiv="refresh" content="2"; }, body)
+}
+
+fn whole(title: &str, head: Markup, body: Markup) -> Html<String> {
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                (head)
+                title { (title) }
+                style { (PreEscaped(include_str!("style.css"))) }
+            }
+            body {
+                nav { a href="/" { "Things to do" } a href="/status" { "Status" } }
+                main { h1 { (title) } (body) }
+            }
+        }
+    };
+    Html(page.into_string())
+}

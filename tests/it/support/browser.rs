@@ -1,0 +1,115 @@
+//! A headless Chromium, driven by chromedriver.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use fantoccini::elements::Element;
+use fantoccini::{Client, ClientBuilder, Locator};
+use hyper_util::client::legacy::connect::HttpConnector;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// It is gone when this is dropped.
+pub(crate) struct Browser {
+    runtime: Runtime,
+    client: Client,
+    _driver: Driver,
+}
+
+/// chromedriver and what it has started: a process group.
+struct Driver {
+    child: Child,
+    port: u16,
+    folder: TempDir,
+}
+
+impl Browser {
+    pub(crate) fn start() -> Browser {
+        Browser::with(json!({}))
+    }
+
+    /// With a screen of this many pixels.
+    pub(crate) fn phone(width: u32, height: u32) -> Browser {
+        Browser::with(json!({ "deviceMetrics": { "width": width, "height": height, "pixelRatio": 2.0 } }))
+    }
+
+    fn with(mobile_emulation: serde_json::Value) -> Browser {
+        let driver = Driver::start();
+        let profile = format!("--user-data-dir={}", driver.folder.path().join("profile").display());
+        // As root there is no sandbox, and a container's /dev/shm is small.
+        let mut options =
+            json!({ "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", profile, "--lang=en"] });
+        if mobile_emulation != json!({}) {
+            options["mobileEmulation"] = mobile_emulation;
+        }
+        let mut builder = ClientBuilder::new(HttpConnector::new());
+        builder.capabilities([("goog:chromeOptions".to_owned(), options)].into_iter().collect());
+        let runtime = Runtime::new().unwrap();
+        let client = runtime.block_on(builder.connect(&format!("http://127.0.0.1:{}", driver.port))).unwrap();
+        Browser { runtime, client, _driver: driver }
+    }
+
+    pub(crate) fn open(&self, url: &str) {
+        self.runtime.block_on(self.client.goto(url)).unwrap();
+    }
+
+    /// The page as it is now; none while it is being loaded.
+    pub(crate) fn source(&self) -> Option<String> {
+        self.runtime.block_on(self.client.source()).ok()
+    }
+
+    /// The text that a person sees there.
+    pub(crate) fn text(&self, css: &str) -> String {
+        self.runtime.block_on(self.find(css).text()).unwrap()
+    }
+
+    /// What is in a field.
+    pub(crate) fn value(&self, css: &str) -> String {
+        self.runtime.block_on(self.find(css).prop("value")).unwrap().unwrap()
+    }
+
+    pub(crate) fn type_into(&self, css: &str, text: &str) {
+        self.runtime.block_on(self.find(css).send_keys(text)).unwrap();
+    }
+
+    pub(crate) fn click(&self, css: &str) {
+        self.runtime.block_on(self.find(css).click()).unwrap();
+    }
+
+    pub(crate) fn count(&self, css: &str) -> usize {
+        self.runtime.block_on(self.client.find_all(Locator::Css(css))).unwrap().len()
+    }
+
+    pub(crate) fn evaluate(&self, expression: &str) -> serde_json::Value {
+        self.runtime.block_on(self.client.execute(&format!("return {expression}"), Vec::new())).unwrap()
+    }
+
+    /// Waits until it is there.
+    fn find(&self, css: &str) -> Element {
+        self.runtime.block_on(self.client.wait().for_element(Locator::Css(css))).unwrap()
+    }
+}
+
+impl Driver {
+    fn start() -> Driver {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("chromedriver");
+        // All that they leave lying about is in the folder, and goes with it.
+        command.arg("--port=0").env("TMPDIR", folder.path()).process_group(0);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("chromedriver starts");
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let port =
+            |line: String| line.split_once("started successfully on port ")?.1.trim_end_matches('.').parse().ok();
+        let port = lines.filter_map(port).next().expect("chromedriver tells its port");
+        Driver { child, port, folder }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-s", "KILL", "--", &format!("-{}", self.child.id())]).status();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,108 @@
+//! The example web, as a child of a test.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use diesel_rds_iam::local::LocalRds;
+
+use super::{eventually, example};
+
+/// It is gone when this is dropped.
+pub(crate) struct Web {
+    child: Child,
+    readers: Vec<JoinHandle<String>>,
+    /// `http://127.0.0.1:PORT`
+    pub(crate) url: String,
+}
+
+/// What an ended one leaves.
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) output: String,
+}
+
+impl Web {
+    pub(crate) fn on(rds: &LocalRds) -> Web {
+        Web::start(web().envs(rds.environment()))
+    }
+
+    /// Returns when it listens.
+    pub(crate) fn start(command: &mut Command) -> Web {
+        let (mut web, lines) = Web::spawn(command);
+        let is_address = |line: String| line.strip_prefix("listening on ").map(str::to_owned);
+        web.url = std::iter::from_fn(|| lines.recv_timeout(Duration::from_secs(60)).ok()).find_map(is_address).unwrap();
+        web
+    }
+
+    /// Runs one that is to end by itself.
+    pub(crate) fn run(command: &mut Command) -> Ended {
+        let (web, lines) = Web::spawn(command);
+        lines.iter().for_each(drop);
+        web.wait()
+    }
+
+    fn spawn(command: &mut Command) -> (Web, Receiver<String>) {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (sender, lines) = channel();
+        (Web { child, readers: vec![show(stdout, Some(sender)), show(stderr, None)], url: String::new() }, lines)
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end.
+    pub(crate) fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args(["-s", signal, &self.id().to_string()]).status().unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(mut self) -> Ended {
+        eventually(|| self.child.try_wait().unwrap().is_some());
+        let status = self.child.wait().unwrap();
+        Ended { status, output: self.readers.drain(..).map(|reader| reader.join().unwrap()).collect() }
+    }
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // All that it printed is shown before the test ends.
+        self.readers.drain(..).for_each(|reader| drop(reader.join()));
+    }
+}
+
+/// The program, at a port of its own.
+pub(crate) fn web() -> Command {
+    let mut command = example("web");
+    command.env("LISTEN", "127.0.0.1:0");
+    command
+}
+
+/// A number of the page /status: `in use`, or `it is past its max_lifetime`.
+pub(crate) fn number(page: &str, name: &str) -> Option<u64> {
+    let after = |mark: &str| page.split_once(mark).map(|(_, rest)| rest);
+    let rest = after(&format!("<dt>{name}</dt><dd>")).or_else(|| after(&format!(">{name}</th><td>")))?;
+    rest.split_once('<')?.0.parse().ok()
+}
+
+/// Shows what a child shows, for the search for secrets.
+fn show(from: impl Read + Send + 'static, lines: Option<Sender<String>>) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let mut all = String::new();
+        for line in BufReader::new(from).lines() {
+            let line = line.unwrap();
+            eprintln!("{line}");
+            all.push_str(&line);
+            all.push('\n');
+            // Nobody reads on after the address.
+            lines.as_ref().map(|lines| lines.send(line));
+        }
+        all
+    })
+}
