@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Router, middleware};
@@ -19,8 +20,11 @@ use crate::{entries, health, layout, metrics, panics, status};
 
 const CONNECTIONS: u32 = 8;
 
-/// How long a client waits for a connection. What it should do next is told sooner than it gives up.
+/// How long a request waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a request may take in all, from the first byte of its body to its answer.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// In bytes. The longest text that is percent-encoded has 2,400.
 const LONGEST_BODY: usize = 16 * 1024;
@@ -55,6 +59,7 @@ impl App {
             .route("/status", get(status::status))
             .fallback(async || Problem::NotFound)
             .layer(DefaultBodyLimit::max(LONGEST_BODY))
+            .layer(middleware::from_fn(in_time))
             .layer(middleware::from_fn(panics::answer))
             .layer(middleware::map_response(async |answer: Response| (layout::HEADERS, answer)))
             .with_state(self)
@@ -84,11 +89,17 @@ impl App {
     }
 }
 
+/// Answers also where the database, or who sends the body, is silent. A thread that waits for the database waits on.
+async fn in_time(request: Request, next: Next) -> Response {
+    tokio::time::timeout(LIMIT, next.run(request)).await.unwrap_or_else(|_| Problem::Late.into_response())
+}
+
 /// Why a request cannot be done. What a client is told of it is no more than it needs; the log has the cause.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Problem {
     NotFound,
     Unavailable,
+    Late,
     Internal,
 }
 
@@ -123,16 +134,12 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (status, text) = match self {
             Problem::NotFound => (StatusCode::NOT_FOUND, "There is nothing here."),
-            Problem::Unavailable => {
-                (StatusCode::SERVICE_UNAVAILABLE, "The database is busy or away. Try again in a few seconds.")
-            }
+            Problem::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "The database is busy or away. Try again soon."),
+            Problem::Late => (StatusCode::GATEWAY_TIMEOUT, "That took too long. It may have been done or not."),
             Problem::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong. It was not your fault."),
         };
-        let mut answer = (status, layout::page(status.canonical_reason().unwrap_or_default(), html! { p { (text) } }))
-            .into_response();
-        if let Problem::Unavailable = self {
-            answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("3"));
-        }
-        answer
+        let retry = matches!(self, Problem::Unavailable).then_some([(header::RETRY_AFTER, "3")]);
+        let page = layout::page(status.canonical_reason().unwrap_or_default(), html! { p { (text) } });
+        (status, retry, page).into_response()
     }
 }

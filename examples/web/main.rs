@@ -6,7 +6,8 @@
 //! 127.0.0.1:8080 by default. `MAX_LIFETIME` is that of connections, in seconds, to see many of them come and go.
 //! SIGTERM and SIGINT end it, once requests in hand are answered.
 //!
-//! How long a query may take is the database's to say: `ALTER ROLE app SET statement_timeout = '10s'`.
+//! A client waits ten seconds at most. When a query is to end, the database is to say: `ALTER ROLE app SET
+//! statement_timeout = '10s'`.
 
 use std::net::TcpListener;
 use std::num::NonZeroU32;
@@ -43,8 +44,8 @@ use database::Database;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long requests in hand may take once the program is to end.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long requests in hand may take once the program is to end: longer than they may take anyway.
+const GRACE: Duration = Duration::from_secs(12);
 
 fn main() -> ExitCode {
     env_logger::init();
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Failure> {
+    // Before all that is slow: a port that is taken is told at once.
     let address = variable("LISTEN")?.unwrap_or("127.0.0.1:8080".into());
     let listener =
         TcpListener::bind(&address).map_err(|error| format!("cannot listen on LISTEN={address}: {error}"))?;

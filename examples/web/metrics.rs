@@ -1,7 +1,5 @@
 //! What a manager has counted and what its pool holds, as Prometheus wants it: its text format, version 0.0.4.
 
-use std::fmt::{Display, Write};
-
 use axum::http::header;
 use axum::response::IntoResponse;
 use diesel_rds_iam::{Pool, Stats};
@@ -10,51 +8,45 @@ pub(crate) fn answer(stats: &Stats, pool: &Pool) -> impl IntoResponse + use<> {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text(stats, pool))
 }
 
+/// A count for each label. A family of one has none.
+type Samples = Vec<(String, u64)>;
+
 fn text(stats: &Stats, pool: &Pool) -> String {
-    let mut out = String::new();
-    let causes = stats.failed_logins.iter().map(|(cause, count)| (labelled("cause", cause.label()), *count));
-    let reasons = stats.retirements.iter().map(|(reason, count)| (labelled("reason", reason.label()), *count));
-    counter(&mut out, "logins", "Logins tried, failed ones included.", [(String::new(), stats.logins)]);
-    counter(&mut out, "failed_logins", "Logins that failed, by cause.", causes);
-    counter(&mut out, "refreshes", "Answers of the source of AWS credentials.", [(String::new(), stats.refreshes)]);
-    counter(&mut out, "failed_refreshes", "Those without credentials.", [(String::new(), stats.failed_refreshes)]);
-    counter(&mut out, "retirements", "Connections closed, by reason.", reasons);
-    let checkouts = [("asked", stats.checkouts_asked), ("looked", stats.checkouts_looked)];
-    let checkouts = checkouts.map(|(check, count)| (labelled("check", check), count));
-    counter(&mut out, "checkouts", "Checkouts that asked the server, or only looked at the socket.", checkouts);
+    let one = |count: u64| vec![(String::new(), count)];
     let state = pool.state();
     let in_use = state.connections - state.idle_connections;
-    let states = [("in_use", in_use), ("idle", state.idle_connections)];
-    let states = states.map(|(state, count)| (labelled("state", state), count));
-    gauge(&mut out, "connections", "Connections of the pool.", states);
-    gauge(&mut out, "max_connections", "The most that the pool may have.", [(String::new(), pool.max_size())]);
-    out
+    let states = [("in_use", in_use.into()), ("idle", state.idle_connections.into())];
+    let checkouts = [("asked", stats.checkouts_asked), ("looked", stats.checkouts_looked)];
+    let causes = stats.failed_logins.iter().map(|(cause, count)| (cause.label(), *count));
+    let reasons = stats.retirements.iter().map(|(reason, count)| (reason.label(), *count));
+    let families = [
+        family("logins_total", "Logins tried, failed ones included.", one(stats.logins)),
+        family("failed_logins_total", "Logins that failed.", labelled("cause", causes)),
+        family(
+            "refreshes_total",
+            "Answers of the source of AWS credentials, failed ones included.",
+            one(stats.refreshes),
+        ),
+        family("failed_refreshes_total", "Answers without credentials.", one(stats.failed_refreshes)),
+        family("retirements_total", "Connections closed.", labelled("reason", reasons)),
+        family(
+            "checkouts_total",
+            "Checkouts that asked the server, or looked at the socket.",
+            labelled("check", checkouts),
+        ),
+        family("connections", "Connections of the pool.", labelled("state", states)),
+        family("max_connections", "The most that the pool may have.", one(pool.max_size().into())),
+    ];
+    families.concat()
 }
 
 /// Labels of ours have nothing to escape.
-fn labelled(name: &str, value: &str) -> String {
-    format!("{{{name}=\"{value}\"}}")
+fn labelled(name: &str, counts: impl IntoIterator<Item = (&'static str, u64)>) -> Samples {
+    counts.into_iter().map(|(value, count)| (format!("{{{name}=\"{value}\"}}"), count)).collect()
 }
 
-fn counter<N: Display>(out: &mut String, name: &str, help: &str, samples: impl IntoIterator<Item = (String, N)>) {
-    family(out, &format!("{name}_total"), "counter", help, samples);
-}
-
-fn gauge<N: Display>(out: &mut String, name: &str, help: &str, samples: impl IntoIterator<Item = (String, N)>) {
-    family(out, name, "gauge", help, samples);
-}
-
-fn family<N: Display>(
-    out: &mut String,
-    name: &str,
-    kind: &str,
-    help: &str,
-    samples: impl IntoIterator<Item = (String, N)>,
-) {
-    let name = format!("rds_iam_{name}");
-    // Writing to a String does not fail.
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    for (labels, value) in samples {
-        let _ = writeln!(out, "{name}{labels} {value}");
-    }
+fn family(name: &str, help: &str, samples: Samples) -> String {
+    let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+    let samples = samples.iter().map(|(labels, count)| format!("rds_iam_{name}{labels} {count}\n"));
+    format!("# HELP rds_iam_{name} {help}\n# TYPE rds_iam_{name} {kind}\n{}", samples.collect::<String>())
 }

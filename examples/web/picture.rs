@@ -24,8 +24,8 @@ pub(crate) fn picture(connections: &[Life], rows: usize, max_lifetime: Duration)
             @for row in 0..rows { rect.slot y=(row * ROW) width="100%" height=(BAR) rx="4" {} }
             @for (row, connection) in connections.iter().enumerate() { (bar(row * ROW, connection, max_lifetime)) }
             rect.end x={ (ENDS_FROM) "%" } width={ (100.0 - ENDS_FROM) "%" } height=(bottom - ROW + BAR) {}
-            text.axis y=(bottom + 12) { "age 0 s" }
-            text.axis.right x="100%" y=(bottom + 12) { "ends in here, by " (for_people(max_lifetime)) }
+            text.axis y=(bottom + 12) { "age 0:00 min" }
+            text.axis.right x="100%" y=(bottom + 12) { "ends in here, at " (for_people(max_lifetime)) }
         }
     }
 }

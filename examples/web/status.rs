@@ -13,17 +13,23 @@ use crate::picture::picture;
 use crate::watch::Life;
 
 pub(crate) async fn status(State(app): State<App>) -> Html<String> {
-    let (connections, stats, size) = (app.watch.connections(), app.manager.stats(), app.pool.max_size());
-    let in_use = connections.iter().filter(|connection| connection.in_use).count();
+    let (connections, state, stats) = (app.watch.connections(), app.pool.state(), app.manager.stats());
+    let size = app.pool.max_size();
     let body = html! {
         dl.numbers {
-            (number("in use", in_use))
-            (number("idle", connections.len() - in_use))
+            (number("in use", state.connections - state.idle_connections))
+            (number("idle", state.idle_connections))
             (number("at most", size))
             (number("logins", stats.logins))
             (number("retired", stats.retirements.values().sum::<u64>()))
         }
-        @if let Some(max_lifetime) = app.pool.max_lifetime() { (picture(&connections, size as usize, max_lifetime)) }
+        @if let Some(max_lifetime) = app.pool.max_lifetime() {
+            (picture(&connections, size as usize, max_lifetime))
+            p.small {
+                "A connection ends in the last tenth of its max_lifetime, so that not all end at once. One that nobody "
+                "uses may end half a minute later, for r2d2 looks that often."
+            }
+        }
         div.tables { (table("Connections", &of_connections(&connections))) (of_stats(&stats)) }
         h2 { "Last error" }
         p #last-error { (app.manager.last_error().as_deref().unwrap_or("None: the last login was a success.")) }
@@ -31,17 +37,10 @@ pub(crate) async fn status(State(app): State<App>) -> Html<String> {
     layout::live_page("Status", body)
 }
 
-/// A time in its two largest units, without a zero.
+/// `14:00 min`
 pub(crate) fn for_people(time: Duration) -> String {
-    let (large, small, units) = match time.as_secs() {
-        seconds @ 0..3600 => (seconds / 60, seconds % 60, ["min", "s"]),
-        seconds => (seconds / 3600, seconds / 60 % 60, ["h", "min"]),
-    };
-    match (large, small) {
-        (0, small) => format!("{small} {}", units[1]),
-        (large, 0) => format!("{large} {}", units[0]),
-        (large, small) => format!("{large} {} {small} {}", units[0], units[1]),
-    }
+    let seconds = time.as_secs();
+    format!("{}:{:02} min", seconds / 60, seconds % 60)
 }
 
 fn of_connections(connections: &[Life]) -> Vec<(String, String)> {

@@ -1,8 +1,11 @@
 //! The example web in a browser, as a person uses it.
 
+use std::panic::catch_unwind;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use diesel_rds_iam::local::LocalRds;
 
-use crate::support::browser::Browser;
+use crate::support::browser::{Browser, is_there};
 use crate::support::web::{Web, number};
 use crate::support::{eventually, start};
 
@@ -74,4 +77,17 @@ fn the_pages_fit_a_phone() {
     browser.click(".add button");
     assert_eq!(browser.text(".entries span"), longest);
     assert_eq!(browser.evaluate("document.documentElement.scrollWidth"), 360);
+}
+
+#[test]
+fn nothing_is_left_of_a_browser_when_a_test_fails() {
+    static GROUP: AtomicU32 = AtomicU32::new(0);
+    let test = || {
+        let browser = Browser::start();
+        assert!(is_there(browser.group()));
+        GROUP.store(browser.group(), Ordering::SeqCst);
+        panic!("as a test that fails");
+    };
+    assert!(catch_unwind(test).is_err());
+    assert!(!is_there(GROUP.load(Ordering::SeqCst)));
 }

@@ -3,11 +3,13 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use fantoccini::elements::Element;
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -15,7 +17,7 @@ use tokio::runtime::Runtime;
 pub(crate) struct Browser {
     runtime: Runtime,
     client: Client,
-    _driver: Driver,
+    driver: Driver,
 }
 
 /// chromedriver and what it has started: a process group.
@@ -32,23 +34,25 @@ impl Browser {
 
     /// With a screen of this many pixels.
     pub(crate) fn phone(width: u32, height: u32) -> Browser {
-        Browser::with(json!({ "deviceMetrics": { "width": width, "height": height, "pixelRatio": 2.0 } }))
+        let screen = json!({ "width": width, "height": height, "pixelRatio": 2.0 });
+        Browser::with(json!({ "mobileEmulation": { "deviceMetrics": screen } }))
     }
 
-    fn with(mobile_emulation: serde_json::Value) -> Browser {
+    fn with(mut options: Value) -> Browser {
         let driver = Driver::start();
         let profile = format!("--user-data-dir={}", driver.folder.path().join("profile").display());
         // As root there is no sandbox, and a container's /dev/shm is small.
-        let mut options =
-            json!({ "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", profile, "--lang=en"] });
-        if mobile_emulation != json!({}) {
-            options["mobileEmulation"] = mobile_emulation;
-        }
+        options["args"] = json!(["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", profile]);
         let mut builder = ClientBuilder::new(HttpConnector::new());
         builder.capabilities([("goog:chromeOptions".to_owned(), options)].into_iter().collect());
         let runtime = Runtime::new().unwrap();
         let client = runtime.block_on(builder.connect(&format!("http://127.0.0.1:{}", driver.port))).unwrap();
-        Browser { runtime, client, _driver: driver }
+        Browser { runtime, client, driver }
+    }
+
+    /// The process group of all its processes.
+    pub(crate) fn group(&self) -> u32 {
+        self.driver.child.id()
     }
 
     pub(crate) fn open(&self, url: &str) {
@@ -82,7 +86,7 @@ impl Browser {
         self.runtime.block_on(self.client.find_all(Locator::Css(css))).unwrap().len()
     }
 
-    pub(crate) fn evaluate(&self, expression: &str) -> serde_json::Value {
+    pub(crate) fn evaluate(&self, expression: &str) -> Value {
         self.runtime.block_on(self.client.execute(&format!("return {expression}"), Vec::new())).unwrap()
     }
 
@@ -109,7 +113,24 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        let _ = Command::new("kill").args(["-s", "KILL", "--", &format!("-{}", self.child.id())]).status();
+        let group = self.child.id();
+        let _ = Command::new("kill").args(["-s", "KILL", "--", &format!("-{group}")]).status();
         let _ = self.child.wait();
+        // While one of them ends, it may still write to the folder.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while is_there(group) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
     }
+}
+
+/// Whether a process of this group runs. One that has ended and that nobody has waited for does not count.
+pub(crate) fn is_there(group: u32) -> bool {
+    let output = Command::new("ps").args(["-A", "-o", "pgid=,stat="]).output().unwrap();
+    let runs = |line: &str| {
+        line.trim()
+            .split_once(' ')
+            .is_some_and(|(pgid, state)| pgid == group.to_string() && !state.trim_start().starts_with('Z'))
+    };
+    String::from_utf8_lossy(&output.stdout).lines().any(runs)
 }

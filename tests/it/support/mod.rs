@@ -76,7 +76,7 @@ pub(crate) fn example(name: &str) -> Command {
 
 /// Waits for what no event tells.
 pub(crate) fn eventually(mut happens: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !happens() {
         assert!(Instant::now() < deadline, "it did not come to pass");
         thread::sleep(Duration::from_millis(10));
