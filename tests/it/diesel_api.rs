@@ -92,8 +92,9 @@ fn test_transaction() {
 fn migrations() {
     with_connection(|connection| {
         assert!(!connection.has_pending_migration(MIGRATIONS).unwrap());
-        connection.revert_all_migrations(MIGRATIONS).unwrap();
-        assert_eq!(connection.run_pending_migrations(MIGRATIONS).unwrap().len(), 1);
+        let reverted = connection.revert_all_migrations(MIGRATIONS).unwrap().len();
+        assert_eq!(connection.run_pending_migrations(MIGRATIONS).unwrap().len(), reverted);
+        assert!(reverted > 0);
     });
 }
 
