@@ -183,7 +183,7 @@ fn bodies_that_are_none() {
 fn a_body_that_is_cut_off_stores_nothing() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
-    let mut client = TcpStream::connect(web.url.strip_prefix("http://").unwrap()).unwrap();
+    let mut client = connect(&web).unwrap();
     client
         .write_all(
             b"POST /entries HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-www-form-urlencoded\r\ncontent-length: 20\r\n\r\ntext=half",
@@ -509,7 +509,7 @@ fn after_a_signal_requests_in_hand_are_answered_and_no_others() {
             let request = scope.spawn(|| add(&web, "in hand"));
             eventually(|| sessions(&mut superuser, WAITS_FOR_LOCK) == 1);
             web.signal(signal);
-            eventually(|| TcpStream::connect(web.url.strip_prefix("http://").unwrap()).is_err());
+            eventually(|| connect(&web).is_err());
             drop(lock);
             assert_eq!(request.join().unwrap().status, 303);
         });
@@ -518,9 +518,16 @@ fn after_a_signal_requests_in_hand_are_answered_and_no_others() {
     }
 }
 
+/// A client that says what it likes. It does not wait for ever.
+fn connect(web: &Web) -> std::io::Result<TcpStream> {
+    let client = TcpStream::connect(web.url.strip_prefix("http://").unwrap())?;
+    client.set_read_timeout(Some(LIMIT))?;
+    Ok(client)
+}
+
 /// Sends these bytes, and returns what comes until the server closes the connection, and after how many seconds.
 fn say(web: &Web, bytes: &[u8]) -> (String, f64) {
-    let mut client = TcpStream::connect(web.url.strip_prefix("http://").unwrap()).unwrap();
+    let mut client = connect(web).unwrap();
     let begun = Instant::now();
     client.write_all(bytes).unwrap();
     let mut answer = String::new();
@@ -550,7 +557,7 @@ fn a_request_ends_after_ten_seconds_whoever_is_silent() {
 fn after_a_signal_nobody_is_waited_for_longer_than_twelve_seconds() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
-    let mut client = TcpStream::connect(web.url.strip_prefix("http://").unwrap()).unwrap();
+    let mut client = connect(&web).unwrap();
     client.write_all(b"GET / HTTP/1.1\r\nhost: ").unwrap();
     // Until then it may not have read the half.
     (0..3).for_each(|_| assert_eq!(get(&web, "/health").status, 200));
@@ -567,7 +574,7 @@ fn after_a_signal_an_idle_connection_is_not_waited_for() {
     let web = Web::on(&rds);
     let agent = agent();
     assert_eq!(reply(agent.get(format!("{}/health", web.url)).call()).status, 200);
-    let _unused = TcpStream::connect(web.url.strip_prefix("http://").unwrap()).unwrap();
+    let _unused = connect(&web).unwrap();
     let signalled = Instant::now();
     web.signal("TERM");
     assert_eq!(web.wait().status.code(), Some(0));
