@@ -14,9 +14,10 @@ use diesel::result::{DatabaseErrorKind as Kind, Error as QueryError, QueryResult
 use diesel_rds_iam::{Error, Pool, RdsConnectionManager};
 use maud::html;
 use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::watch::Watch;
-use crate::{entries, health, layout, metrics, panics, status};
+use crate::{entries, health, layout, metrics, status};
 
 const CONNECTIONS: u32 = 8;
 
@@ -60,7 +61,7 @@ impl App {
             .fallback(async || Problem::NotFound)
             .layer(DefaultBodyLimit::max(LONGEST_BODY))
             .layer(middleware::from_fn(in_time))
-            .layer(middleware::from_fn(panics::answer))
+            .layer(CatchPanicLayer::custom(|_| Problem::Internal.into_response()))
             .layer(middleware::map_response(async |answer: Response| (layout::HEADERS, answer)))
             .with_state(self)
     }

@@ -26,7 +26,6 @@ mod entries;
 mod health;
 mod layout;
 mod metrics;
-mod panics;
 mod picture;
 mod status;
 mod watch;

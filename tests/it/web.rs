@@ -16,9 +16,6 @@ use diesel_rds_iam::local::LocalRds;
 use crate::support::web::{Ended, Web, number, web};
 use crate::support::{eventually, start};
 
-#[path = "../../examples/web/panics.rs"]
-mod panics;
-
 /// Longer than any answer takes.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -494,8 +491,8 @@ fn two_replicas_start_at_once_and_one_of_them_migrates() {
             web.wait().output
         })
     });
-    let ran = |count| outputs.iter().filter(|output| output.contains(&format!("migrations run: {count}"))).count();
-    assert_eq!((ran(2), ran(0)), (1, 1));
+    let outputs_with = |text| outputs.iter().filter(|output| output.contains(text)).count();
+    assert_eq!((outputs_with("migrations run: 0"), outputs_with("migrations run: ")), (1, 2));
     assert_eq!(texts(&rds), ["hello", "hello"]);
 }
 
@@ -622,27 +619,5 @@ fn the_least_and_the_longest_max_lifetime_do() {
         let web = Web::start(web().envs(rds.environment()).env("MAX_LIFETIME", seconds));
         assert_eq!(get(&web, "/status").status, 200);
         assert_eq!(get(&web, "/health").body, "ok\n");
-    }
-}
-
-#[test]
-fn a_panic_is_answered_and_ends_nothing_else() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let panic = async || -> &str {
-        tokio::task::yield_now().await;
-        panic!("in a handler")
-    };
-    let router = axum::Router::new()
-        .route("/panic", axum::routing::get(panic))
-        .route("/", axum::routing::get(async || "alive"))
-        .layer(axum::middleware::from_fn(panics::answer));
-    runtime.spawn(axum::serve(listener, router).into_future());
-    let agent = agent();
-    // On the same connection.
-    for _ in 0..2 {
-        assert_eq!(reply(agent.get(format!("{url}/panic")).call()).status, 500);
-        assert_eq!(reply(agent.get(&url).call()).body, "alive");
     }
 }
