@@ -17,7 +17,8 @@ pub(crate) fn run(connection: &mut PgConnection, tell: impl Fn(&str)) -> Result<
     let is_ours = diesel::dsl::sql::<Bool>("SELECT pg_try_advisory_lock(").bind::<BigInt, _>(LOCK).sql(")");
     if !is_ours.get_result::<bool>(connection)? {
         tell("another program migrates this database; waiting for it");
-        lock_by("SELECT pg_advisory_lock($1)", connection)?;
+        lock_by("SELECT pg_advisory_lock($1)", connection)
+            .map_err(|error| format!("while waiting for the program that migrates: {error}"))?;
     }
     let outcome = run_pending(connection, tell);
     // A pool keeps the connection, and the lock with it. If the connection is broken, the lock has gone.

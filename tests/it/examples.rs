@@ -7,17 +7,17 @@ use diesel_rds_iam::local::LocalRds;
 use crate::support::{example, start};
 
 /// Shows what it showed, for the search for secrets.
-fn run(command: &mut Command) -> Output {
+pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     eprint!("{}{}", printed(&output), logged(&output));
     output
 }
 
-fn printed(output: &Output) -> String {
+pub(crate) fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn logged(output: &Output) -> String {
+pub(crate) fn logged(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 

@@ -1,0 +1,3 @@
+DROP TABLE jobs;
+DROP FUNCTION notify_jobs;
+DROP TABLE ledger;

@@ -1,0 +1,125 @@
+//! Works off the jobs of a table, on several threads.
+//!
+//! The effect of a job is in one transaction with its end, so it is there exactly once, whatever dies in the middle. A
+//! job that fails is tried again, later each time, until it is dead; a connection that dies is no attempt. NOTIFY wakes
+//! the threads, and they look by themselves now and then. SIGTERM and SIGINT let them finish what they have in hand.
+//!
+//! Without DATABASE_URL it works off some jobs of its own, on a local stand-in for RDS; with DATABASE_URL it works off what
+//! `worker enqueue` or any other program inserts:
+//!
+//!     cargo run --example worker --features local
+//!     cargo run --example worker --features local -- enqueue '{"account": 7, "amount": 3}'
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use diesel_rds_iam::RdsConnectionManager;
+use diesel_rds_iam::r2d2::ManageConnection;
+
+mod bell;
+mod connections;
+#[path = "../database.rs"]
+mod database;
+mod job;
+mod listener;
+#[path = "../migrations.rs"]
+mod migrations;
+mod queue;
+#[path = "../schema.rs"]
+mod schema;
+mod threads;
+mod workers;
+
+use bell::Bell;
+use connections::Connections;
+use database::Database;
+use threads::Task;
+use workers::Workers;
+
+const USAGE: &str =
+    "unknown arguments\nusage: worker [--threads N] [--pool] [--until-empty]\n       worker enqueue PAYLOAD...";
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    env_logger::init();
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("worker: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
+    let arguments = std::env::args_os().skip(1).map(OsString::into_string);
+    let arguments: Vec<String> = arguments.collect::<Result<_, _>>().map_err(|_| USAGE)?;
+    match arguments.split_first() {
+        Some((command, payloads)) if command == "enqueue" && !payloads.is_empty() => enqueue(payloads),
+        _ => work(Options::parse(arguments)?),
+    }
+}
+
+struct Options {
+    threads: u32,
+    pool: bool,
+    until_empty: bool,
+}
+
+impl Options {
+    fn parse(arguments: Vec<String>) -> Result<Options, Failure> {
+        let mut options = Options { threads: 4, pool: false, until_empty: false };
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--threads" => {
+                    let threads = arguments.next().and_then(|number| number.parse().ok());
+                    options.threads = threads.filter(|threads| *threads > 0).ok_or(USAGE)?;
+                }
+                "--pool" => options.pool = true,
+                "--until-empty" => options.until_empty = true,
+                _ => return Err(USAGE.into()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn enqueue(payloads: &[String]) -> Result<(), Failure> {
+    if std::env::var_os("DATABASE_URL").is_none() {
+        return Err("enqueue wants a DATABASE_URL: a local RDS goes with its program".into());
+    }
+    let mut connection = Database::open(RdsConnectionManager::builder())?.manager.connect()?;
+    migrations::run(&mut connection, |line| log::info!("{line}"))?;
+    queue::enqueue(payloads, &mut connection)?;
+    Ok(())
+}
+
+fn work(mut options: Options) -> Result<(), Failure> {
+    let is_local = std::env::var_os("DATABASE_URL").is_none();
+    let database = Database::open(RdsConnectionManager::builder())?;
+    let mut connection = database.manager.connect()?;
+    migrations::run(&mut connection, |line| log::info!("{line}"))?;
+    if is_local {
+        queue::enqueue(&job::samples(), &mut connection)?;
+        options.until_empty = true;
+    }
+    drop(connection);
+    let connections = Connections::new(&database.manager, options.threads, options.pool)?;
+    let bell = Arc::<Bell>::default();
+    threads::stop_on_signals(bell.clone())?;
+    let workers = Arc::new(Workers::new(connections, bell.clone(), options.until_empty));
+    let manager = database.manager.clone();
+    let mut tasks: Vec<Task> = vec![("listener".into(), Box::new(move || listener::listen(&manager, &bell)))];
+    for i in 1..=options.threads {
+        let workers = workers.clone();
+        tasks.push((format!("worker-{i}"), Box::new(move || workers.work())));
+    }
+    let outcome = threads::run(tasks, &workers.bell);
+    // Where nobody reads, nothing fails.
+    let _ = writeln!(std::io::stdout(), "{}", workers.counts);
+    outcome
+}

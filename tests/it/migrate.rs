@@ -1,0 +1,226 @@
+//! The example migrate, as a deployment runs it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use diesel::PgConnection;
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use diesel_rds_iam::local::LocalRds;
+use diesel_rds_iam::r2d2::ManageConnection;
+
+use crate::examples::{logged, printed, run};
+use crate::support::{example, manager, start};
+
+const UP_TO_DATE: &str = "the schema is up to date; migrations run: ";
+const LAST: &str = "2026-01-03-000000_create_jobs";
+
+/// As in examples/migrations.rs.
+const LOCK: i64 = 0x6469_6573_656c;
+
+fn migrate(rds: &LocalRds) -> Command {
+    let mut command = example("migrate");
+    command.envs(rds.environment());
+    command
+}
+
+/// A run that is looked at while it goes on.
+struct Running {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Running {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Running { lines: BufReader::new(child.stdout.take().unwrap()), child }
+    }
+
+    /// Shows it, for the search for secrets.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        eprint!("{line}");
+        line
+    }
+
+    /// Whether it ended well, and what it printed and logged since.
+    fn end(mut self) -> (bool, String, String) {
+        let mut printed = String::new();
+        self.lines.read_to_string(&mut printed).unwrap();
+        let output = self.child.wait_with_output().unwrap();
+        eprint!("{printed}{}", logged(&output));
+        (output.status.success(), printed, logged(&output))
+    }
+}
+
+fn count(connection: &mut PgConnection, from: &str) -> i64 {
+    diesel::dsl::sql::<BigInt>(&format!("SELECT count(*) FROM {from}")).get_result(connection).unwrap()
+}
+
+fn lock(connection: &mut PgConnection) {
+    connection.batch_execute(&format!("SELECT pg_advisory_lock({LOCK})")).unwrap();
+}
+
+#[test]
+fn migrates_where_nothing_is_set() {
+    let output = run(&mut example("migrate"));
+    assert!(output.status.success(), "{}", logged(&output));
+    assert!(printed(&output).starts_with("DATABASE_URL is not set: "), "{}", printed(&output));
+    assert!(printed(&output).ends_with(&format!("3 of 3: {LAST}\n{UP_TO_DATE}3\n")), "{}", printed(&output));
+}
+
+#[test]
+fn a_migration_that_only_the_database_knows_is_left_alone() {
+    let rds = start(LocalRds::builder());
+    assert!(run(&mut migrate(&rds)).status.success());
+    let insert = "INSERT INTO __diesel_schema_migrations (version) VALUES ('20270101000000')";
+    rds.superuser().unwrap().batch_execute(insert).unwrap();
+    let output = run(&mut migrate(&rds));
+    assert!(output.status.success(), "{}", logged(&output));
+    assert_eq!(printed(&output), format!("{UP_TO_DATE}0\n"));
+}
+
+#[test]
+fn of_several_at_once_each_migration_is_run_by_one() {
+    let rds = start(LocalRds::builder());
+    let all: Vec<Running> = (0..4).map(|_| Running::start(&mut migrate(&rds))).collect();
+    let mut run = Vec::new();
+    for one in all {
+        let (success, printed, logged) = one.end();
+        assert!(success, "{logged}");
+        run.push(printed.lines().last().unwrap().strip_prefix(UP_TO_DATE).unwrap().to_owned());
+    }
+    run.sort_unstable();
+    assert_eq!(run, ["0", "0", "0", "3"]);
+    assert_eq!(count(&mut rds.superuser().unwrap(), "__diesel_schema_migrations"), 3);
+}
+
+#[test]
+fn waits_for_another_that_migrates_and_says_so() {
+    let rds = start(LocalRds::builder());
+    let mut other = manager(&rds).connect().unwrap();
+    lock(&mut other);
+    let mut waiting = Running::start(&mut migrate(&rds));
+    assert_eq!(waiting.line(), "another program migrates this database; waiting for it\n");
+    assert_eq!(count(&mut other, "pg_tables WHERE tablename = 'notes'"), 0);
+    drop(other);
+    let (success, printed, logged) = waiting.end();
+    assert!(success && printed.ends_with(&format!("{UP_TO_DATE}3\n")), "{printed}{logged}");
+}
+
+#[test]
+fn a_session_that_ends_while_it_waits_for_the_lock_is_the_cause() {
+    let rds = start(LocalRds::builder());
+    let mut other = manager(&rds).connect().unwrap();
+    lock(&mut other);
+    let mut waiting = Running::start(&mut migrate(&rds));
+    waiting.line();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // A CASE, for AND has no order.
+    let end = "pg_stat_activity WHERE CASE WHEN wait_event = 'advisory' THEN pg_terminate_backend(pid) ELSE FALSE END";
+    while count(&mut other, end) == 0 {
+        assert!(Instant::now() < deadline, "nobody waits for the lock");
+    }
+    let (success, _, logged) = waiting.end();
+    assert!(!success && logged.contains("while waiting for the program that migrates: terminating"), "{logged}");
+}
+
+#[test]
+fn a_broken_migration_leaves_nothing_behind_and_is_named() {
+    let rds = start(LocalRds::builder());
+    let mut connection = manager(&rds).connect().unwrap();
+    connection.batch_execute("CREATE TABLE ledger ()").unwrap();
+    let output = run(&mut migrate(&rds));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(printed(&output).ends_with(&format!("3 of 3: {LAST}\n")), "{}", printed(&output));
+    assert!(logged(&output).contains(LAST), "{}", logged(&output));
+    assert!(logged(&output).contains("relation \"ledger\" already exists"), "{}", logged(&output));
+    // The table before the one that was there has gone again; those of the migrations before are there.
+    let tables = "pg_tables WHERE schemaname = 'public' AND tablename IN ";
+    assert_eq!(count(&mut connection, &format!("{tables} ('jobs')")), 0);
+    assert_eq!(count(&mut connection, &format!("{tables} ('notes', 'entries')")), 2);
+
+    connection.batch_execute("DROP TABLE ledger").unwrap();
+    let output = run(&mut migrate(&rds));
+    assert!(output.status.success(), "{}", logged(&output));
+    assert_eq!(printed(&output), format!("1 of 1: {LAST}\n{UP_TO_DATE}1\n"));
+}
+
+#[test]
+fn waits_for_a_server_that_is_down_and_tells_why_once() {
+    let rds = start(LocalRds::builder());
+    rds.stop();
+    let mut waiting = Running::start(&mut migrate(&rds));
+    let why = waiting.line();
+    assert!(why.starts_with("waiting for the database: ") && why.contains("Connection refused"), "{why}");
+    rds.restart().unwrap();
+    let (success, printed, logged) = waiting.end();
+    assert!(success && printed.ends_with(&format!("{UP_TO_DATE}3\n")), "{printed}{logged}");
+    assert!(!printed.contains("Connection refused"), "{printed}");
+}
+
+#[test]
+fn a_server_that_stays_away_is_awaited_for_as_long_as_was_said() {
+    let rds = start(LocalRds::builder());
+    rds.stop();
+    let started = Instant::now();
+    let output = run(migrate(&rds).args(["--wait", "2"]));
+    let elapsed = started.elapsed();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(logged(&output).contains("no database within 2 s: "), "{}", logged(&output));
+    assert!(logged(&output).contains("Connection refused"), "{}", logged(&output));
+    assert!((Duration::from_secs(2)..Duration::from_secs(7)).contains(&elapsed), "{elapsed:?}");
+}
+
+#[test]
+fn a_refused_token_is_waited_for() {
+    let rds = start(LocalRds::builder());
+    rds.refuse_next(5);
+    let output = run(&mut migrate(&rds));
+    assert!(output.status.success(), "{}", logged(&output));
+    let told = printed(&output).lines().filter(|line| line.contains("rds-db:connect")).count();
+    assert_eq!(told, 1, "{}", printed(&output));
+}
+
+#[test]
+fn what_waiting_does_not_mend_is_told_at_once() {
+    let rds = start(LocalRds::builder());
+    let other = start(LocalRds::builder());
+    let url = rds.database_url();
+    let (root, foreign) = (rds.ca_file().to_str().unwrap(), other.ca_file().to_str().unwrap());
+    let cases = [
+        (rds.database_url_for(LocalRds::USER_WITHOUT_GRANT), "GRANT rds_iam"),
+        (url.replace("/app?", "/none?"), "check the names of database and user"),
+        (url.replace(root, foreign), "sslrootcert="),
+        (format!("{url}&sslmode=prefer"), "unusable connection string"),
+    ];
+    for (url, cause) in cases {
+        let started = Instant::now();
+        let output = run(migrate(&rds).env("DATABASE_URL", url));
+        assert_eq!(output.status.code(), Some(1));
+        assert!(logged(&output).contains(cause), "{}", logged(&output));
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}: {cause}", started.elapsed());
+    }
+}
+
+#[test]
+fn where_there_are_no_credentials_it_does_not_wait() {
+    let rds = start(LocalRds::builder());
+    let mut command = migrate(&rds);
+    command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").env("HOME", "/nonexistent");
+    let output = run(command.env("AWS_EC2_METADATA_DISABLED", "true").args(["--wait", "600"]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(logged(&output).contains("migrate: no AWS credentials: "), "{}", logged(&output));
+}
+
+#[test]
+fn unknown_arguments_are_explained() {
+    for arguments in [["--wait", "soon"].as_slice(), &["--wait", "0"], &["--wait"], &["--now"], &["--wait", "1", "2"]] {
+        let output = run(example("migrate").args(arguments));
+        assert_eq!(output.status.code(), Some(1));
+        assert!(logged(&output).ends_with("usage: migrate [--wait SECONDS]\n"), "{}", logged(&output));
+    }
+}
