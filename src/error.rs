@@ -311,6 +311,8 @@ const SYMPTOMS: &[Symptom] = &[
     ("the database system is shutting down", Failure::Unreachable, Outlook::ComesBack, WAIT),
     ("the database system is in recovery mode", Failure::Unreachable, Outlook::ComesBack, WAIT),
     ("the database system is not yet accepting connections", Failure::Unreachable, Outlook::ComesBack, WAIT),
+    // SQLSTATE 57P01: it began to shut down in the middle of the login.
+    ("terminating connection due to administrator command", Failure::Unreachable, Outlook::ComesBack, WAIT),
     (
         "Connection refused",
         Failure::Unreachable,
@@ -446,6 +448,7 @@ mod tests {
             ("FATAL:  too many competing requests", "in a pool"),
             ("FATAL:  too many connections for role \"app\"", "CONNECTION LIMIT"),
             ("ERROR:  string truncated", "a pooler in between"),
+            ("FATAL:  terminating connection due to administrator command", "wait until the server is up"),
             ("something never seen before", "server's log"),
             ("a host:1/?Action=connect&X-Amz-Signature=ab \u{1b}[2J back", "a *** [2J back"),
         ];
