@@ -1,8 +1,9 @@
 //! Runs what is pending of the migrations: for a deployment, before the programs that need the new schema.
 //!
-//! It waits for the database, and tells why it does. Any number may be started at once: one migrates, the others wait
-//! for it. It ends with 0 when the schema is up to date, and with 1 and the cause when it is not. A signal ends it in
-//! the middle of a migration, too: that is a transaction, and leaves nothing behind.
+//! It waits for the database, for SECONDS at most, and tells why it does. Any number may be started at once: one migrates,
+//! and the others wait for as long as that takes. It ends with 0 when the schema is up to date, and with 1 and the cause
+//! when it is not. A signal ends it in the middle of a migration, too: that is a transaction, which the server rolls back
+//! when it notices, at the end of the statement or before by its client_connection_check_interval.
 //!
 //!     cargo run --example migrate --features local -- --wait 60
 
@@ -28,7 +29,7 @@ const A_MOMENT: Duration = Duration::from_secs(1);
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
-    env_logger::init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     match migrate() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -313,6 +313,10 @@ const SYMPTOMS: &[Symptom] = &[
     ("the database system is not yet accepting connections", Failure::Unreachable, Outlook::ComesBack, WAIT),
     // SQLSTATE 57P01: it began to shut down in the middle of the login.
     ("terminating connection due to administrator command", Failure::Unreachable, Outlook::ComesBack, WAIT),
+    ("server closed the connection unexpectedly", Failure::Unreachable, Outlook::Unknown, CUT),
+    ("SSL connection has been closed unexpectedly", Failure::Unreachable, Outlook::Unknown, CUT),
+    ("EOF detected", Failure::Unreachable, Outlook::Unknown, CUT),
+    ("Connection reset by peer", Failure::Unreachable, Outlook::Unknown, CUT),
     (
         "Connection refused",
         Failure::Unreachable,
@@ -327,6 +331,7 @@ const SET_SSLROOTCERT: &str =
 const SHARE_CONNECTIONS: &str =
     "lower max_size, of all programs together, or raise max_connections; RDS Proxy shares connections";
 const CHECK_SESSION_ATTRS: &str = "check target_session_attrs, and which of the servers is the writer";
+const CUT: &str = "the server went down, or something on the way to it hangs up; see its log if it stays so";
 const WAIT: &str = "wait until the server is up, and see its log if it stays so";
 
 fn symptom(text: &str) -> Option<&'static Symptom> {
@@ -449,6 +454,7 @@ mod tests {
             ("FATAL:  too many connections for role \"app\"", "CONNECTION LIMIT"),
             ("ERROR:  string truncated", "a pooler in between"),
             ("FATAL:  terminating connection due to administrator command", "wait until the server is up"),
+            ("SSL connection has been closed unexpectedly", "went down"),
             ("something never seen before", "server's log"),
             ("a host:1/?Action=connect&X-Amz-Signature=ab \u{1b}[2J back", "a *** [2J back"),
         ];

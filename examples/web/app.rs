@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use axum::{Router, middleware};
 use diesel::PgConnection;
@@ -24,7 +24,7 @@ const CONNECTIONS: u32 = 8;
 /// How long a request waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a request may take in all, from the first byte of its body to its answer.
+/// How long a request may take in all, from the end of its header to its answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// In bytes. The longest text that is percent-encoded has 2,400.
@@ -36,6 +36,7 @@ pub(crate) struct App {
     pub(crate) manager: RdsConnectionManager,
     pub(crate) pool: Pool,
     pub(crate) watch: Watch,
+    pub(crate) probes: Arc<Semaphore>,
     turns: Arc<Semaphore>,
 }
 
@@ -46,13 +47,14 @@ impl App {
         let pool = manager.build_pool(builder)?;
         // One connection is left to /health, which is to tell of the database and not of the load.
         let turns = Arc::new(Semaphore::new(CONNECTIONS as usize - 1));
-        Ok(App { manager, pool, watch, turns })
+        Ok(App { manager, pool, watch, probes: Arc::new(Semaphore::new(1)), turns })
     }
 
     pub(crate) fn router(self) -> Router {
         Router::new()
             .route("/", get(entries::list))
-            .route("/entries", post(entries::add))
+            // Where a page that told what is wrong is asked for anew.
+            .route("/entries", get(async || Redirect::to("/")).post(entries::add))
             .route("/entries.json", get(entries::json))
             .route("/entries/{id}/finish", post(entries::finish))
             .route("/health", get(health::health))

@@ -7,7 +7,8 @@
 //! SIGTERM and SIGINT end it, once requests in hand are answered.
 //!
 //! A client waits ten seconds at most. When a query is to end, the database is to say: `ALTER ROLE app SET
-//! statement_timeout = '10s'`.
+//! statement_timeout = '10s'`. It wants a load balancer or a reverse proxy in front: axum's server waits for ever for a
+//! header, and /health, /status and /metrics, which tell of the host and the user, are for those who run it.
 
 use std::net::TcpListener;
 use std::num::NonZeroU32;
@@ -47,7 +48,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 const GRACE: Duration = Duration::from_secs(12);
 
 fn main() -> ExitCode {
-    env_logger::init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -58,14 +59,15 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Failure> {
-    // Before all that is slow: a port that is taken is told at once.
     let address = variable("LISTEN")?.unwrap_or("127.0.0.1:8080".into());
-    let listener =
-        TcpListener::bind(&address).map_err(|error| format!("cannot listen on LISTEN={address}: {error}"))?;
     let database = Database::open(manager_builder()?)?;
     // Not by a connection of the pool: a replica that comes second may have to wait.
     migrations::run(&mut database.manager.connect()?, |line| log::info!("{line}"))?;
-    serve(App::new(database.manager.clone())?, listener)
+    let app = App::new(database.manager.clone())?;
+    // The last of all: who asks whether somebody listens is to find one who answers.
+    let listener =
+        TcpListener::bind(&address).map_err(|error| format!("cannot listen on LISTEN={address}: {error}"))?;
+    serve(app, listener)
 }
 
 fn manager_builder() -> Result<Builder, Failure> {

@@ -97,9 +97,11 @@ fn depth(connection: &mut PgConnection) -> QueryResult<u32> {
 
 /// Notes the failure, if the connection lets it: that a connection died is not the job's fault, and counts for nothing.
 fn note(failure: &Failure, job: &Job, connection: &mut PgConnection) -> QueryResult<Outcome> {
-    let attempts = job.attempts + 1;
+    let attempts = job.attempts.saturating_add(1);
     let dies = attempts >= MAX_ATTEMPTS || matches!(failure, Failure::Payload(_));
-    let noted = (jobs::attempts.eq(attempts), jobs::last_error.eq(failure.to_string()));
+    // PostgreSQL takes no NUL in a text. A note that cannot be made would let the job come again for ever.
+    let failure = failure.to_string().replace('\0', "");
+    let noted = (jobs::attempts.eq(attempts), jobs::last_error.eq(&failure));
     let job_row = diesel::update(jobs::table.find(job.id));
     if dies {
         job_row.set((noted, jobs::died_at.eq(now))).execute(connection)?;

@@ -34,7 +34,7 @@ pub(crate) fn run(tasks: Vec<Task>, bell: &Arc<Bell>) -> Result<(), Failure> {
     drop(alive);
     bell.wait_until_stopped();
     if ended.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout) {
-        return Err("the jobs in hand take too long; they are rolled back, and come again".into());
+        return Err("the jobs in hand take too long; the server rolls them back, and they come again".into());
     }
     let panicked = threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count();
     if panicked == 0 { Ok(()) } else { Err("a thread panicked".into()) }
@@ -48,7 +48,8 @@ impl Drop for StopsAtItsEnd {
     }
 }
 
-/// A second signal ends the program at once: what is in hand is rolled back, and comes again.
+/// A second signal ends the program at once: the server rolls back what is in hand when it notices, which is at the end of
+/// the query that runs, or before by its client_connection_check_interval.
 pub(crate) fn stop_on_signals(bell: Arc<Bell>) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     thread::spawn(move || {

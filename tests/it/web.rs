@@ -204,7 +204,8 @@ fn what_is_not_there_is_not_found() {
     for path in ["/nothing", "/entries/1", "/entries.json/", "//", "/..%2fCargo.toml"] {
         assert_eq!(get(&web, path).status, 404, "{path}");
     }
-    assert_eq!(get(&web, "/entries").status, 405);
+    assert_eq!(get(&web, "/entries").header("location"), Some("/"));
+    assert_eq!(get(&web, "/entries/1/finish").status, 405);
     assert_eq!(post(&web, "/health", b"").status, 405);
 }
 
@@ -398,10 +399,8 @@ fn health_answers_in_time_also_while_the_database_is_silent() {
             });
         }
     });
-    let health = get(&web, "/health");
-    assert_eq!(health.status, 503);
-    assert!(health.body.contains("all 8 connections are in use"), "{}", health.body);
-    assert_eq!(number(&get(&web, "/status").body, "in use"), Some(8));
+    // They do not use up the pool, and then tell of that.
+    assert_eq!(number(&get(&web, "/status").body, "in use"), Some(1));
     drop(silent);
     eventually(|| get(&web, "/health").status == 200);
 }

@@ -211,13 +211,17 @@ fn a_payload_that_makes_no_sense_is_dead_at_once() {
     let rds = migrated();
     let mut superuser = rds.superuser().unwrap();
     let good = r#"{"account": 1, "amount": 1}"#;
-    let payloads = ["enqueue", "", good, "{", r#"{"account": 1}"#, good, r#"{"account": 1, "amount": 1, "x": 1}"#];
+    let nul = r#"{"account": 1, "amount": 1, "\u0000": 1}"#;
+    let payloads = ["enqueue", "", good, "{", r#"{"account": 1}"#, nul, good, r#"{"account": 1, "amount": 1, "x": 1}"#];
     assert!(run(&mut worker(&rds, &payloads)).status.success());
+    // One that has failed more often than can be counted.
+    let worn = r#"INSERT INTO jobs (payload, attempts) VALUES ('{"account": 1, "amount": 0}', 2147483647)"#;
+    superuser.batch_execute(worn).unwrap();
     let output = run(&mut worker(&rds, &["--until-empty", "--threads", "1"]));
     assert!(output.status.success(), "{}", logged(&output));
-    assert_eq!(printed(&output), tell([2, 0, 4]));
+    assert_eq!(printed(&output), tell([2, 0, 6]));
     let dead = "SELECT count(*) FROM jobs WHERE attempts = 1 AND last_error LIKE 'unusable payload: %'";
-    assert_eq!([DONE, LEFT, dead].map(|query| count(&mut superuser, query)), [2, 0, 4]);
+    assert_eq!([DONE, LEFT, dead].map(|query| count(&mut superuser, query)), [2, 0, 5]);
 }
 
 /// How long a job that is inserted now takes, after `before`.
