@@ -313,16 +313,16 @@ const SYMPTOMS: &[Symptom] = &[
     ("the database system is not yet accepting connections", Failure::Unreachable, Outlook::ComesBack, WAIT),
     // SQLSTATE 57P01: it began to shut down in the middle of the login.
     ("terminating connection due to administrator command", Failure::Unreachable, Outlook::ComesBack, WAIT),
-    ("server closed the connection unexpectedly", Failure::Unreachable, Outlook::Unknown, CUT),
-    ("SSL connection has been closed unexpectedly", Failure::Unreachable, Outlook::Unknown, CUT),
-    ("EOF detected", Failure::Unreachable, Outlook::Unknown, CUT),
-    ("Connection reset by peer", Failure::Unreachable, Outlook::Unknown, CUT),
     (
         "Connection refused",
         Failure::Unreachable,
         Outlook::ComesBack,
         "check host and port, and that the server is running",
     ),
+    ("server closed the connection unexpectedly", Failure::Unreachable, Outlook::Unknown, CUT),
+    ("SSL connection has been closed unexpectedly", Failure::Unreachable, Outlook::Unknown, CUT),
+    ("EOF detected", Failure::Unreachable, Outlook::Unknown, CUT),
+    ("Connection reset by peer", Failure::Unreachable, Outlook::Unknown, CUT),
 ];
 
 const GRANT: &str = "the user does not exist; or, for a login by token, lacks the role: run GRANT rds_iam TO the user; or, for a login by password (rds_iam_auth=false), has another one: never grant rds_iam there";

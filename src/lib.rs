@@ -163,9 +163,9 @@
 //!
 //! Through [`log`]: *error* for a login that failed, *warn* for what works but not as meant, *info* for the settings of
 //! a new manager, *debug* for each connect, refresh of credentials and retirement, *trace* for each checkout of a pool
-//! ([`PoolLog`]). No level shows a secret. Mind diesel's own
-//! instrumentation: a default one set by [`diesel::connection::set_default_instrumentation`] is handed the connection
-//! string of each new connection, token included. Who else can see one, [`guide::security`] tells.
+//! ([`PoolLog`]). No level shows a secret. Mind diesel's own instrumentation: a default one set by
+//! [`diesel::connection::set_default_instrumentation`] is handed the connection string of each new connection, token
+//! included. Who else can see one, [`guide::security`] tells.
 #![deny(unsafe_code)]
 
 mod attempts;
