@@ -45,7 +45,8 @@ fn try_lock(connection: &mut PgConnection) -> QueryResult<bool> {
 }
 
 fn run_pending(connection: &mut PgConnection, tell: impl Fn(&str)) -> Result<()> {
-    let pending: Vec<Box<dyn Migration<Pg>>> = connection.pending_migrations(MIGRATIONS)?;
+    let unknown = |error| format!("cannot tell what is pending: {error}; the user has to create tables in this schema");
+    let pending: Vec<Box<dyn Migration<Pg>>> = connection.pending_migrations(MIGRATIONS).map_err(unknown)?;
     for (i, migration) in pending.iter().enumerate() {
         let name = migration.name().to_string();
         tell(&format!("{} of {}: {name}", i + 1, pending.len()));

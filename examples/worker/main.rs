@@ -41,6 +41,9 @@ use workers::Workers;
 const USAGE: &str =
     "unknown arguments\nusage: worker [--threads N] [--pool] [--until-empty]\n       worker enqueue PAYLOAD...";
 
+/// Each has a connection: more than these no server takes.
+const MOST_THREADS: u32 = 1000;
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
@@ -77,7 +80,7 @@ impl Options {
             match argument.as_str() {
                 "--threads" => {
                     let threads = arguments.next().and_then(|number| number.parse().ok());
-                    options.threads = threads.filter(|threads| *threads > 0).ok_or(USAGE)?;
+                    options.threads = threads.filter(|threads| (1..=MOST_THREADS).contains(threads)).ok_or(USAGE)?;
                 }
                 "--pool" => options.pool = true,
                 "--until-empty" => options.until_empty = true,

@@ -218,6 +218,18 @@ fn where_there_are_no_credentials_it_does_not_wait() {
 }
 
 #[test]
+fn a_user_without_rights_is_told_which() {
+    let rds = start(LocalRds::builder());
+    let mut superuser = rds.superuser().unwrap();
+    superuser
+        .batch_execute("ALTER SCHEMA public OWNER TO CURRENT_USER; REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        .unwrap();
+    let output = run(&mut migrate(&rds));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(logged(&output).contains("the user has to create tables in this schema"), "{}", logged(&output));
+}
+
+#[test]
 fn unknown_arguments_are_explained() {
     for arguments in [["--wait", "soon"].as_slice(), &["--wait", "0"], &["--wait"], &["--now"], &["--wait", "1", "2"]] {
         let output = run(example("migrate").args(arguments));

@@ -342,7 +342,7 @@ fn says_why_it_does_not_start() {
     let local = run(example("worker").args(["enqueue", "{}"]));
     assert_eq!(local.status.code(), Some(1));
     assert!(logged(&local).contains("enqueue wants a DATABASE_URL"), "{}", logged(&local));
-    for arguments in [["--threads", "0"].as_slice(), &["--threads"], &["--now"], &["enqueue"]] {
+    for arguments in [["--threads", "0"].as_slice(), &["--threads", "1001"], &["--threads"], &["--now"], &["enqueue"]] {
         let output = run(example("worker").args(arguments));
         assert_eq!(output.status.code(), Some(1));
         assert!(logged(&output).contains("usage: worker "), "{}", logged(&output));
