@@ -12,7 +12,7 @@ use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 use tempfile::TempDir;
 
-use crate::support::{manager, minutes, start};
+use crate::support::{manager, minutes, send, start};
 
 const RDS_IAM: &str = env!("CARGO_BIN_EXE_rds-iam");
 
@@ -323,11 +323,6 @@ mod exec {
         (child, line.trim().into())
     }
 
-    fn send(signal: &str, child: &Child) {
-        let pid = child.id().to_string();
-        assert!(Command::new("sh").args(["-c", &format!("kill -s {signal} {pid}")]).status().unwrap().success());
-    }
-
     #[test]
     fn the_passfile_is_private_and_goes_with_the_command_on_signals_too() {
         use std::os::unix::fs::PermissionsExt;
@@ -338,7 +333,7 @@ mod exec {
             assert!(private.starts_with(folder.path()), "{private:?} is not in XDG_RUNTIME_DIR");
             let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
             assert_eq!((mode(&private), mode(&private.join("passfile"))), (0o700, 0o600));
-            send(signal, &child);
+            send(signal, child.id());
             let status = child.wait().unwrap();
             assert_eq!((status.code(), status.signal()), (code, by), "{signal}");
             assert!(!private.exists(), "after {signal}");

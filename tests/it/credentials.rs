@@ -14,7 +14,7 @@ use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Credentials, Error, RdsConnectionManager};
 use tokio::sync::Semaphore;
 
-use crate::support::{in_a_child, in_a_child_with_descriptors, last_verdict, log, minutes, refused, start};
+use crate::support::{in_a_child, in_a_child_with_descriptors, last_verdict, log, minutes, refused, soon, start};
 
 const URL: &str = "postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app";
 
@@ -108,15 +108,6 @@ fn signs_with(manager: &RdsConnectionManager) -> usize {
     after.split_once("%2F").unwrap().0.parse().unwrap()
 }
 
-/// Waits for what happens in the background, and fails when it does not.
-fn eventually(happens: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !happens() {
-        assert!(Instant::now() < deadline, "it did not happen");
-        thread::yield_now();
-    }
-}
-
 #[test]
 fn while_they_are_fresh_nobody_is_asked() {
     let clock = WallClock::new();
@@ -159,7 +150,7 @@ fn near_their_end_they_are_refreshed_behind_the_callers_back() {
         assert_eq!(signs_with(&manager), 0);
     }
     source.gate.add_permits(1);
-    eventually(|| signs_with(&manager) == 1);
+    soon(|| signs_with(&manager) == 1);
     assert_eq!(source.calls(), 2);
 }
 
@@ -172,7 +163,7 @@ fn a_failed_refresh_keeps_the_old_pair_and_backs_off() {
     assert_eq!(signs_with(&manager), 0);
     clock.forward(minutes(58));
     assert_eq!(signs_with(&manager), 0);
-    eventually(|| source.calls() == 2);
+    soon(|| source.calls() == 2);
     // The failure is answered soon after the call; from then on the source is left alone for a second.
     let started = Instant::now();
     while started.elapsed() < Duration::from_millis(500) {
@@ -180,9 +171,9 @@ fn a_failed_refresh_keeps_the_old_pair_and_backs_off() {
     }
     assert_eq!(source.calls(), 2);
     // The next failure is of the same streak; then the pause is two seconds.
-    eventually(|| signs_with(&manager) == 0 && source.calls() == 3);
+    soon(|| signs_with(&manager) == 0 && source.calls() == 3);
     let third = Instant::now();
-    eventually(|| signs_with(&manager) == 0 && source.calls() == 4);
+    soon(|| signs_with(&manager) == 0 && source.calls() == 4);
     assert!(third.elapsed() > Duration::from_secs(1), "{:?}", third.elapsed());
 }
 
@@ -225,7 +216,7 @@ fn a_clock_that_was_set_back_does_not_prolong_credentials() {
     let manager = manager(&source, &clock);
     assert_eq!(signs_with(&manager), 0);
     clock.back(minutes(120));
-    eventually(|| signs_with(&manager) == 1);
+    soon(|| signs_with(&manager) == 1);
 }
 
 #[test]
@@ -377,7 +368,7 @@ fn out_of_descriptors() {
         assert!(text.contains("no thread to ask on: "), "{text}");
     }
     drop(files);
-    eventually(|| manager.token().is_ok());
+    soon(|| manager.token().is_ok());
 }
 
 /// A logger that uses the manager it logs about must not wait for itself.
@@ -486,7 +477,7 @@ fn one_thread() {
     assert_eq!(workers(), 1);
     drop(managers);
     drop(tenants);
-    eventually(|| workers() == 0);
+    soon(|| workers() == 0);
     // And a new one starts when it is needed.
     let manager = RdsConnectionManager::new(URL).unwrap();
     assert_eq!(signs_with(&manager), 7);

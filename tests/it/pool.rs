@@ -7,7 +7,7 @@ use diesel::prelude::*;
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::{ManageConnection, Pool};
 
-use crate::support::{current_user, manager, start};
+use crate::support::{current_user, end_sessions, manager, start};
 
 #[test]
 fn many_threads_share_few_logins() {
@@ -27,9 +27,7 @@ fn connections_that_the_server_ended_are_replaced() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let pool = manager.pool_builder().max_size(2).build(manager).unwrap();
-    diesel::sql_query("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app'")
-        .execute(&mut rds.superuser().unwrap())
-        .unwrap();
+    end_sessions(&rds);
     for _ in 0..4 {
         assert_eq!(current_user(&mut pool.get().unwrap()), LocalRds::USER);
     }

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::provider::ProvideCredentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -14,7 +14,7 @@ use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Builder, Credentials, LoginFailure, PerThread, RdsConnectionManager, Retirement, Stats};
 
-use crate::support::{in_a_child, key_pair, manager, minutes, start};
+use crate::support::{end_sessions, in_a_child, key_pair, manager, minutes, soon, start};
 
 /// What was counted, without the zeros.
 fn failures(stats: &Stats) -> Vec<(LoginFailure, u64)> {
@@ -119,15 +119,7 @@ fn refreshes_and_failed_ones_are_counted() {
     fails.store(true, Ordering::Relaxed);
     rds.clock().advance(minutes(16));
     manager.connect().unwrap();
-    await_that(|| refreshes() == (2, 1));
-}
-
-fn await_that(mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !holds() {
-        assert!(Instant::now() < deadline, "it did not come to pass");
-        std::thread::yield_now();
-    }
+    soon(|| refreshes() == (2, 1));
 }
 
 /// Uses a connection of a pool in a way that ends it, and tells how that was counted.
@@ -170,10 +162,8 @@ fn a_connection_that_the_server_closed_while_idle_is_counted_as_closed() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let mut connection = manager.connect().unwrap();
-    diesel::sql_query("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app'")
-        .execute(&mut rds.superuser().unwrap())
-        .unwrap();
-    await_that(|| manager.is_valid(&mut connection).is_err());
+    end_sessions(&rds);
+    soon(|| manager.is_valid(&mut connection).is_err());
     drop(connection);
     assert_eq!(retirements(&manager.stats()), [(Retirement::Closed, 1)]);
 }

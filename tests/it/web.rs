@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use diesel::sql_types::{BigInt, Integer, Text};
 use diesel_rds_iam::local::LocalRds;
 
 use crate::support::web::{Ended, Web, number, web};
-use crate::support::{eventually, start};
+use crate::support::{eventually, send, start};
 
 /// Longer than any answer takes.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -371,8 +370,7 @@ impl Silent {
     }
 
     fn signal(&self, signal: &str) {
-        let pids = self.0.iter().map(i32::to_string);
-        assert!(Command::new("kill").args(["-s", signal]).args(pids).status().unwrap().success());
+        self.0.iter().for_each(|pid| send(signal, pid.unsigned_abs()));
     }
 }
 

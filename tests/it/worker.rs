@@ -15,7 +15,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, SingleValue, Text}
 use diesel_rds_iam::local::LocalRds;
 
 use crate::examples::{logged, printed, run};
-use crate::support::{eventually, example, start};
+use crate::support::{eventually, example, send, start};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -58,8 +58,7 @@ impl Running {
     }
 
     fn send(&self, signal: &str) {
-        let kill = format!("kill -s {signal} {}", self.id);
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        send(signal, self.id);
     }
 
     /// Shows what it showed, for the search for secrets.

@@ -74,13 +74,33 @@ pub(crate) fn example(name: &str) -> Command {
     command
 }
 
-/// Waits for what no event tells.
-pub(crate) fn eventually(mut happens: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+/// Waits for what no event tells, and another thread of this process does.
+pub(crate) fn soon(happens: impl FnMut() -> bool) {
+    within(Duration::from_secs(10), happens);
+}
+
+/// Waits for what no event tells, and another process does.
+pub(crate) fn eventually(happens: impl FnMut() -> bool) {
+    within(Duration::from_secs(30), happens);
+}
+
+fn within(limit: Duration, mut happens: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !happens() {
         assert!(Instant::now() < deadline, "it did not come to pass");
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Sends a signal, named as kill(1) names it. By the shell's own kill: not each machine has the program.
+pub(crate) fn send(signal: &str, pid: u32) {
+    assert!(Command::new("sh").args(["-c", &format!("kill -s {signal} {pid}")]).status().unwrap().success());
+}
+
+/// Ends all sessions of the user that logs in by token, and waits until they have ended.
+pub(crate) fn end_sessions(rds: &LocalRds) {
+    let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app'";
+    diesel::sql_query(end).execute(&mut rds.superuser().unwrap()).unwrap();
 }
 
 pub(crate) const fn minutes(count: u64) -> Duration {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use diesel_rds_iam::local::LocalRds;
 
-use super::{eventually, example};
+use super::{eventually, example, send};
 
 /// It is gone when this is dropped.
 pub(crate) struct Web {
@@ -57,7 +57,7 @@ impl Web {
 
     /// Asks it to end.
     pub(crate) fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args(["-s", signal, &self.id().to_string()]).status().unwrap().success());
+        send(signal, self.id());
     }
 
     /// Waits for its end.
