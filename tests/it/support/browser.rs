@@ -7,11 +7,24 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fantoccini::elements::Element;
+use fantoccini::error::NewSessionError;
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+
+/// As root there is no sandbox, a container's /dev/shm is small, and nothing is to be asked of the internet.
+const FLAGS: &[&str] = &[
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+];
 
 /// It is gone when this is dropped.
 pub(crate) struct Browser {
@@ -38,16 +51,20 @@ impl Browser {
         Browser::with(json!({ "mobileEmulation": { "deviceMetrics": screen } }))
     }
 
-    fn with(mut options: Value) -> Browser {
+    fn with(options: Value) -> Browser {
+        // A Chromium on a busy machine does not always come up; chromedriver gives it a minute.
+        Browser::try_with(options.clone()).or_else(|_| Browser::try_with(options)).unwrap()
+    }
+
+    fn try_with(mut options: Value) -> Result<Browser, NewSessionError> {
         let driver = Driver::start();
         let profile = format!("--user-data-dir={}", driver.folder.path().join("profile").display());
-        // As root there is no sandbox, and a container's /dev/shm is small.
-        options["args"] = json!(["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", profile]);
+        options["args"] = FLAGS.iter().copied().chain([profile.as_str()]).collect();
         let mut builder = ClientBuilder::new(HttpConnector::new());
         builder.capabilities([("goog:chromeOptions".to_owned(), options)].into_iter().collect());
         let runtime = Runtime::new().unwrap();
-        let client = runtime.block_on(builder.connect(&format!("http://127.0.0.1:{}", driver.port))).unwrap();
-        Browser { runtime, client, driver }
+        let client = runtime.block_on(builder.connect(&format!("http://127.0.0.1:{}", driver.port)))?;
+        Ok(Browser { runtime, client, driver })
     }
 
     /// The process group of all its processes.
