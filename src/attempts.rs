@@ -7,30 +7,43 @@ use crate::Error;
 use crate::error::Outlook;
 use crate::lock::lock;
 
-/// The last cause, for all who wait, and the pauses after a refusal that waiting cannot mend.
+/// The last cause, for all who wait, and the pauses after failures: a refusal that waiting cannot mend, or many in a row.
 #[derive(Default)]
 pub(crate) struct Attempts(Mutex<Last>);
 
 #[derive(Default)]
 struct Last {
     error: Option<String>,
-    /// Until when, and how long.
-    pause: Option<(Instant, Duration)>,
+    /// Failures since the last success.
+    in_a_row: u32,
+    pause: Option<Pause>,
+}
+
+/// Between one attempt and the next, whoever makes them.
+struct Pause {
+    until: Instant,
+    length: Duration,
+    longest: Duration,
 }
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// So many failures in a row, of whatever kind, are no storm yet.
+const BURST: u32 = 5;
+/// From then on: the server has logins of others to care for, and `PerThread` tries one for each unit of work.
+const PAUSE_AFTER_BURST: Duration = Duration::from_millis(100);
+
 impl Attempts {
     /// Asks for leave to connect. After a pause one gets it, and for the others the next, longer pause has begun.
     pub(crate) fn begin(&self, now: Instant) -> Result<(), Error> {
         let mut last = self.lock();
-        let Last { error: Some(cause), pause: Some((next, pause)) } = &mut *last else { return Ok(()) };
-        if now < *next {
-            return Err(Error::Paused { wait: *next - now, cause: cause.clone() });
+        let Last { error: Some(cause), pause: Some(pause), .. } = &mut *last else { return Ok(()) };
+        if now < pause.until {
+            return Err(Error::Paused { wait: pause.until - now, cause: cause.clone() });
         }
-        *pause = (2 * *pause).min(LONGEST_PAUSE);
-        *next = now + *pause;
+        pause.length = (2 * pause.length).min(pause.longest);
+        pause.until = now + pause.length;
         Ok(())
     }
 
@@ -46,8 +59,15 @@ impl Attempts {
     pub(crate) fn failed(&self, error: &Error, now: Instant) {
         let mut last = self.lock();
         last.error = Some(error.to_string());
-        let pause = last.pause.unwrap_or((now + FIRST_PAUSE, FIRST_PAUSE));
-        last.pause = (error.outlook() == Outlook::Stays).then_some(pause);
+        last.in_a_row += 1;
+        let (length, longest) = match error.outlook() {
+            Outlook::Stays => (FIRST_PAUSE, LONGEST_PAUSE),
+            Outlook::Unknown if last.in_a_row >= BURST => (PAUSE_AFTER_BURST, PAUSE_AFTER_BURST),
+            _ => return last.pause = None,
+        };
+        // One that has begun goes on, whoever else fails in the meantime.
+        let begun = last.pause.take().filter(|pause| pause.longest == longest);
+        last.pause = Some(begun.unwrap_or(Pause { until: now + length, length, longest }));
     }
 
     pub(crate) fn last_error(&self) -> Option<String> {
@@ -109,6 +129,27 @@ mod tests {
             assert_eq!(attempts.begin(now).is_ok(), at_once, "{text}");
             assert!(attempts.last_error().unwrap().contains(text), "{text}");
         }
+    }
+
+    #[test]
+    fn many_failures_in_a_row_are_spaced_and_a_success_ends_that() {
+        let (attempts, now) = (Attempts::default(), Instant::now());
+        let hung_up = refused("server closed the connection unexpectedly");
+        for _ in 0..BURST {
+            attempts.begin(now).unwrap();
+            attempts.failed(&hung_up, now);
+        }
+        let mut next = now + PAUSE_AFTER_BURST;
+        for _ in 0..3 {
+            attempts.begin(next - Duration::from_nanos(1)).unwrap_err();
+            attempts.begin(next).unwrap();
+            attempts.begin(next).unwrap_err();
+            attempts.failed(&hung_up, next);
+            next += PAUSE_AFTER_BURST;
+        }
+        attempts.succeeded();
+        attempts.failed(&hung_up, next);
+        attempts.begin(next).unwrap();
     }
 
     #[test]

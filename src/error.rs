@@ -87,8 +87,8 @@ pub enum Error {
         failures: Vec<Error>,
     },
 
-    /// The server has just refused a login in a way that waiting does not mend, so it is not asked again yet: refused
-    /// logins count against its limits. Nothing was dialled.
+    /// The server has just refused a login in a way that waiting does not mend, or many logins have failed in a row, so it
+    /// is not asked again yet: logins count against its limits. Nothing was dialled.
     #[error("not trying again for {:.1} s: {cause}", wait.as_secs_f64())]
     Paused {
         /// Until the next attempt.
