@@ -14,6 +14,7 @@
 //! | [`migrations`] | migrations in CI, in Kubernetes, and by your own program |
 //! | [`rds_proxy`] | to go through RDS Proxy |
 //! | [`failover`] | to follow the writer, with Aurora and with several hosts |
+//! | [`faults`] | to know what an outage costs, by kind |
 //! | [`accounts`] | a database in another AWS account |
 //! | [`tunnels`] | to reach the database through SSH, Session Manager, kubectl, or by a CNAME |
 //! | [`local_development`] | the same program on a laptop |
@@ -57,6 +58,10 @@ pub mod rds_proxy {}
 
 #[doc = include_str!("failover.md")]
 pub mod failover {}
+
+// Its bounds are those of the tests: tests/it/faults reads them here.
+#[doc = include_str!("faults.md")]
+pub mod faults {}
 
 #[doc = include_str!("accounts.md")]
 pub mod accounts {}

@@ -55,6 +55,8 @@ pub struct LocalRds {
     judge: Arc<Judge>,
     key_pair: Credentials,
     password: String,
+    /// The names in its certificate, and that of the authority.
+    names: (Vec<String>, String),
 }
 
 impl LocalRds {
@@ -192,6 +194,22 @@ impl LocalRds {
         superuser.batch_execute("SELECT pg_promote()").map_err(failed("cannot promote the server"))
     }
 
+    /// Gives the server a certificate of a new authority, and returns that authority's certificate, as PEM.
+    ///
+    /// [`ca_file`](Self::ca_file) stays as it was: whoever trusts it alone is not connected any more until the new
+    /// authority is written there, as after a [rotation] that a client's bundle has missed. Sessions stay.
+    ///
+    /// [rotation]: https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.SSL-certificate-rotation.html
+    ///
+    /// # Errors
+    /// [`Error::Local`] when it is stopped.
+    pub fn rotate_certificate(&self) -> Result<Vec<u8>, Error> {
+        let (names, authority) = &self.names;
+        let certificates = Certificates::new(names, Ipv4Addr::LOCALHOST, authority)?;
+        self.server.take(&certificates)?;
+        Ok(certificates.authority)
+    }
+
     /// Each login by token so far, oldest first.
     pub fn attempts(&self) -> Vec<Attempt> {
         self.judge.attempts()
@@ -325,7 +343,7 @@ impl Builder {
         }
         let password = format!("local-rds-password-{}", random_hex()?);
         create_roles(&server, &self.users, &password)?;
-        Ok(LocalRds { server, _ldap: ldap, judge, key_pair, password })
+        Ok(LocalRds { server, _ldap: ldap, judge, key_pair, password, names: (self.names, self.authority) })
     }
 
     fn check_users(&self) -> Result<(), Error> {

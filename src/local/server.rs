@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use diesel::{Connection, PgConnection};
+use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
+use diesel::sql_types::Text;
+use diesel::{Connection, PgConnection, RunQueryDsl};
 
 use super::certificates::Certificates;
 use super::folder::{Folder, quiet};
@@ -51,8 +54,7 @@ impl Server {
         let folder = Folder::create()?;
         let watchdog = Watchdog::start(&folder)?;
         let ca_file = folder.write("ca.pem", &certificates.authority)?;
-        folder.write("server.pem", &certificates.server)?;
-        folder.write("server.key", &certificates.server_key)?;
+        write_certificate(&folder, certificates)?;
         folder.write("pg_hba.conf", pg_hba(ldap_port).as_bytes())?;
         initdb(&bin, &folder)?;
         let (postgres, port) = start_on_a_free_port(&bin, &folder)?;
@@ -78,6 +80,29 @@ impl Server {
         self.stop();
         self.folder.write("data/standby.signal", b"")?;
         self.restart()
+    }
+
+    /// Shows another certificate from now on.
+    pub(super) fn take(&self, certificates: &Certificates) -> Result<(), Error> {
+        let loaded = self.loaded()?;
+        write_certificate(&self.folder, certificates)?;
+        let mut superuser = self.superuser("postgres")?;
+        superuser.batch_execute("SELECT pg_reload_conf()").map_err(failed("cannot reload the certificate"))?;
+        // A new session begins as the server is then.
+        let deadline = Instant::now() + START_TIMEOUT;
+        while self.loaded()? == loaded {
+            if Instant::now() > deadline {
+                return Err(failed("cannot reload the certificate")("the server does not take it"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// When the server last read its settings.
+    fn loaded(&self) -> Result<String, Error> {
+        let when = sql::<Text>("SELECT pg_conf_load_time()::text").get_result(&mut self.superuser("postgres")?);
+        when.map_err(failed("cannot ask when the settings were read"))
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -114,6 +139,12 @@ impl Drop for Server {
         // Not left to the watchdog, which somebody may have killed, or be about to.
         end(&mut lock(&self.postgres), "QUIT");
     }
+}
+
+fn write_certificate(folder: &Folder, certificates: &Certificates) -> Result<(), Error> {
+    folder.write("server.pem", &certificates.server)?;
+    folder.write("server.key", &certificates.server_key)?;
+    Ok(())
 }
 
 /// Sends a signal that PostgreSQL ends by, and waits for that.

@@ -1,14 +1,9 @@
 //! A host that vanishes without a word, as one that loses its power: how long we wait for it by our defaults.
 //!
-//! The server and the client each have a network of their own, joined by a cable that the client can cut. A proxy would
-//! not do in its place: its kernel acknowledges whatever comes.
+//! The server and the client each have a network of their own.
 
 use std::fs;
-use std::io;
-use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
-use std::os::unix::process::parent_id;
-use std::process::Command;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,11 +15,11 @@ use diesel_rds_iam::RdsConnectionManager;
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 
-use crate::support::{in_a_network_of_its_own, in_another_network, log, start};
+use crate::support::network::{Cable, SERVER};
+use crate::support::proxy::Proxy;
+use crate::support::{in_a_network_of_its_own, start};
 
 const NAME: &str = "db.abc123.eu-west-1.rds.amazonaws.com";
-const SERVER: &str = "192.0.2.1";
-const CLIENT: &str = "192.0.2.2";
 
 /// A query that outlasts the test.
 const SLEEP: &str = "SELECT pg_sleep(120)";
@@ -34,63 +29,23 @@ const SLACK: u64 = 5;
 
 #[test]
 fn a_host_that_vanished_is_noticed_within_the_bounds_of_our_defaults() {
-    in_a_network_of_its_own("dead_peers::the_servers_side", SERVER, &[]);
+    in_a_network_of_its_own("dead_peers::a_host_that_vanishes", SERVER, &[]);
 }
 
 #[test]
 #[ignore = "runs in a network of its own, which has the server's address"]
-fn the_servers_side() {
+fn a_host_that_vanishes() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
-    let reached_at = format!("{SERVER}:{}", forward_to(rds.port()));
+    let reached_at = format!("{SERVER}:{}", Proxy::to(rds.port()).port);
     let url = rds.database_url().replace(&format!("localhost:{}", rds.port()), &reached_at);
-    let keys = rds.credentials();
-    let environment = [
-        ("DATABASE_URL", url.as_str()),
-        ("AWS_ACCESS_KEY_ID", keys.access_key_id()),
-        ("AWS_SECRET_ACCESS_KEY", keys.secret_access_key()),
-    ];
-    in_another_network("dead_peers::the_clients_side", &join(), &environment);
+    let cable = Cable::lay();
+    cable.across(|| the_clients_side(&rds, &url, &cable));
 }
 
-/// A port at the server's address that leads to one on 127.0.0.1, where `LocalRds` listens.
-fn forward_to(port: u16) -> u16 {
-    let listener = TcpListener::bind((SERVER, 0)).unwrap();
-    let reached_at = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for client in listener.incoming() {
-            let (client, server) = (client.unwrap(), TcpStream::connect(("127.0.0.1", port)).unwrap());
-            let (client_too, server_too) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            for (mut from, mut to) in [(client, server), (server_too, client_too)] {
-                thread::spawn(move || io::copy(&mut from, &mut to));
-            }
-        }
-    });
-    reached_at
-}
-
-/// Commands that join a new network with its parent's, the server's. Each end knows the other's address for good, as
-/// behind a router: without one a silent host is soon a "No route to host".
-fn join() -> String {
-    let set_up = "
-        at_server() { nsenter --net=/proc/$PPID/ns/net \"$@\"; }
-        ip link add to-server address TO-SERVER type veth peer name to-client address TO-CLIENT netns $PPID &&
-        ip address add CLIENT/32 dev to-server && ip link set to-server up && at_server ip link set to-client up &&
-        ip route add SERVER dev to-server && at_server ip route add CLIENT dev to-client &&
-        ip neighbour add SERVER dev to-server lladdr TO-CLIENT nud permanent &&
-        at_server ip neighbour add CLIENT dev to-client lladdr TO-SERVER nud permanent";
-    let names = [("TO-SERVER", "02:00:00:00:00:01"), ("TO-CLIENT", "02:00:00:00:00:02")];
-    let names = names.into_iter().chain([("SERVER", SERVER), ("CLIENT", CLIENT)]);
-    names.fold(set_up.to_owned(), |set_up, (name, value)| set_up.replace(name, value))
-}
-
-#[test]
-#[ignore = "runs in a network of its own, which a cable joins with the server's"]
-fn the_clients_side() {
-    log();
-    let url = std::env::var("DATABASE_URL").unwrap();
-    let manager = RdsConnectionManager::builder().validate_after(Duration::from_secs(3600)).build(&url).unwrap();
-    let asking = RdsConnectionManager::builder().validate_after(Duration::ZERO).build(&url).unwrap();
-    let without = RdsConnectionManager::new(format!("{url}&tcp_user_timeout=0")).unwrap();
+fn the_clients_side(rds: &LocalRds, url: &str, cable: &Cable) {
+    let manager = rds.manager_builder().validate_after(Duration::from_secs(3600)).build(url).unwrap();
+    let asking = rds.manager_builder().validate_after(Duration::ZERO).build(url).unwrap();
+    let without = rds.manager_builder().build(format!("{url}&tcp_user_timeout=0")).unwrap();
 
     let pool = asking.pool_builder().max_size(1).build(asking).unwrap();
     let (used, used_without) = (manager.connect().unwrap(), without.connect().unwrap());
@@ -102,7 +57,7 @@ fn the_clients_side() {
     wait_until("all that was sent is acknowledged", is_all_acknowledged);
 
     let silence = Instant::now();
-    cut_the_cable();
+    cable.cut();
     let sent = ask("a query sent into the silence", used, "SELECT 1");
     let sent_without = ask("a query sent into the silence, by keepalives alone", used_without, "SELECT 1");
     let checkout = wait("a checkout that asks", move || pool.get().map(drop).unwrap_err().to_string());
@@ -182,7 +137,7 @@ fn sleeping(connection: &mut PgConnection) -> i64 {
 
 /// Whether no socket of this network has something on its way: keepalives begin only then.
 fn is_all_acknowledged() -> bool {
-    let sockets = fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let sockets = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
     let mut queues = sockets.lines().skip(1).map(|socket| socket.split_whitespace().nth(4).unwrap());
     queues.all(|sent_and_received| sent_and_received.starts_with("00000000:"))
 }
@@ -192,11 +147,4 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     while !is_so() {
         assert!(begun.elapsed() < Duration::from_secs(10), "not yet: {what}");
     }
-}
-
-/// From now on nothing comes from the server, and nothing tells why.
-fn cut_the_cable() {
-    let network = format!("--net=/proc/{}/ns/net", parent_id());
-    let ip = ["ip", "route", "replace", "blackhole", CLIENT];
-    assert!(Command::new("nsenter").arg(network).args(ip).status().unwrap().success());
 }

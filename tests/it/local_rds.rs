@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 
-use crate::support::{current_user, in_a_child, manager, start};
+use crate::support::{current_user, in_a_child, manager, refused, start};
 
 fn folder(rds: &LocalRds) -> PathBuf {
     rds.ca_file().parent().unwrap().to_owned()
@@ -157,6 +157,25 @@ fn nothing_is_left_when_the_watchdog_was_killed() {
     drop(rds);
     assert!(!folder.exists());
     assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn a_certificate_of_another_authority_lets_in_who_trusts_that() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let mut session = manager.connect().unwrap();
+    let authority = rds.rotate_certificate().unwrap();
+    assert_eq!(current_user(&mut session), "app");
+    assert!(refused(&manager).contains("certificate verify failed"));
+
+    std::fs::write(rds.ca_file(), authority).unwrap();
+    // Its own pause after a refusal is not what this is about.
+    rds.manager_builder().build(rds.database_url()).unwrap().connect().unwrap();
+    rds.restart().unwrap();
+    rds.manager_builder().build(rds.database_url()).unwrap().connect().unwrap();
+
+    rds.stop();
+    rds.rotate_certificate().unwrap_err();
 }
 
 #[test]

@@ -12,6 +12,8 @@ mod doctor;
 mod doctor_program;
 mod environment;
 mod examples;
+#[cfg(target_os = "linux")]
+mod faults;
 mod guide;
 mod hosts;
 mod local_rds;

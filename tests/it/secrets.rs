@@ -1,8 +1,17 @@
-//! Nothing that any of these tests prints or logs holds a secret.
+//! Nothing that any of these tests prints, logs, hands to a program or leaves lying about holds a secret: not the library,
+//! not an example, not a subcommand, not under the faults.
 
-use std::process::Command;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
-/// Marks of a token, of LocalRds' secret keys and passwords, and of the passwords and session tokens in these tests.
+use openssl::base64;
+
+/// What tokens, LocalRds' secret keys and passwords, and the passwords and session tokens of these tests begin with.
 const MARKS: &[&str] = &[
     "X-Amz-Signature=",
     "X-Amz-Security-Token=",
@@ -13,28 +22,160 @@ const MARKS: &[&str] = &[
     "SES/SION",
 ];
 
+/// Signs that the run did what it is to be searched for.
+const DONE: &[&str] = &[
+    "diesel_rds_iam::login] connected to app@localhost",
+    "LocalRds admits app",
+    "rows, each as its ledger says",
+    "web::",
+    "worker::",
+    "migrate::",
+    "guide::",
+    "cli::exec::",
+    "cli::env::",
+    "cli::token::",
+    "cli::local::",
+    "doctor_program::",
+];
+
 #[test]
 fn a_run_at_trace_level_shows_none() {
+    let folder = tempfile::tempdir().unwrap();
+    // The server's account has to get through.
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--nocapture", "--skip", "secrets::"]).env("RUST_LOG", "trace");
-    let output = command.output().unwrap();
+    command.args(["--nocapture", "--skip", "secrets::"]).env("RUST_LOG", "trace").env("TMPDIR", folder.path());
+    let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (has_ended, forms) = (AtomicBool::new(false), forms());
+    let (output, mut seen) = thread::scope(|scope| {
+        let watch = scope.spawn(|| watch(&has_ended, folder.path(), &forms));
+        let output = run.wait_with_output().unwrap();
+        has_ended.store(true, Ordering::SeqCst);
+        (output, watch.join().unwrap())
+    });
     let shown = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}", failures(&shown));
-    assert!(shown.contains("diesel_rds_iam::login] connected to app@localhost"), "nothing was logged");
-    assert!(shown.contains("LocalRds admits app"), "nothing was logged");
+    assert!(output.status.success(), "{}", failures(&shown, &forms));
+    DONE.iter().for_each(|sign| assert!(shown.contains(sign), "it did not do {sign}"));
+    assert!(["rds-iam", "initdb", "psql"].iter().all(|program| seen.programs.contains(program)), "{:?}", seen.programs);
+    seen.search("what is printed", &shown, &forms);
+    visit(folder.path(), &mut |file| seen.search_file(file, &forms));
+    assert!(seen.secrets.is_empty(), "{:#?}", seen.secrets);
+}
+
+#[test]
+fn a_secret_is_found_in_each_form() {
+    let forms = forms();
+    let token = "host:5432/?Action=connect&X-Amz-Signature=0123456789abcdef";
+    let encoded = token.replace('&', "%26").replace('=', "%3D");
+    let bytes = token.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
+    let blocks = (0..3).map(|shift| base64::encode_block(format!("{}{token}", "x".repeat(shift)).as_bytes()));
+    let shown = [token.to_owned(), encoded.replace("%3D", "%3d"), encoded.replace('%', "%25"), encoded, bytes];
+    for shown in shown.into_iter().chain(blocks) {
+        assert_eq!(found(&format!("password: {shown};"), &forms).as_deref(), Some("X-Am"), "{shown}");
+    }
+    assert_eq!(found("host:5432/?Action=connect&X-Amz-Sign", &forms), None);
+}
+
+/// Where secrets were seen, without them: this output is searched as well.
+#[derive(Default)]
+struct Seen {
+    secrets: Vec<String>,
+    programs: Vec<&'static str>,
+}
+
+/// Looks at the arguments of all processes, and at what others can read of the temporary folder, until the run has ended.
+fn watch(has_ended: &AtomicBool, folder: &Path, forms: &[(String, String)]) -> Seen {
+    let mut seen = Seen::default();
+    while !has_ended.load(Ordering::SeqCst) {
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let arguments = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            seen.arguments(&String::from_utf8_lossy(&arguments), forms);
+        }
+        visit_readable(folder, &mut |file| seen.search_file(file, forms));
+        thread::sleep(Duration::from_millis(50));
+    }
+    seen
+}
+
+impl Seen {
+    fn arguments(&mut self, arguments: &str, forms: &[(String, String)]) {
+        let program = arguments.split('\0').next().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
+        for known in ["rds-iam", "initdb", "psql"] {
+            if program == known && !self.programs.contains(&known) {
+                self.programs.push(known);
+            }
+        }
+        self.search(&format!("an argument of {program}"), arguments, forms);
+    }
+
+    fn search_file(&mut self, file: &Path, forms: &[(String, String)]) {
+        // It may be gone already.
+        let contents = fs::read(file).unwrap_or_default();
+        self.search(&file.display().to_string(), &String::from_utf8_lossy(&contents), forms);
+    }
+
+    fn search(&mut self, place: &str, text: &str, forms: &[(String, String)]) {
+        let secret = found(text, forms).map(|beginning| format!("{place} holds {beginning}..."));
+        self.secrets.extend(secret.filter(|secret| !self.secrets.contains(secret)));
+    }
+}
+
+/// The first secret in a text: how it begins.
+fn found(text: &str, forms: &[(String, String)]) -> Option<String> {
+    forms.iter().find(|(_, form)| text.contains(form)).map(|(beginning, _)| beginning.clone())
+}
+
+/// How each mark begins, and one of the forms in which it can appear: as it is, percent-encoded once and twice, as a list
+/// of bytes, and in base64, wherever in a longer text it stands.
+fn forms() -> Vec<(String, String)> {
+    let mut forms = Vec::new();
     for mark in MARKS {
-        let lines: Vec<&str> = shown.lines().filter(|line| line.contains(mark)).collect();
-        // Without the lines themselves: this output is scanned as well.
-        assert!(lines.is_empty(), "{} lines hold {:?}", lines.len(), &mark[..5]);
+        let encoded = mark.replace('/', "%2F").replace('+', "%2B").replace('=', "%3D");
+        let bytes = mark.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
+        let all = [(*mark).to_owned(), encoded.to_lowercase(), encoded.replace('%', "%25"), encoded, bytes];
+        let lower = mark.replace('/', "%2f").replace('+', "%2b").replace('=', "%3d");
+        let all = all.into_iter().chain([lower]).chain((0..3).map(|shift| in_base64(mark, shift)));
+        forms.extend(all.map(|form| (mark[..4].to_owned(), form)));
+    }
+    forms
+}
+
+/// Those characters that tell of the mark alone, where so many bytes stand before it.
+fn in_base64(mark: &str, shift: usize) -> String {
+    let text = [vec![0; shift], mark.as_bytes().to_vec()].concat();
+    let (begin, end) = ((shift * 8).div_ceil(6), text.len() * 8 / 6);
+    base64::encode_block(&text)[begin..end].to_owned()
+}
+
+fn visit(folder: &Path, look: &mut dyn FnMut(&Path)) {
+    walk(folder, &|_| true, look);
+}
+
+/// What is nobody's business but its owner's is left out.
+fn visit_readable(folder: &Path, look: &mut dyn FnMut(&Path)) {
+    walk(folder, &|mode| mode & 0o077 != 0, look);
+}
+
+fn walk(folder: &Path, wanted: &dyn Fn(u32) -> bool, look: &mut dyn FnMut(&Path)) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, Ok(data)) = (entry.path(), entry.metadata()) else { continue };
+        if !wanted(data.permissions().mode()) || data.is_symlink() {
+            continue;
+        }
+        if data.is_dir() {
+            walk(&path, wanted, look)
+        } else if data.is_file() {
+            look(&path)
+        }
     }
 }
 
 /// Which tests failed, and what the panics said, but for lines that hold a secret.
-fn failures(shown: &str) -> String {
+fn failures(shown: &str, forms: &[(String, String)]) -> String {
     let lines: Vec<&str> = shown.lines().collect();
     let panics = lines.iter().enumerate().filter(|(_, line)| line.contains("' panicked at "));
     let said = panics.flat_map(|(at, _)| lines[at..].iter().take(5));
     let failed = lines.iter().filter(|line| line.ends_with("... FAILED"));
-    let safe = said.chain(failed).filter(|line| !MARKS.iter().any(|mark| line.contains(mark)));
+    let safe = said.chain(failed).filter(|line| found(line, forms).is_none());
     safe.fold(String::new(), |text, line| text + "\n" + line)
 }

@@ -2,8 +2,13 @@ pub(crate) mod browser;
 pub(crate) mod cloud;
 pub(crate) mod fake;
 pub(crate) mod moto;
+#[cfg(target_os = "linux")]
+pub(crate) mod network;
+#[cfg(target_os = "linux")]
+pub(crate) mod proxy;
 pub(crate) mod web;
 
+use std::fmt::Display;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -93,7 +98,7 @@ fn within(limit: Duration, mut happens: impl FnMut() -> bool) {
 }
 
 /// Sends a signal, named as kill(1) names it. By the shell's own kill: not each machine has the program.
-pub(crate) fn send(signal: &str, pid: u32) {
+pub(crate) fn send(signal: &str, pid: impl Display) {
     assert!(Command::new("sh").args(["-c", &format!("kill -s {signal} {pid}")]).status().unwrap().success());
 }
 
@@ -134,19 +139,8 @@ pub(crate) fn in_a_child_with_descriptors(test: &str, descriptors: usize, enviro
 pub(crate) fn in_a_network_of_its_own(test: &str, address: &str, environment: &[(&str, &str)]) {
     let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
     let rights: &[&str] = if is_root { &[] } else { &["--map-current-user", "--keep-caps"] };
-    in_a_network(rights, &format!("ip address add {address}/32 dev lo"), test, environment);
-}
-
-/// The same for a test that runs in a network namespace of its own already and has the rights. `set_up` are commands of
-/// sh, whose $PPID is that test.
-#[cfg(target_os = "linux")]
-pub(crate) fn in_another_network(test: &str, set_up: &str, environment: &[(&str, &str)]) {
-    in_a_network(&[], set_up, test, environment);
-}
-
-fn in_a_network(rights: &[&str], set_up: &str, test: &str, environment: &[(&str, &str)]) {
+    let set_up = format!("ip link set lo up && ip address add {address}/32 dev lo && exec \"$0\" \"$@\"");
     let mut command = Command::new("unshare");
-    let set_up = format!("ip link set lo up && {set_up} && exec \"$0\" \"$@\"");
     command.arg("--net").args(rights).args(["sh", "-c", &set_up]).arg(std::env::current_exe().unwrap());
     run_alone(command, test, environment);
 }

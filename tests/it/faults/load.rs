@@ -1,0 +1,210 @@
+//! Threads that write, each at its own pace, and keep a ledger of what became of it.
+
+use std::collections::HashMap;
+use std::ops::Sub;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::dsl::max;
+use diesel::prelude::*;
+use diesel_rds_iam::{PerThread, Pool, RdsConnectionManager};
+
+pub(crate) const THREADS: usize = 16;
+const PACE: Duration = Duration::from_millis(80);
+
+diesel::table! {
+    ledger (thread, number) {
+        thread -> Integer,
+        number -> BigInt,
+    }
+}
+
+/// Each commit takes 20 ms: a cut is likely to come in one. Without a key, so that a row can be there twice.
+const SCHEMA: &str = "
+    CREATE TABLE ledger (thread integer NOT NULL, number bigint NOT NULL);
+    CREATE INDEX ON ledger (thread, number);
+    CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER linger AFTER INSERT ON ledger DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION linger();
+    GRANT ALL ON ledger TO app";
+
+/// What the threads get their connections from.
+pub(crate) trait Connections: Sync {
+    fn work(&self, unit: &mut dyn FnMut(&mut PgConnection) -> QueryResult<()>) -> Result<(), String>;
+
+    /// How many there are while all is well.
+    fn open(&self) -> usize;
+}
+
+impl Connections for Pool {
+    fn work(&self, unit: &mut dyn FnMut(&mut PgConnection) -> QueryResult<()>) -> Result<(), String> {
+        let mut connection = self.get().map_err(|error| error.to_string())?;
+        unit(&mut connection).map_err(|error| error.to_string())
+    }
+
+    fn open(&self) -> usize {
+        self.state().connections as usize
+    }
+}
+
+impl Connections for PerThread<RdsConnectionManager> {
+    fn work(&self, unit: &mut dyn FnMut(&mut PgConnection) -> QueryResult<()>) -> Result<(), String> {
+        let mut connection = self.get().map_err(|error| error.to_string())?;
+        unit(&mut connection).map_err(|error| error.to_string())
+    }
+
+    fn open(&self) -> usize {
+        THREADS
+    }
+}
+
+/// What became of a row, as far as its writer knows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    Committed,
+    /// The answer to the commit did not come.
+    Uncertain,
+    Failed,
+}
+
+pub(crate) struct Load {
+    done: AtomicBool,
+    committing: AtomicUsize,
+    state: Mutex<State>,
+    served: Condvar,
+}
+
+struct State {
+    /// When each thread was last served.
+    last: Vec<Instant>,
+    fates: HashMap<(i32, i64), Fate>,
+    tally: Tally,
+    /// What was read, where it was not what had been written.
+    wrong: Vec<String>,
+}
+
+/// How many operations failed, and of how many nobody knows.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tally {
+    pub(crate) failed: usize,
+    pub(crate) uncertain: usize,
+}
+
+impl Sub for Tally {
+    type Output = Tally;
+
+    fn sub(self, before: Tally) -> Tally {
+        Tally { failed: self.failed - before.failed, uncertain: self.uncertain - before.uncertain }
+    }
+}
+
+impl Load {
+    pub(crate) fn new(superuser: &mut PgConnection) -> Load {
+        superuser.batch_execute(SCHEMA).unwrap();
+        let (last, fates, wrong) = (vec![Instant::now(); THREADS], HashMap::new(), Vec::new());
+        let state = Mutex::new(State { last, fates, tally: Tally::default(), wrong });
+        Load { done: AtomicBool::new(false), committing: AtomicUsize::new(0), state, served: Condvar::new() }
+    }
+
+    /// One of the threads, until the end.
+    pub(crate) fn work(&self, thread: usize, connections: &dyn Connections) {
+        let mut number = 0;
+        while !self.done.load(SeqCst) {
+            number += 1;
+            let fate = self.write(thread as i32, number, connections);
+            self.enter(thread, number, fate);
+            // A steady load, not as much as goes.
+            thread::sleep(PACE);
+        }
+    }
+
+    pub(crate) fn end(&self) {
+        self.done.store(true, SeqCst);
+    }
+
+    fn write(&self, thread: i32, number: i64, connections: &dyn Connections) -> Fate {
+        let mut is_to_be_committed = false;
+        let written = connections.work(&mut |connection| {
+            connection.transaction(|connection| {
+                let read = write_and_read(connection, thread, number)?;
+                is_to_be_committed = true;
+                self.committing.fetch_add(1, SeqCst);
+                if read != (thread, number, Some(number)) {
+                    self.state.lock().unwrap().wrong.push(format!("{read:?} instead of {thread}, {number}"));
+                }
+                Ok(())
+            })
+        });
+        if is_to_be_committed {
+            self.committing.fetch_sub(1, SeqCst);
+        }
+        match written {
+            Ok(()) => Fate::Committed,
+            Err(error) => {
+                log::debug!("thread {thread}, {number}: {error}");
+                if is_to_be_committed { Fate::Uncertain } else { Fate::Failed }
+            }
+        }
+    }
+
+    fn enter(&self, thread: usize, number: i64, fate: Fate) {
+        let mut state = self.state.lock().unwrap();
+        state.fates.insert((thread as i32, number), fate);
+        match fate {
+            Fate::Committed => state.last[thread] = Instant::now(),
+            Fate::Uncertain => state.tally.uncertain += 1,
+            Fate::Failed => state.tally.failed += 1,
+        }
+        self.served.notify_all();
+    }
+
+    /// How many threads wait for the answer to a commit.
+    pub(crate) fn committing(&self) -> usize {
+        self.committing.load(SeqCst)
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        self.state.lock().unwrap().tally
+    }
+
+    /// Waits until each thread was served after `since`, and tells when the last of them was.
+    pub(crate) fn full_service(&self, since: Instant, bound: Duration) -> Result<Duration, String> {
+        let is_missing = |state: &mut State| state.last.iter().any(|last| *last <= since);
+        let left = bound.saturating_sub(since.elapsed());
+        let (state, _) = self.served.wait_timeout_while(self.state.lock().unwrap(), left, is_missing).unwrap();
+        let stuck = state.last.iter().filter(|last| **last <= since).count();
+        if stuck == 0 { Ok(since.elapsed()) } else { Err(format!("{stuck} threads were not served within {bound:?}")) }
+    }
+
+    /// Compares the table with what the threads were told: no committed row is lost, none is there twice, and none that
+    /// failed. Returns how many rows there are.
+    pub(crate) fn check(&self, superuser: &mut PgConnection) -> usize {
+        let state = self.state.lock().unwrap();
+        assert_eq!(state.wrong, Vec::<String>::new());
+        let rows: Vec<(i32, i64)> = ledger::table.load(superuser).unwrap();
+        let mut times = HashMap::new();
+        rows.iter().for_each(|row| *times.entry(*row).or_insert(0) += 1);
+        for (row, fate) in &state.fates {
+            let times = times.remove(row).unwrap_or(0);
+            let is_right = match fate {
+                Fate::Committed => times == 1,
+                Fate::Uncertain => times <= 1,
+                Fate::Failed => times == 0,
+            };
+            assert!(is_right, "{row:?}: {fate:?}, and {times} times in the table");
+        }
+        assert!(times.is_empty(), "nobody wrote {times:?}");
+        rows.len()
+    }
+}
+
+fn write_and_read(connection: &mut PgConnection, thread: i32, number: i64) -> QueryResult<(i32, i64, Option<i64>)> {
+    let row = (ledger::thread.eq(thread), ledger::number.eq(number));
+    let (thread, number): (i32, i64) = diesel::insert_into(ledger::table).values(row).get_result(connection)?;
+    let latest = ledger::table.filter(ledger::thread.eq(thread)).select(max(ledger::number)).first(connection)?;
+    Ok((thread, number, latest))
+}

@@ -1,0 +1,148 @@
+//! What befalls a database, one after the other and twice over, while 16 threads work on it. The clients have a network of
+//! their own, and a proxy stands before the server. The bounds are those of the guide's chapter.
+
+mod fault;
+mod load;
+mod source;
+
+use std::cell::Cell;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use diesel_rds_iam::local::{Attempt, LocalRds};
+use diesel_rds_iam::{PerThread, RdsConnectionManager};
+
+use crate::support::network::{Cable, SERVER};
+use crate::support::proxy::Proxy;
+use crate::support::{eventually, in_a_network_of_its_own, start};
+use fault::{FAULTS, Fault, Scene};
+use load::{Connections, Load, THREADS, Tally};
+use source::Source;
+
+const NAME: &str = "db.abc123.eu-west-1.rds.amazonaws.com";
+const GUIDE: &str = include_str!("../../../src/guide/faults.md");
+const ROUNDS: usize = 2;
+/// By how much a process may have grown from the end of one round to the end of the next, in MiB.
+const FLAT: f64 = 8.0;
+
+#[test]
+fn a_pool_serves_all_again_after_each_fault() {
+    in_a_network_of_its_own("faults::a_pool", SERVER, &[]);
+}
+
+#[test]
+fn per_thread_serves_all_again_after_each_fault() {
+    in_a_network_of_its_own("faults::per_thread", SERVER, &[]);
+}
+
+#[test]
+#[ignore = "runs in a network of its own, which has the server's address"]
+fn a_pool() {
+    suffer(20, |manager| manager.build_pool(manager.pool_builder().max_size(10)).unwrap());
+}
+
+#[test]
+#[ignore = "runs in a network of its own, which has the server's address"]
+fn per_thread() {
+    suffer(40, PerThread::new);
+}
+
+/// All faults under load. The server may be asked for so many logins in a second.
+fn suffer<C: Connections + Send>(most_logins: usize, connections: impl FnOnce(RdsConnectionManager) -> C + Send) {
+    let scene = set_the_scene();
+    let manager = manager(&scene);
+    let connections = scene.cable.across(|| connections(manager));
+    let (cable, load, everybodys) = (&scene.cable, &scene.load, &connections);
+    thread::scope(|scope| {
+        let _end = End(load);
+        for thread in 0..THREADS {
+            scope.spawn(move || {
+                cable.cross();
+                load.work(thread, everybodys);
+            });
+        }
+        let mut memory = Vec::new();
+        for round in 1..=ROUNDS {
+            for (name, fault) in FAULTS {
+                befall(&scene, &connections, name, *fault, most_logins);
+            }
+            memory.push(resident());
+            eprintln!("round {round}: {:.1} MiB", memory[round - 1]);
+        }
+        assert!(memory[ROUNDS - 1] - memory[0] < FLAT, "{memory:?}");
+    });
+    let rows = scene.load.check(&mut scene.rds.superuser().unwrap());
+    eprintln!("{rows} rows, each as its ledger says");
+    drop(connections);
+    eventually(|| sessions(&scene.rds) == 0);
+}
+
+fn set_the_scene() -> Scene {
+    let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
+    let (proxy, cable, source) = (Proxy::to(rds.port()), Cable::lay(), Source::of(&rds));
+    let load = Load::new(&mut rds.superuser().unwrap());
+    Scene { rds, proxy, cable, source, key_pair: Cell::new(0), load }
+}
+
+fn manager(scene: &Scene) -> RdsConnectionManager {
+    let [direct, by_proxy] = [format!("localhost:{}", scene.rds.port()), format!("{SERVER}:{}", scene.proxy.port)];
+    let url = scene.rds.database_url().replace(&direct, &by_proxy) + "&target_session_attrs=read-write";
+    let builder = RdsConnectionManager::builder().credentials_provider(scene.source.clone());
+    // Soon, so that connections are retired and made while all is well, too.
+    let builder = builder.time_source(scene.rds.clock()).max_lifetime(Some(Duration::from_secs(20)));
+    builder.build(url).unwrap()
+}
+
+/// Ends the load, also where the test fails: its threads are waited for.
+struct End<'a>(&'a Load);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+fn befall(scene: &Scene, connections: &dyn Connections, name: &str, fault: Fault, most_logins: usize) {
+    let load = &scene.load;
+    let (tally, logins) = (load.tally(), scene.rds.attempts().len());
+    fault(scene);
+    let took = load.full_service(Instant::now(), bound(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    eventually(|| sessions(&scene.rds) == connections.open());
+    let Tally { failed, uncertain } = load.tally() - tally;
+    let rate = busiest_second(&scene.rds.attempts()[logins..]);
+    eprintln!("| {name} | {failed} failed, {uncertain} uncertain, {rate} logins/s, {:.1} s", took.as_secs_f64());
+    assert!(rate < most_logins, "{name}: {rate} logins in a second");
+    assert!(uncertain > 0 || !name.contains("commits"), "no commit was cut");
+}
+
+/// In the guide's table: the fault, the bound in seconds, what was measured.
+fn bound(name: &str) -> Duration {
+    let mut rows = GUIDE.lines().map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+    let row = rows.find(|row| row.get(1) == Some(&name)).unwrap_or_else(|| panic!("the guide does not tell of {name}"));
+    Duration::from_secs(row[2].parse().unwrap())
+}
+
+fn busiest_second(attempts: &[Attempt]) -> usize {
+    let within = |first: &Attempt| {
+        let end = first.at + Duration::from_secs(1);
+        attempts.iter().filter(|attempt| (first.at..end).contains(&attempt.at)).count()
+    };
+    attempts.iter().map(within).max().unwrap_or(0)
+}
+
+/// What the server holds for our user.
+fn sessions(rds: &LocalRds) -> usize {
+    let count = diesel::dsl::sql::<BigInt>("count(*) FROM pg_stat_activity WHERE usename = 'app'");
+    let count: i64 = diesel::select(count).get_result(&mut rds.superuser().unwrap()).unwrap();
+    usize::try_from(count).unwrap()
+}
+
+/// This process's memory, in MiB.
+fn resident() -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+}
