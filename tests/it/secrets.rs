@@ -92,7 +92,7 @@ fn watch(has_ended: &AtomicBool, folder: &Path, forms: &[(String, String)]) -> S
             seen.arguments(&String::from_utf8_lossy(&arguments), forms);
         }
         visit_readable(folder, &mut |file| seen.search_file(file, forms));
-        thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(100));
     }
     seen
 }
@@ -173,7 +173,7 @@ fn walk(folder: &Path, wanted: &dyn Fn(u32) -> bool, look: &mut dyn FnMut(&Path)
 /// Which tests failed, and what the panics said, but for lines that hold a secret.
 fn failures(shown: &str, forms: &[(String, String)]) -> String {
     let lines: Vec<&str> = shown.lines().collect();
-    let panics = lines.iter().enumerate().filter(|(_, line)| line.contains("' panicked at "));
+    let panics = lines.iter().enumerate().filter(|(_, line)| line.contains(" panicked at "));
     let said = panics.flat_map(|(at, _)| lines[at..].iter().take(5));
     let failed = lines.iter().filter(|line| line.ends_with("... FAILED"));
     let safe = said.chain(failed).filter(|line| found(line, forms).is_none());

@@ -26,7 +26,7 @@ const NAME: &str = "db.abc123.eu-west-1.rds.amazonaws.com";
 const GUIDE: &str = include_str!("../../../src/guide/faults.md");
 const ROUNDS: usize = 2;
 /// By how much a process may have grown from the end of one round to the end of the next, in MiB.
-const FLAT: f64 = 8.0;
+const FLAT: f64 = 4.0;
 
 #[test]
 fn a_pool_serves_all_again_after_each_fault() {
