@@ -167,7 +167,9 @@
 //! ([`PoolLog`]). No level shows a secret. Mind diesel's own instrumentation: a default one set by
 //! [`diesel::connection::set_default_instrumentation`] is handed the connection string of each new connection, token
 //! included. Who else can see one, [`guide::security`] tells.
-#![deny(unsafe_code)]
+#![deny(missing_docs, unsafe_code)]
+// docs.rs says of each item which feature it is of.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod attempts;
 mod builder;
