@@ -179,6 +179,10 @@ mod credentials;
 pub mod doctor;
 mod endpoint;
 mod error;
+// Who fuzzes a program of his own sets the cfg for us, too.
+#[cfg(all(fuzzing, feature = "local"))]
+#[doc(hidden)]
+pub mod fuzzing;
 // Text, of which no program has need. Its examples run on a LocalRds.
 #[cfg(all(doc, any(feature = "local", not(doctest))))]
 pub mod guide;

@@ -114,11 +114,7 @@ impl LibpqLogin {
     /// The lines of a passfile (libpq, "The Password File") for all hosts: to be handed over as `PGPASSFILE`, where
     /// `PGPASSWORD` is not set. libpq wants it to be readable by its owner only.
     pub fn passfile(&self) -> String {
-        let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
-        let line = |(host, token): &(Host, AuthToken)| {
-            format!("{}:{}:*:*:{}\n", escape(&host.name), host.port, escape(token.as_str()))
-        };
-        self.tokens.iter().map(line).collect()
+        self.tokens.iter().map(|(host, token)| passfile_line(&host.name, host.port, token.as_str())).collect()
     }
 
     /// When the first of the tokens ends; none with `rds_iam_auth=false`.
@@ -146,6 +142,12 @@ impl LibpqLogin {
     fn url(&self, password: Option<&str>) -> String {
         self.given.clone().unwrap_or_else(|| url(&self.settings, password))
     }
+}
+
+/// For all databases and users.
+pub(crate) fn passfile_line(host: &str, port: u16, password: &str) -> String {
+    let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
+    format!("{}:{port}:*:*:{}\n", escape(host), escape(password))
 }
 
 /// libpq's keywords for where to dial; each takes a list.

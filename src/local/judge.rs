@@ -193,7 +193,7 @@ struct Scope {
 }
 
 /// The whole judgement: nothing but its arguments counts.
-fn judge(
+pub(crate) fn judge(
     token: &str,
     user: &str,
     endpoint: &Endpoint,

@@ -62,16 +62,20 @@ fn serve(listener: &TcpListener, judge: &Arc<Judge>, ended: &AtomicBool) {
         let judge = judge.clone();
         // Each backend of PostgreSQL has a connection of its own, and they log in at the same time.
         std::thread::spawn(move || {
-            if let Err(error) = stream.and_then(|stream| converse(stream, &judge)) {
+            if let Err(error) = stream.and_then(|stream| attend(&stream, &judge)) {
                 log::debug!("LocalRds: a conversation with PostgreSQL ended: {error}");
             }
         });
     }
 }
 
-/// One connection: a bind and its answer, then an unbind or the end.
-fn converse(mut stream: TcpStream, judge: &Judge) -> io::Result<()> {
+fn attend(stream: &TcpStream, judge: &Judge) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    converse(stream, stream, |user, password| judge.admits(user, password))
+}
+
+/// One connection: a bind and its answer, then an unbind or the end.
+pub(crate) fn converse(mut from: impl Read, mut to: impl Write, admits: impl Fn(&str, &str) -> bool) -> io::Result<()> {
     let mut codec = LdapCodec::default();
     let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
     let mut chunk = [0; 4096];
@@ -80,23 +84,21 @@ fn converse(mut stream: TcpStream, judge: &Judge) -> io::Result<()> {
             let LdapOp::BindRequest(bind) = message.op else {
                 return Ok(());
             };
-            let answer = LdapOp::BindResponse(LdapBindResponse { res: answer(&bind, judge), saslcreds: None });
+            let answer = LdapOp::BindResponse(LdapBindResponse { res: answer(&bind, &admits), saslcreds: None });
             codec.encode(LdapMsg::new(message.msgid, answer), &mut output)?;
-            stream.write_all(&output.split())?;
+            to.write_all(&output.split())?;
         }
-        match stream.read(&mut chunk)? {
+        match from.read(&mut chunk)? {
             0 => return Ok(()),
             length => input.extend_from_slice(&chunk[..length]),
         }
     }
 }
 
-fn answer(bind: &LdapBindRequest, judge: &Judge) -> LdapResult {
+fn answer(bind: &LdapBindRequest, admits: impl Fn(&str, &str) -> bool) -> LdapResult {
     let user = bind.dn.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(SUFFIX));
     match (user, &bind.cred) {
-        (Some(user), LdapBindCred::Simple(password)) if judge.admits(user, password) => {
-            LdapBindResponse::new_success("").res
-        }
+        (Some(user), LdapBindCred::Simple(password)) if admits(user, password) => LdapBindResponse::new_success("").res,
         _ => LdapBindResponse::new_invalidcredentials(&bind.dn, "refused").res,
     }
 }

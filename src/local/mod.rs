@@ -36,6 +36,8 @@ use diesel::connection::SimpleConnection;
 
 pub use clock::Clock;
 pub use judge::{Attempt, Refusal};
+#[cfg(fuzzing)]
+pub(crate) use {judge::judge, ldap::converse};
 
 use crate::conninfo::{LONGEST_NAME, invalid};
 use crate::token::{encode, hex};
