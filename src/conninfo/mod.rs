@@ -391,7 +391,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::token::encode;
 
     /// What a manager would give to libpq, parsed by libpq.
     fn for_libpq(conninfo: &str) -> BTreeMap<String, String> {
@@ -479,6 +478,31 @@ mod tests {
         any::<String>().prop_map(|text| text.replace('\0', ""))
     }
 
+    /// One of the ways to write it as key/value.
+    fn setting(keyword: &str, value: &str, style: u8) -> String {
+        let is_quoted = style & 1 == 0 || value.is_empty();
+        let (escape_all, equals) = (style & 2 == 0, ["=", " = ", "\t=", "=\n"][usize::from(style >> 6)]);
+        let escape = |c: char| match c {
+            '\'' | '\\' => format!("\\{c}"),
+            _ if escape_all || !is_quoted && c.is_ascii_whitespace() || c == '\x0b' => format!("\\{c}"),
+            _ => c.into(),
+        };
+        let value: String = value.chars().map(escape).collect();
+        let quote = if is_quoted { "'" } else { "" };
+        format!("{keyword}{equals}{quote}{value}{quote}")
+    }
+
+    /// One of the ways to write it in a URI. (An '@' ends the user's name, even after a '?', where there is no '/'.)
+    fn parameter(keyword: &str, value: &str, style: u8) -> String {
+        let is_encoded = |byte: u8| style & 1 == 0 || b"%&=@".contains(&byte) || byte.is_ascii_whitespace();
+        let value = value.bytes().flat_map(|byte| match byte {
+            _ if is_encoded(byte) && style & 2 == 0 => format!("%{byte:02x}").into_bytes(),
+            _ if is_encoded(byte) => format!("%{byte:02X}").into_bytes(),
+            _ => vec![byte],
+        });
+        format!("{keyword}={}", String::from_utf8(value.collect()).unwrap())
+    }
+
     proptest! {
         #[test]
         fn what_we_render_libpq_reads_back(user in text(), password in text(), options in text(), host in text()) {
@@ -489,22 +513,25 @@ mod tests {
         }
 
         #[test]
-        fn our_keys_come_out_of_any_company(values in proptest::collection::vec(text(), 4), first in any::<bool>()) {
-            let own = [("region_name", values[0].as_str()), ("iam_host", &values[1])];
-            let others = [("user", values[2].as_str()), ("options", &values[3])];
-            let all: Vec<(&str, &str)> =
-                if first { own.iter().chain(&others).copied().collect() } else { others.iter().chain(&own).copied().collect() };
-            let pairs: Vec<String> = all.iter().map(|pair| render([*pair].into())).collect();
-            let query: Vec<String> = all.iter().map(|(keyword, value)| format!("{keyword}={}", encode(value))).collect();
-            for conninfo in [pairs.join(" "), format!("postgresql:///?{}", query.join("&"))] {
-                let given = Given::parse(&conninfo).unwrap();
-                let some = |value: &str| (!value.is_empty()).then(|| value.to_owned());
-                prop_assert_eq!(given.own.region_name, some(&values[0]));
-                prop_assert_eq!(given.own.iam_host, some(&values[1]));
-                let parsed = libpq::parse(given.text.as_ref().unwrap()).ok().unwrap();
-                prop_assert_eq!(&parsed["user"], &values[2]);
-                prop_assert_eq!(&parsed["options"], &values[3]);
-            }
+        fn libpq_reads_the_rest_as_if_our_keys_had_never_been_there(
+            theirs in proptest::collection::vec((prop_oneof!["user", "options", "service"], text(), any::<u8>()), 1..4),
+            (region, iam_host, style) in (text(), text(), any::<u8>()),
+            place in any::<proptest::sample::Index>(),
+            uri in proptest::option::of(prop_oneof!["", "h", "u%40:p%3F@h:1,[::1]:2/d%20d", "u:p?@h", "/d"]),
+        ) {
+            let write = if uri.is_some() { parameter } else { setting };
+            let whole = |pieces: &[String]| match &uri {
+                Some(start) => format!("postgres://{start}?{}", pieces.join("&")),
+                None => pieces.join(" "),
+            };
+            let mut pieces: Vec<String> = theirs.iter().map(|(keyword, value, style)| write(keyword, value, *style)).collect();
+            let expected = libpq::parse(&c_string(&whole(&pieces)).unwrap()).ok().unwrap();
+            pieces.insert(place.index(pieces.len() + 1), write("region_name", &region, style));
+            pieces.insert(place.index(pieces.len() + 1), write("iam_host", &iam_host, !style));
+            let given = Given::parse(&whole(&pieces)).unwrap();
+            prop_assert_eq!(given.explicit, expected);
+            let some = |value: String| (!value.is_empty()).then_some(value);
+            prop_assert_eq!((given.own.region_name, given.own.iam_host), (some(region), some(iam_host)));
         }
 
         #[test]

@@ -19,6 +19,7 @@ mod hosts;
 mod local_rds;
 mod login;
 mod migrate;
+mod oracles;
 mod outage;
 mod per_thread;
 mod pool;
