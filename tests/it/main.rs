@@ -18,6 +18,8 @@ mod guide;
 mod hosts;
 mod local_rds;
 mod login;
+#[cfg(target_os = "linux")]
+mod memory;
 mod migrate;
 mod oracles;
 mod outage;
