@@ -15,6 +15,7 @@ mod examples;
 #[cfg(target_os = "linux")]
 mod faults;
 mod guide;
+mod hostile_logins;
 mod hosts;
 mod local_rds;
 mod login;
