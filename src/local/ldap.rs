@@ -20,6 +20,9 @@ use crate::Error;
 pub(super) const PREFIX: &str = "uid=";
 pub(super) const SUFFIX: &str = ",dc=rds";
 
+/// In bytes: the longest password that PostgreSQL takes, with room for the user's name.
+const LONGEST_BIND: usize = 66 * 1024;
+
 /// Answers binds until it is dropped.
 pub(super) struct Listener {
     address: SocketAddr,
@@ -76,7 +79,7 @@ fn attend(stream: &TcpStream, judge: &Judge) -> io::Result<()> {
 
 /// One connection: a bind and its answer, then an unbind or the end.
 pub(crate) fn converse(mut from: impl Read, mut to: impl Write, admits: impl Fn(&str, &str) -> bool) -> io::Result<()> {
-    let mut codec = LdapCodec::default();
+    let mut codec = LdapCodec::new(Some(LONGEST_BIND), None);
     let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
     let mut chunk = [0; 4096];
     loop {

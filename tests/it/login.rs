@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use diesel_rds_iam::local::{LocalRds, Refusal};
 use diesel_rds_iam::r2d2::ManageConnection;
-use diesel_rds_iam::{Endpoint, RdsConnectionManager};
+use diesel_rds_iam::{Credentials, Endpoint, RdsConnectionManager, presign};
 
 use crate::support::{current_user, key_pair, last_verdict, log_in, manager, minutes, refused, start, token_of};
 
@@ -167,9 +167,7 @@ fn key_pairs_can_be_added_and_revoked() {
 fn a_session_token_of_role_credentials_is_part_of_the_token() {
     let rds = start(LocalRds::builder());
     let session_token = "SES/SION+TOK=EN==".repeat(70);
-    let role = |token: &str| {
-        diesel_rds_iam::Credentials::new("ASIAROLE", "local-rds-secret-role", Some(token.into()), None, "test")
-    };
+    let role = |token: &str| Credentials::new("ASIAROLE", "local-rds-secret-role", Some(token.into()), None, "test");
     rds.add_key_pair(role(&session_token));
     let manager =
         |credentials| rds.manager_builder().credentials_provider(credentials).build(rds.database_url()).unwrap();
@@ -262,6 +260,18 @@ fn a_missing_ca_file_says_where_to_get_one() {
     let url = rds.database_url().replace("ca.pem", "nowhere.pem");
     let text = refused(&rds.manager_builder().build(&url).unwrap());
     assert!(text.contains("global-bundle.pem"), "{text}");
+}
+
+#[test]
+fn a_token_as_long_as_postgresql_takes_is_let_in() {
+    let rds = start(LocalRds::builder());
+    let key_pair =
+        |length| Credentials::new("ASIALONG", "local-rds-secret-long", Some("s".repeat(length)), None, "test");
+    let sign = |length| presign(&rds.endpoint(), LocalRds::USER, &key_pair(length), SystemTime::now());
+    let longest = 65_530 - sign(1).unwrap().as_str().len() + 1;
+    assert!(sign(longest).is_ok() && sign(longest + 1).is_err());
+    rds.add_key_pair(key_pair(longest));
+    log_in(&rds, LocalRds::USER, sign(longest).unwrap().as_str()).unwrap();
 }
 
 #[test]
