@@ -4,6 +4,7 @@
 use diesel_rds_iam::fuzzing::{read_by_libpq, with_token, without_iam};
 use libfuzzer_sys::fuzz_target;
 
+/// The last is libpq's own from version 16 on.
 const OUR_OWN: &[&str] = &["rds_iam_auth", "region_name", "iam_host", "iam_port", "load_balance_hosts"];
 
 /// Read before a token is signed, or without a meaning beside one.
