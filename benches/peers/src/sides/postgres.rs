@@ -1,0 +1,59 @@
+//! postgres in r2d2, with a token made at the start.
+
+use std::any::Any;
+use std::env::var;
+
+use native_tls::{Certificate, TlsConnector};
+use postgres::{Client, Config};
+use postgres_native_tls::MakeTlsConnector;
+use r2d2::{NopErrorHandler, Pool};
+use r2d2_postgres::PostgresConnectionManager;
+
+use super::{Settings, Side, microseconds, text};
+
+pub(super) struct Pooled {
+    settings: Settings,
+    tls: MakeTlsConnector,
+    pool: Pool<PostgresConnectionManager<MakeTlsConnector>>,
+}
+
+impl Pooled {
+    pub(super) fn new(settings: Settings) -> Result<Self, String> {
+        let tls = tls();
+        let manager = PostgresConnectionManager::new(config(&settings).into(), tls.clone());
+        let builder = Pool::builder().max_size(settings.connections).max_lifetime(Some(settings.max_lifetime));
+        let pool = builder.error_handler(Box::new(NopErrorHandler)).build(manager).map_err(text)?;
+        Ok(Pooled { settings, tls, pool })
+    }
+}
+
+impl Side for Pooled {
+    fn ask(&self, sql: &'static str) -> Result<f64, String> {
+        let ask = |client: &mut Client| client.query_one(sql, &[]);
+        Ok(ask(&mut *self.pool.get().map_err(text)?).map_err(text)?.get(0))
+    }
+
+    fn checkout(&self) -> f64 {
+        microseconds(|| drop(self.pool.get().unwrap()))
+    }
+
+    fn login(&self) -> Box<dyn Any> {
+        Box::new(Config::from(config(&self.settings)).connect(self.tls.clone()).unwrap())
+    }
+}
+
+/// It reads no variables of libpq's.
+pub(super) fn config(settings: &Settings) -> tokio_postgres::Config {
+    let mut config = tokio_postgres::Config::new();
+    config.host(var("PGHOST").unwrap()).port(var("PGPORT").unwrap().parse().unwrap());
+    config.user(var("PGUSER").unwrap()).dbname(var("PGDATABASE").unwrap()).password(settings.token());
+    config.ssl_mode(tokio_postgres::config::SslMode::Require);
+    config
+}
+
+/// To be made once: it reads all roots of this machine, although it then leaves them out. It checks the name by default.
+pub(super) fn tls() -> MakeTlsConnector {
+    let root = Certificate::from_pem(&std::fs::read(var("PGSSLROOTCERT").unwrap()).unwrap()).unwrap();
+    let connector = TlsConnector::builder().disable_built_in_roots(true).add_root_certificate(root).build();
+    MakeTlsConnector::new(connector.unwrap())
+}
