@@ -32,9 +32,9 @@ const DONE: &[&str] = &[
     "migrate::",
     "guide::",
     "cli::exec::",
-    "cli::env::",
-    "cli::token::",
+    "cli::env_and_token::",
     "cli::local::",
+    "cli::manual::",
     "doctor_program::",
 ];
 

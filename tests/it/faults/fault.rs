@@ -5,6 +5,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::Integer;
 use diesel_rds_iam::local::LocalRds;
@@ -107,9 +108,10 @@ fn cut_a_commit(scene: &Scene) -> bool {
 }
 
 fn freeze(scene: &Scene) {
-    let backend = diesel::dsl::sql::<Integer>("pg_backend_pid()");
-    let backend: i32 = diesel::select(backend).get_result(&mut scene.rds.superuser().unwrap()).unwrap();
+    let mut session = scene.rds.superuser().unwrap();
+    let backend: i32 = diesel::select(sql::<Integer>("pg_backend_pid()")).get_result(&mut session).unwrap();
     let server = parent(&backend.to_string()).unwrap();
+    drop(session);
     // It first, so that no backend begins in between.
     send("STOP", &server);
     let backends: Vec<String> = processes().filter(|process| parent(process).as_ref() == Some(&server)).collect();
