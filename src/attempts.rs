@@ -65,7 +65,7 @@ impl Attempts {
             Outlook::Unknown if last.in_a_row >= BURST => (PAUSE_AFTER_BURST, PAUSE_AFTER_BURST),
             _ => return last.pause = None,
         };
-        // One that has begun goes on, whoever else fails in the meantime.
+        // One that has begun goes on, whoever else fails in the same way in the meantime.
         let begun = last.pause.take().filter(|pause| pause.longest == longest);
         last.pause = Some(begun.unwrap_or(Pause { until: now + length, length, longest }));
     }

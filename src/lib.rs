@@ -93,8 +93,8 @@
 //! server is, where r2d2's own pauses grow to half its connection_timeout. After a refusal that
 //! waiting does not mend (no role rds_iam, a bad certificate, an unknown database) the next attempts are paused, for 1
 //! second, 2, 4, 8 and then always 10, as refused logins count against the server's limits: in a pause `connect` fails
-//! with the same cause and does not dial. From the fifth failure of another kind in a row they are paused for 100 ms. The
-//! next success ends that. What each fault costs was [measured](guide::faults).
+//! with the same cause and does not dial. From the fifth failure of another kind in a row they are paused for 100 ms. A
+//! success ends that, and so does a failure of another kind. What each fault costs was [measured](guide::faults).
 //!
 //! # Credentials
 //!

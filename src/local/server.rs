@@ -28,12 +28,12 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Ends the server and removes its folder as soon as our end of its standard input is closed: on drop, and also when
 /// this process is killed. The server's own process id is the first line of postmaster.pid; an initdb that still runs
-/// writes until its folder is gone.
+/// writes until its folder is gone. PostgreSQL itself waits five seconds for a backend that was stopped.
 const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 read -r _
 pid=$(head -n 1 "$1/data/postmaster.pid") && kill -QUIT "$pid"
-tries=100
+tries=400
 while [ "$tries" -gt 0 ] && { kill -0 "$pid" || ! rm -rf "$1"; }; do tries=$((tries - 1)); sleep 0.05; done
 "#;
 

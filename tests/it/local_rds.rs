@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use diesel::RunQueryDsl;
+use diesel::dsl::sql;
+use diesel::sql_types::Integer;
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 
-use crate::support::{current_user, in_a_child, manager, refused, start};
+use crate::support::{current_user, in_a_child, manager, refused, send, start};
 
 fn folder(rds: &LocalRds) -> PathBuf {
     rds.ca_file().parent().unwrap().to_owned()
@@ -58,8 +61,17 @@ fn nothing_is_left_after_a_panic() {
 /// The watchdog works after the process has gone, so there is nothing to join: the folder's end is awaited.
 #[test]
 fn nothing_is_left_after_a_process_that_ends_without_a_drop() {
+    nothing_is_left_after("local_rds::leaks");
+}
+
+#[test]
+fn nothing_is_left_of_a_server_with_a_backend_that_was_stopped() {
+    nothing_is_left_after("local_rds::leaks_with_a_backend_stopped");
+}
+
+fn nothing_is_left_after(test: &str) {
     let note = tempfile::NamedTempFile::new().unwrap();
-    in_a_child("local_rds::leaks", &[("NOTE", note.path().to_str().unwrap())]);
+    in_a_child(test, &[("NOTE", note.path().to_str().unwrap())]);
     let folder = PathBuf::from(std::fs::read_to_string(note.path()).unwrap());
     assert!(folder.is_absolute());
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -75,6 +87,17 @@ fn leaks() {
     let rds = start(LocalRds::builder());
     std::fs::write(std::env::var("NOTE").unwrap(), folder(&rds).to_str().unwrap()).unwrap();
     std::mem::forget(rds);
+}
+
+#[test]
+#[ignore = "runs as a process of its own, which ends with a server that nobody drops"]
+fn leaks_with_a_backend_stopped() {
+    let rds = start(LocalRds::builder());
+    std::fs::write(std::env::var("NOTE").unwrap(), folder(&rds).to_str().unwrap()).unwrap();
+    let mut session = rds.superuser().unwrap();
+    let backend = diesel::select(sql::<Integer>("pg_backend_pid()")).get_result::<i32>(&mut session).unwrap();
+    send("STOP", backend);
+    std::mem::forget((rds, session));
 }
 
 #[test]

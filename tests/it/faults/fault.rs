@@ -60,7 +60,7 @@ pub(crate) const FAULTS: &[(&str, Fault)] = &[
     }),
     ("cut in the middle of commits", |scene| while !cut_a_commit(scene) {}),
     ("credentials source down for longer than its key pair lives", |scene| {
-        scene.source.is_down();
+        scene.source.go_down();
         scene.rds.clock().advance(LIFE + minutes(1));
         end_sessions(&scene.rds);
         last(4);

@@ -64,10 +64,10 @@ impl Connections for PerThread<RdsConnectionManager> {
 
 /// What became of a row, as far as its writer knows.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Fate {
+enum Outcome {
     Committed,
     /// The answer to the commit did not come.
-    Uncertain,
+    Unknown,
     Failed,
 }
 
@@ -81,7 +81,7 @@ pub(crate) struct Load {
 struct State {
     /// When each thread was last served.
     last: Vec<Instant>,
-    fates: HashMap<(i32, i64), Fate>,
+    outcomes: HashMap<(i32, i64), Outcome>,
     tally: Tally,
     /// What was read, where it was not what had been written.
     wrong: Vec<String>,
@@ -91,22 +91,22 @@ struct State {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Tally {
     pub(crate) failed: usize,
-    pub(crate) uncertain: usize,
+    pub(crate) unknown: usize,
 }
 
 impl Sub for Tally {
     type Output = Tally;
 
     fn sub(self, before: Tally) -> Tally {
-        Tally { failed: self.failed - before.failed, uncertain: self.uncertain - before.uncertain }
+        Tally { failed: self.failed - before.failed, unknown: self.unknown - before.unknown }
     }
 }
 
 impl Load {
     pub(crate) fn new(superuser: &mut PgConnection) -> Load {
         superuser.batch_execute(SCHEMA).unwrap();
-        let (last, fates, wrong) = (vec![Instant::now(); THREADS], HashMap::new(), Vec::new());
-        let state = Mutex::new(State { last, fates, tally: Tally::default(), wrong });
+        let (last, outcomes, wrong) = (vec![Instant::now(); THREADS], HashMap::new(), Vec::new());
+        let state = Mutex::new(State { last, outcomes, tally: Tally::default(), wrong });
         Load { done: AtomicBool::new(false), committing: AtomicUsize::new(0), state, served: Condvar::new() }
     }
 
@@ -115,8 +115,8 @@ impl Load {
         let mut number = 0;
         while !self.done.load(SeqCst) {
             number += 1;
-            let fate = self.write(thread as i32, number, connections);
-            self.enter(thread, number, fate);
+            let outcome = self.write(thread as i32, number, connections);
+            self.enter(thread, number, outcome);
             // A steady load, not as much as goes.
             thread::sleep(PACE);
         }
@@ -126,7 +126,7 @@ impl Load {
         self.done.store(true, SeqCst);
     }
 
-    fn write(&self, thread: i32, number: i64, connections: &dyn Connections) -> Fate {
+    fn write(&self, thread: i32, number: i64, connections: &dyn Connections) -> Outcome {
         let mut is_to_be_committed = false;
         let written = connections.work(&mut |connection| {
             connection.transaction(|connection| {
@@ -143,21 +143,21 @@ impl Load {
             self.committing.fetch_sub(1, SeqCst);
         }
         match written {
-            Ok(()) => Fate::Committed,
+            Ok(()) => Outcome::Committed,
             Err(error) => {
                 log::debug!("thread {thread}, {number}: {error}");
-                if is_to_be_committed { Fate::Uncertain } else { Fate::Failed }
+                if is_to_be_committed { Outcome::Unknown } else { Outcome::Failed }
             }
         }
     }
 
-    fn enter(&self, thread: usize, number: i64, fate: Fate) {
+    fn enter(&self, thread: usize, number: i64, outcome: Outcome) {
         let mut state = self.state.lock().unwrap();
-        state.fates.insert((thread as i32, number), fate);
-        match fate {
-            Fate::Committed => state.last[thread] = Instant::now(),
-            Fate::Uncertain => state.tally.uncertain += 1,
-            Fate::Failed => state.tally.failed += 1,
+        state.outcomes.insert((thread as i32, number), outcome);
+        match outcome {
+            Outcome::Committed => state.last[thread] = Instant::now(),
+            Outcome::Unknown => state.tally.unknown += 1,
+            Outcome::Failed => state.tally.failed += 1,
         }
         self.served.notify_all();
     }
@@ -188,14 +188,14 @@ impl Load {
         let rows: Vec<(i32, i64)> = ledger::table.load(superuser).unwrap();
         let mut times = HashMap::new();
         rows.iter().for_each(|row| *times.entry(*row).or_insert(0) += 1);
-        for (row, fate) in &state.fates {
+        for (row, outcome) in &state.outcomes {
             let times = times.remove(row).unwrap_or(0);
-            let is_right = match fate {
-                Fate::Committed => times == 1,
-                Fate::Uncertain => times <= 1,
-                Fate::Failed => times == 0,
+            let is_right = match outcome {
+                Outcome::Committed => times == 1,
+                Outcome::Unknown => times <= 1,
+                Outcome::Failed => times == 0,
             };
-            assert!(is_right, "{row:?}: {fate:?}, and {times} times in the table");
+            assert!(is_right, "{row:?}: {outcome:?}, and {times} times in the table");
         }
         assert!(times.is_empty(), "nobody wrote {times:?}");
         rows.len()

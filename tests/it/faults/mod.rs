@@ -111,11 +111,11 @@ fn befall(scene: &Scene, connections: &dyn Connections, name: &str, fault: Fault
     fault(scene);
     let took = load.full_service(Instant::now(), bound(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
     eventually(|| sessions(&scene.rds) == connections.open());
-    let Tally { failed, uncertain } = load.tally() - tally;
+    let Tally { failed, unknown } = load.tally() - tally;
     let rate = busiest_second(&scene.rds.attempts()[logins..]);
-    eprintln!("| {name} | {failed} failed, {uncertain} uncertain, {rate} logins/s, {:.1} s", took.as_secs_f64());
+    eprintln!("| {name} | {failed} failed, {unknown} unknown, {rate} logins/s, {:.1} s", took.as_secs_f64());
     assert!(rate < most_logins, "{name}: {rate} logins in a second");
-    assert!(uncertain > 0 || !name.contains("commits"), "no commit was cut");
+    assert!(unknown > 0 || !name.contains("commits"), "no commit was cut");
 }
 
 /// In the guide's table: the fault, the bound in seconds, what was measured.

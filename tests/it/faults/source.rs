@@ -37,7 +37,8 @@ impl Source {
         *self.key_pair.lock().unwrap() = Some(key_pair);
     }
 
-    pub(crate) fn is_down(&self) {
+    /// Until it gives a key pair again.
+    pub(crate) fn go_down(&self) {
         *self.key_pair.lock().unwrap() = None;
     }
 }
