@@ -27,17 +27,9 @@ const MARKS: &[&str] = &[
     "SES/SION",
 ];
 
-/// What a test gives as somebody's own file or program with a secret, and what `exec --in-url` is warned about: each with how
-/// the secret begins.
-const GIVEN: &[(&str, &str)] = &[
-    (".env", "hunt"),
-    ("answer.json", "loca"),
-    ("config", "loca"),
-    ("credentials", "loca"),
-    ("sh", "loca"),
-    ("psql", "X-Am"),
-    ("pg_dump", "X-Am"),
-];
+/// Somebody's own files and commands, which tests write with a secret in them: sources of credentials, and the clients that
+/// `exec --in-url` is warned about (Debian's are in perl).
+const GIVEN: &[&str] = &[".env", "answer.json", "config", "credentials", "perl", "pg_dump", "psql", "sh"];
 
 /// Signs that the run did what it is to be searched for.
 const DONE: &[&str] = &[
@@ -136,21 +128,17 @@ impl Seen {
                 self.programs.push(known);
             }
         }
-        self.search_given(program, &format!("an argument of {program}"), arguments, forms);
+        if !GIVEN.contains(&program) {
+            self.search(&format!("an argument of {program}"), arguments, forms);
+        }
     }
 
     fn search_file(&mut self, file: &Path, forms: &[(String, String)]) {
-        // It may be gone already.
-        let contents = fs::read(file).unwrap_or_default();
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        self.search_given(&name, &file.display().to_string(), &String::from_utf8_lossy(&contents), forms);
-    }
-
-    fn search_given(&mut self, name: &str, place: &str, text: &str, forms: &[(String, String)]) {
-        let is_given = |beginning: &str| GIVEN.contains(&(name, beginning));
-        let others: Vec<(String, String)> =
-            forms.iter().filter(|(beginning, _)| !is_given(beginning)).cloned().collect();
-        self.search(place, text, &others);
+        if !GIVEN.iter().any(|given| file.ends_with(given)) {
+            // It may be gone already.
+            let contents = fs::read(file).unwrap_or_default();
+            self.search(&file.display().to_string(), &String::from_utf8_lossy(&contents), forms);
+        }
     }
 
     fn search(&mut self, place: &str, text: &str, forms: &[(String, String)]) {
