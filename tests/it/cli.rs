@@ -12,16 +12,14 @@ use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 use tempfile::TempDir;
 
-use crate::support::{manager, minutes, send, start};
+use crate::support::{manager, minutes, send, start, with_no_settings};
 
 const RDS_IAM: &str = env!("CARGO_BIN_EXE_rds-iam");
 
 /// A program in a folder of its own, with nothing in its environment but what it needs.
 fn program(name: impl AsRef<Path>, folder: &TempDir) -> Command {
     let mut command = Command::new(name.as_ref());
-    command.current_dir(folder.path()).env_clear().env("AWS_EC2_METADATA_DISABLED", "true").env("HOME", "/nonexistent");
-    let kept = ["PATH", "TMPDIR", "LD_LIBRARY_PATH", "RUST_LOG"];
-    command.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    with_no_settings(&mut command).current_dir(folder.path());
     command
 }
 

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use diesel_rds_iam::local::LocalRds;
 use serde_json::Value;
 
-use crate::support::start;
+use crate::support::{start, with_no_settings};
 
 const DOCTOR: &str = env!("CARGO_BIN_EXE_rds-iam");
 
@@ -15,11 +15,8 @@ fn doctor(environment: &[(&'static str, String)], arguments: &[&str]) -> Output 
 }
 
 fn run(command: &mut Command, environment: &[(&'static str, String)]) -> Output {
-    command.env_clear().envs([("HOME", "/nonexistent"), ("AWS_EC2_METADATA_DISABLED", "true")]);
-    let kept = ["PATH", "RUST_LOG", "TMPDIR"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
-    command.envs(kept);
     // Nobody's file .env.
-    let output = command.envs(environment.iter().cloned()).current_dir("/").output().unwrap();
+    let output = with_no_settings(command).envs(environment.iter().cloned()).current_dir("/").output().unwrap();
     // For the search for secrets.
     eprint!("{}{}", text(&output), String::from_utf8_lossy(&output.stderr));
     output

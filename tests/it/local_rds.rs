@@ -5,13 +5,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use diesel::RunQueryDsl;
-use diesel::dsl::sql;
-use diesel::sql_types::Integer;
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 
-use crate::support::{current_user, in_a_child, manager, refused, send, start};
+use crate::support::{backend, current_user, in_a_child, manager, refused, send, start};
 
 fn folder(rds: &LocalRds) -> PathBuf {
     rds.ca_file().parent().unwrap().to_owned()
@@ -95,8 +92,7 @@ fn leaks_with_a_backend_stopped() {
     let rds = start(LocalRds::builder());
     std::fs::write(std::env::var("NOTE").unwrap(), folder(&rds).to_str().unwrap()).unwrap();
     let mut session = rds.superuser().unwrap();
-    let backend = diesel::select(sql::<Integer>("pg_backend_pid()")).get_result::<i32>(&mut session).unwrap();
-    send("STOP", backend);
+    send("STOP", backend(&mut session));
     std::mem::forget((rds, session));
 }
 

@@ -2,23 +2,15 @@
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Integer};
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::{PerThread, RdsConnectionManager};
 
 #[cfg(target_os = "linux")]
 use crate::support::in_a_child_under_valgrind;
-use crate::support::{manager, start};
+use crate::support::{self, manager, sessions, start};
 
 fn backend(connections: &PerThread<RdsConnectionManager>) -> i32 {
-    let mut connection = connections.get().unwrap();
-    diesel::select(diesel::dsl::sql::<Integer>("pg_backend_pid()")).get_result(&mut *connection).unwrap()
-}
-
-/// The sessions that the server has of the user of these tests.
-fn sessions(rds: &LocalRds) -> i64 {
-    let query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
-    diesel::dsl::sql::<BigInt>(query).get_result(&mut rds.superuser().unwrap()).unwrap()
+    support::backend(&mut connections.get().unwrap())
 }
 
 fn wait_for_sessions(rds: &LocalRds, expected: i64) {

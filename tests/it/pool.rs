@@ -3,11 +3,10 @@
 use std::thread;
 use std::time::Duration;
 
-use diesel::prelude::*;
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::{ManageConnection, Pool};
 
-use crate::support::{current_user, end_sessions, manager, start};
+use crate::support::{backend, current_user, end_sessions, manager, start};
 
 #[test]
 fn many_threads_share_few_logins() {
@@ -38,11 +37,6 @@ fn a_connection_left_in_a_transaction_is_not_given_out_again() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let pool = manager.pool_builder().max_size(1).build(manager).unwrap();
-    let backend = |connection: &mut PgConnection| -> i32 {
-        diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("pg_backend_pid()"))
-            .get_result(connection)
-            .unwrap()
-    };
     let mut connection = pool.get().unwrap();
     let first = backend(&mut connection);
     drop(connection);

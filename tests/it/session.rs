@@ -12,15 +12,11 @@ use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::{ManageConnection, Pool};
 use diesel_rds_iam::{Builder, Error, RdsConnectionManager};
 
-use crate::support::{log, start};
+use crate::support::{backend, log, start};
 
 fn pool_of(size: u32, builder: Builder, url: &str) -> Pool<RdsConnectionManager> {
     let manager = builder.build(url).unwrap();
     manager.pool_builder().max_size(size).build(manager).unwrap()
-}
-
-fn backend(connection: &mut PgConnection) -> i32 {
-    diesel::select(diesel::dsl::sql::<Integer>("pg_backend_pid()")).get_result(connection).unwrap()
 }
 
 /// The last query of a backend, as the server saw it.

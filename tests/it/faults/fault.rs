@@ -5,16 +5,13 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use diesel::dsl::sql;
-use diesel::prelude::*;
-use diesel::sql_types::Integer;
 use diesel_rds_iam::local::LocalRds;
 
 use super::load::Load;
 use super::source::{LIFE, Source, id};
 use crate::support::network::Cable;
 use crate::support::proxy::{Proxy, Weather};
-use crate::support::{end_sessions, minutes, send, soon};
+use crate::support::{backend, end_sessions, minutes, send, soon};
 
 pub(crate) struct Scene {
     pub(crate) rds: LocalRds,
@@ -102,15 +99,15 @@ fn cut_a_commit(scene: &Scene) -> bool {
     // A commit takes 20 ms.
     thread::sleep(Duration::from_millis(100));
     let is_one_left = scene.load.committing() > 0;
-    scene.proxy.cut();
+    // In this order: a login that began in between would wait for its connect_timeout.
     scene.proxy.set(Weather::Fair);
+    scene.proxy.cut();
     is_one_left
 }
 
 fn freeze(scene: &Scene) {
     let mut session = scene.rds.superuser().unwrap();
-    let backend: i32 = diesel::select(sql::<Integer>("pg_backend_pid()")).get_result(&mut session).unwrap();
-    let server = parent(&backend.to_string()).unwrap();
+    let server = parent(&backend(&mut session).to_string()).unwrap();
     drop(session);
     // It first, so that no backend begins in between.
     send("STOP", &server);

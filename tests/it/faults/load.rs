@@ -1,7 +1,7 @@
 //! Threads that write, each at its own pace, and keep a ledger of what became of it.
 
 use std::collections::HashMap;
-use std::ops::Sub;
+use std::ops::{DerefMut, Sub};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex};
 use std::thread;
@@ -34,31 +34,29 @@ const SCHEMA: &str = "
 
 /// What the threads get their connections from.
 pub(crate) trait Connections: Sync {
-    fn work(&self, unit: &mut dyn FnMut(&mut PgConnection) -> QueryResult<()>) -> Result<(), String>;
+    fn get(&self) -> Result<Box<dyn DerefMut<Target = PgConnection> + '_>, String>;
 
     /// How many there are while all is well.
-    fn open(&self) -> usize;
+    fn open(&self) -> u32;
 }
 
 impl Connections for Pool {
-    fn work(&self, unit: &mut dyn FnMut(&mut PgConnection) -> QueryResult<()>) -> Result<(), String> {
-        let mut connection = self.get().map_err(|error| error.to_string())?;
-        unit(&mut connection).map_err(|error| error.to_string())
+    fn get(&self) -> Result<Box<dyn DerefMut<Target = PgConnection> + '_>, String> {
+        Ok(Box::new(self.get().map_err(|error| error.to_string())?))
     }
 
-    fn open(&self) -> usize {
-        self.state().connections as usize
+    fn open(&self) -> u32 {
+        self.max_size()
     }
 }
 
 impl Connections for PerThread<RdsConnectionManager> {
-    fn work(&self, unit: &mut dyn FnMut(&mut PgConnection) -> QueryResult<()>) -> Result<(), String> {
-        let mut connection = self.get().map_err(|error| error.to_string())?;
-        unit(&mut connection).map_err(|error| error.to_string())
+    fn get(&self) -> Result<Box<dyn DerefMut<Target = PgConnection> + '_>, String> {
+        Ok(Box::new(self.get().map_err(|error| error.to_string())?))
     }
 
-    fn open(&self) -> usize {
-        THREADS
+    fn open(&self) -> u32 {
+        THREADS as u32
     }
 }
 
@@ -128,8 +126,8 @@ impl Load {
 
     fn write(&self, thread: i32, number: i64, connections: &dyn Connections) -> Outcome {
         let mut is_to_be_committed = false;
-        let written = connections.work(&mut |connection| {
-            connection.transaction(|connection| {
+        let written = connections.get().and_then(|mut connection| {
+            let committed: QueryResult<()> = connection.transaction(|connection| {
                 let read = write_and_read(connection, thread, number)?;
                 is_to_be_committed = true;
                 self.committing.fetch_add(1, SeqCst);
@@ -137,7 +135,8 @@ impl Load {
                     self.state.lock().unwrap().wrong.push(format!("{read:?} instead of {thread}, {number}"));
                 }
                 Ok(())
-            })
+            });
+            committed.map_err(|error| error.to_string())
         });
         if is_to_be_committed {
             self.committing.fetch_sub(1, SeqCst);

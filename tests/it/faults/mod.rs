@@ -10,14 +10,12 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use diesel::prelude::*;
-use diesel::sql_types::BigInt;
 use diesel_rds_iam::local::{Attempt, LocalRds};
 use diesel_rds_iam::{PerThread, RdsConnectionManager};
 
 use crate::support::network::{Cable, SERVER};
 use crate::support::proxy::Proxy;
-use crate::support::{eventually, in_a_network_of_its_own, start};
+use crate::support::{eventually, in_a_network_of_its_own, sessions, start};
 use fault::{FAULTS, Fault, Scene};
 use load::{Connections, Load, THREADS, Tally};
 use source::Source;
@@ -110,7 +108,7 @@ fn befall(scene: &Scene, connections: &dyn Connections, name: &str, fault: Fault
     let (tally, logins) = (load.tally(), scene.rds.attempts().len());
     fault(scene);
     let took = load.full_service(Instant::now(), bound(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
-    eventually(|| sessions(&scene.rds) == connections.open());
+    eventually(|| sessions(&scene.rds) == i64::from(connections.open()));
     let Tally { failed, unknown } = load.tally() - tally;
     let rate = busiest_second(&scene.rds.attempts()[logins..]);
     eprintln!("| {name} | {failed} failed, {unknown} unknown, {rate} logins/s, {:.1} s", took.as_secs_f64());
@@ -131,13 +129,6 @@ fn busiest_second(attempts: &[Attempt]) -> usize {
         attempts.iter().filter(|attempt| (first.at..end).contains(&attempt.at)).count()
     };
     attempts.iter().map(within).max().unwrap_or(0)
-}
-
-/// What the server holds for our user.
-fn sessions(rds: &LocalRds) -> usize {
-    let count = diesel::dsl::sql::<BigInt>("count(*) FROM pg_stat_activity WHERE usename = 'app'");
-    let count: i64 = diesel::select(count).get_result(&mut rds.superuser().unwrap()).unwrap();
-    usize::try_from(count).unwrap()
 }
 
 /// This process's memory, in MiB.

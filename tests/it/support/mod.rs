@@ -15,7 +15,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use diesel::dsl::sql;
 use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Integer, Text};
 use diesel_rds_iam::local::{Builder, LocalRds, Refusal};
 use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Credentials, Error, RdsConnectionManager, presign};
@@ -35,7 +37,18 @@ pub(crate) fn manager(rds: &LocalRds) -> RdsConnectionManager {
 }
 
 pub(crate) fn current_user(connection: &mut PgConnection) -> String {
-    diesel::select(diesel::dsl::sql::<diesel::sql_types::Text>("current_user::text")).get_result(connection).unwrap()
+    diesel::select(sql::<Text>("current_user::text")).get_result(connection).unwrap()
+}
+
+/// The process id of the server's end.
+pub(crate) fn backend(connection: &mut PgConnection) -> i32 {
+    diesel::select(sql::<Integer>("pg_backend_pid()")).get_result(connection).unwrap()
+}
+
+/// The sessions that the server has of the user that logs in by token.
+pub(crate) fn sessions(rds: &LocalRds) -> i64 {
+    let query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
+    sql::<BigInt>(query).get_result(&mut rds.superuser().unwrap()).unwrap()
 }
 
 /// The text of the error that a login ends in.
@@ -145,13 +158,17 @@ pub(crate) fn in_a_network_of_its_own(test: &str, address: &str, environment: &[
     run_alone(command, test, environment);
 }
 
-fn run_alone(mut command: Command, test: &str, environment: &[(&str, &str)]) -> String {
-    command.args(["--exact", test, "--include-ignored", "--nocapture"]).env_clear();
+/// Takes all from a program's environment but what it needs. Nobody's profile, and no metadata service: there are no AWS
+/// credentials but those that it is given.
+pub(crate) fn with_no_settings(command: &mut Command) -> &mut Command {
     let kept = ["PATH", "TMPDIR", "RUST_LOG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"];
-    command.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-    // Nobody's profile, and no metadata service: there are no AWS credentials but those given here.
-    command.envs([("HOME", "/nonexistent"), ("AWS_EC2_METADATA_DISABLED", "true")]);
-    let output = command.envs(environment.iter().copied()).output().unwrap();
+    command.env_clear().envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    command.envs([("HOME", "/nonexistent"), ("AWS_EC2_METADATA_DISABLED", "true")])
+}
+
+fn run_alone(mut command: Command, test: &str, environment: &[(&str, &str)]) -> String {
+    command.args(["--exact", test, "--include-ignored", "--nocapture"]);
+    let output = with_no_settings(&mut command).envs(environment.iter().copied()).output().unwrap();
     let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     // For the search for secrets.
     eprint!("{stdout}{stderr}");
