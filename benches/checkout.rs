@@ -1,5 +1,5 @@
-//! What it costs to check a connection that was just used out of a pool and in again: with our manager and with
-//! diesel's, each with and without its test at checkout.
+//! What it costs to check a connection that was just used out of a pool and in again: with our
+//! manager and with diesel's, each with and without its test at checkout.
 //!
 //!     cargo bench --all-features --bench checkout
 #![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
@@ -36,18 +36,26 @@ fn main() {
 
 fn measure(rds: &LocalRds, port: u16) -> [f64; 4] {
     let conninfo = conninfo(port, rds.ca_file());
-    let ours = rds.manager_builder().region(rds.endpoint().region()).iam_host("localhost").iam_port(rds.port());
+    let ours = rds
+        .manager_builder()
+        .region(rds.endpoint().region())
+        .iam_host("localhost")
+        .iam_port(rds.port());
     let ours = ours.build(&conninfo).unwrap();
     let token = ours.token().unwrap();
     let diesels = || ConnectionManager::new(format!("{conninfo} password='{}'", token.as_str()));
     let (tested, untested) = (pool(ours.clone(), true), pool(ours, false));
     let (diesels_tested, diesels_untested) = (pool(diesels(), true), pool(diesels(), false));
     let (mut ours, mut ours_untested) = (|| checkout(&tested), || checkout(&untested));
-    let (mut diesels, mut diesels_bare) = (|| checkout(&diesels_tested), || checkout(&diesels_untested));
+    let (mut diesels, mut diesels_bare) =
+        (|| checkout(&diesels_tested), || checkout(&diesels_untested));
     in_alternation(ROUNDS, [&mut ours, &mut ours_untested, &mut diesels, &mut diesels_bare])
 }
 
-fn pool<M: ManageConnection<Connection = PgConnection>>(manager: M, test_on_check_out: bool) -> Pool<M> {
+fn pool<M: ManageConnection<Connection = PgConnection>>(
+    manager: M,
+    test_on_check_out: bool,
+) -> Pool<M> {
     Pool::builder().max_size(1).test_on_check_out(test_on_check_out).build(manager).unwrap()
 }
 

@@ -1,5 +1,5 @@
-//! The CPU that a login takes this process, beside diesel's with a token that is ready: with the one root certificate
-//! that is needed, and with a bundle for all regions, as Amazon's.
+//! The CPU that a login takes this process, beside diesel's with a token that is ready: with the
+//! one root certificate that is needed, and with a bundle for all regions, as Amazon's.
 //!
 //!     cargo bench --all-features --bench connect
 #![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
@@ -41,18 +41,24 @@ fn main() {
     let server = Server::start();
     let bundle = bundle(&server.root);
     println!("Medians in milliseconds of CPU of {ROUNDS} logins each.\n");
-    println!("| root certificates | ours | diesel's | ratio | diesel's, gssencmode=disable | ratio |");
+    println!(
+        "| root certificates | ours | diesel's | ratio | diesel's, gssencmode=disable | ratio |"
+    );
     println!("|---|---|---|---|---|---|");
     for (roots, file) in [(1, server.root.as_path()), (1 + ROOTS_OF_OTHERS, bundle.path())] {
         let [ours, diesels, without_gss] = measure(&server, file);
         let (ratio, other_ratio) = (ours / diesels, ours / without_gss);
-        println!("| {roots} | {ours:.2} | {diesels:.2} | {ratio:.3} | {without_gss:.2} | {other_ratio:.3} |");
+        println!(
+            "| {roots} | {ours:.2} | {diesels:.2} | {ratio:.3} | {without_gss:.2} | {other_ratio:.3} |"
+        );
     }
 }
 
 fn measure(server: &Server, root: &Path) -> [f64; 3] {
     let conninfo = conninfo(server.port, root);
-    let ours = RdsConnectionManager::builder().credentials_provider(server.key_pair.clone()).region(REGION);
+    let ours = RdsConnectionManager::builder()
+        .credentials_provider(server.key_pair.clone())
+        .region(REGION);
     let ours = ours.build(&conninfo).unwrap();
     let diesels = format!("{conninfo} password='{}'", ours.token().unwrap().as_str());
     // Our manager's default. libpq's own is to look for Kerberos tickets first.
@@ -83,7 +89,8 @@ struct Server {
 impl Server {
     fn start() -> Server {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        let mut process = command.arg(SERVE).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut process =
+            command.arg(SERVE).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut next = || lines.next().unwrap().unwrap();
         let (port, root) = (next().parse().unwrap(), next().into());
@@ -120,7 +127,8 @@ const REGIONS: [&str; 37] = [
     "eusc-de-east-1",
 ];
 
-/// A file with the server's root and with as many others as Amazon's global bundle has, by the names in there.
+/// A file with the server's root and with as many others as Amazon's global bundle has, by the
+/// names in there.
 fn bundle(root: &Path) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(&roots_of_others().unwrap()).unwrap();
@@ -130,13 +138,15 @@ fn bundle(root: &Path) -> NamedTempFile {
 
 fn roots_of_others() -> Result<Vec<u8>, ErrorStack> {
     let p384 = EcGroup::from_curve_name(Nid::SECP384R1)?;
-    // One key for all roots of a kind: keys take long to make, and a login does not use those of others.
+    // One key for all roots of a kind: keys take long to make, and a login does not use those of
+    // others.
     let kinds = [
         ("RSA2048", PKey::from_rsa(Rsa::generate(2048)?)?),
         ("RSA4096", PKey::from_rsa(Rsa::generate(4096)?)?),
         ("ECC384", PKey::from_ec_key(EcKey::generate(&p384)?)?),
     ];
-    let all = REGIONS.iter().flat_map(|region| kinds.iter().map(move |(kind, key)| (region, kind, key)));
+    let all =
+        REGIONS.iter().flat_map(|region| kinds.iter().map(move |(kind, key)| (region, kind, key)));
     let mut pem = Vec::new();
     for (region, kind, key) in all.take(ROOTS_OF_OTHERS) {
         pem.extend(certificate(&format!("Amazon RDS {region} Root CA {kind} G1"), key)?.to_pem()?);
@@ -160,7 +170,9 @@ fn certificate(name: &str, key: &PKey<Private>) -> Result<X509, ErrorStack> {
     builder.append_extension(BasicConstraints::new().critical().ca().build()?)?;
     let identifier = SubjectKeyIdentifier::new().build(&builder.x509v3_context(None, None))?;
     builder.append_extension(identifier)?;
-    builder.append_extension(KeyUsage::new().critical().digital_signature().key_cert_sign().crl_sign().build()?)?;
+    builder.append_extension(
+        KeyUsage::new().critical().digital_signature().key_cert_sign().crl_sign().build()?,
+    )?;
     builder.sign(key, MessageDigest::sha384())?;
     Ok(builder.build())
 }

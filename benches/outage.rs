@@ -1,5 +1,5 @@
-//! A server that restarts, or is away for 13 seconds, under the load of eight threads: what fails, and how soon after
-//! its return all threads are served again. Beside diesel's own manager.
+//! A server that restarts, or is away for 13 seconds, under the load of eight threads: what fails,
+//! and how soon after its return all threads are served again. Beside diesel's own manager.
 //!
 //!     cargo bench --all-features --bench outage
 #![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
@@ -30,7 +30,9 @@ struct Toll {
 
 fn main() {
     let rds = LocalRds::start().unwrap();
-    println!("| outage | ours: failed, s | diesel's: failed, s | diesel's without test_on_check_out: failed, s |");
+    println!(
+        "| outage | ours: failed, s | diesel's: failed, s | diesel's without test_on_check_out: failed, s |"
+    );
     println!("|---|---|---|---|");
     for (name, outage, rounds) in [("a restart", 0, 7), ("13 seconds", 13, 3)] {
         let mut tolls: [Vec<Toll>; 3] = Default::default();
@@ -84,10 +86,15 @@ fn toll<M: ManageConnection<Connection = PgConnection>>(
 }
 
 /// Until the first success after the server is back.
-fn work<M: ManageConnection<Connection = PgConnection>>(pool: &r2d2::Pool<M>, back: &OnceLock<Instant>) -> Toll {
+fn work<M: ManageConnection<Connection = PgConnection>>(
+    pool: &r2d2::Pool<M>,
+    back: &OnceLock<Instant>,
+) -> Toll {
     let mut failed = 0.0;
     loop {
-        let worked = pool.get().is_ok_and(|mut connection| connection.batch_execute("SELECT pg_sleep(0.001)").is_ok());
+        let worked = pool
+            .get()
+            .is_ok_and(|mut connection| connection.batch_execute("SELECT pg_sleep(0.001)").is_ok());
         match back.get() {
             Some(back) if worked => return Toll { failed, late: back.elapsed().as_secs_f64() },
             _ if worked => {}

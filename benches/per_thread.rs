@@ -1,4 +1,5 @@
-//! What it costs to begin and end a unit of work on a thread's own connection, beside a checkout from a pool.
+//! What it costs to begin and end a unit of work on a thread's own connection, beside a checkout
+//! from a pool.
 //!
 //!     cargo bench --all-features --bench per_thread
 #![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
@@ -21,7 +22,9 @@ fn main() {
     let rds = LocalRds::start().unwrap();
     let conninfo = conninfo(rds.port(), rds.ca_file());
     let manager = rds.manager_builder().region(rds.endpoint().region()).build(conninfo).unwrap();
-    println!("Medians in microseconds of {ROUNDS} rounds of {UNITS} units of work without a query.\n");
+    println!(
+        "Medians in microseconds of {ROUNDS} rounds of {UNITS} units of work without a query.\n"
+    );
     println!("| threads | PerThread | pool | pool, untested |");
     println!("|---|---|---|---|");
     for threads in [1, 2, 8] {
@@ -33,7 +36,9 @@ fn main() {
 /// All threads are on the same side at the same time.
 fn measure(manager: &RdsConnectionManager, threads: u32) -> [f64; 3] {
     let per_thread = PerThread::new(manager.clone());
-    let pool = |tested| Pool::builder().max_size(threads).test_on_check_out(tested).build(manager.clone()).unwrap();
+    let pool = |tested| {
+        Pool::builder().max_size(threads).test_on_check_out(tested).build(manager.clone()).unwrap()
+    };
     let (tested, untested) = (pool(true), pool(false));
     let start = Barrier::new(threads as usize);
     let at_once = |unit: &dyn Fn()| {

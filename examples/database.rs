@@ -3,7 +3,8 @@
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::{Builder, Error, RdsConnectionManager};
 
-/// The database of DATABASE_URL or, where that is not set, a local stand-in for RDS that lives as long as this.
+/// The database of DATABASE_URL or, where that is not set, a local stand-in for RDS that lives as
+/// long as this.
 pub(crate) struct Database {
     pub(crate) manager: RdsConnectionManager,
     _local: Option<LocalRds>,
@@ -16,8 +17,12 @@ impl Database {
             return Ok(Database { manager: builder.build_from_env()?, _local: None });
         }
         let local = LocalRds::start()?;
-        println!("DATABASE_URL is not set: a local RDS listens on port {}, and goes when this ends.", local.port());
-        let builder = builder.credentials_provider(local.credentials().clone()).time_source(local.clock());
+        println!(
+            "DATABASE_URL is not set: a local RDS listens on port {}, and goes when this ends.",
+            local.port()
+        );
+        let builder =
+            builder.credentials_provider(local.credentials().clone()).time_source(local.clock());
         Ok(Database { manager: builder.build(local.database_url())?, _local: Some(local) })
     }
 }

@@ -1,9 +1,11 @@
-//! Runs what is pending of the migrations: for a deployment, before the programs that need the new schema.
+//! Runs what is pending of the migrations: for a deployment, before the programs that need the new
+//! schema.
 //!
-//! It waits for the database, for SECONDS at most, and tells why it does. Any number may be started at once: one migrates,
-//! and the others wait for as long as that takes. It ends with 0 when the schema is up to date, and with 1 and the cause
-//! when it is not. A signal ends it in the middle of a migration, too: that is a transaction, which the server rolls back
-//! when it notices, at the end of the statement or before by its client_connection_check_interval.
+//! It waits for the database, for SECONDS at most, and tells why it does. Any number may be started
+//! at once: one migrates, and the others wait for as long as that takes. It ends with 0 when the
+//! schema is up to date, and with 1 and the cause when it is not. A signal ends it in the middle of
+//! a migration, too: that is a transaction, which the server rolls back when it notices, at the end
+//! of the statement or before by its client_connection_check_interval.
 //!
 //!     cargo run --example migrate --features local -- --wait 60
 
@@ -57,15 +59,16 @@ fn wait_in(arguments: &[OsString]) -> Result<Duration, Failure> {
         [] => Ok(WAIT),
         [option, seconds] if option == "--wait" => {
             let seconds = seconds.to_str().and_then(|seconds| seconds.parse::<NonZeroU32>().ok());
-            let seconds = seconds.ok_or_else(|| format!("--wait takes a number of seconds\n{USAGE}"))?;
+            let seconds =
+                seconds.ok_or_else(|| format!("--wait takes a number of seconds\n{USAGE}"))?;
             Ok(Duration::from_secs(seconds.get().into()))
         }
         _ => Err(format!("unknown arguments\n{USAGE}").into()),
     }
 }
 
-/// Connects within `wait`, and tells why it takes longer than a moment. Another thread does it, for one attempt can take
-/// ten seconds by itself.
+/// Connects within `wait`, and tells why it takes longer than a moment. Another thread does it, for
+/// one attempt can take ten seconds by itself.
 fn connect(manager: &RdsConnectionManager, wait: Duration) -> Result<PgConnection, Failure> {
     let (sender, outcome) = channel();
     let theirs = manager.clone();
@@ -76,7 +79,9 @@ fn connect(manager: &RdsConnectionManager, wait: Duration) -> Result<PgConnectio
         let left = deadline.saturating_duration_since(Instant::now());
         match outcome.recv_timeout(left.min(A_MOMENT)) {
             Ok(outcome) => return outcome,
-            Err(RecvTimeoutError::Disconnected) => return Err("the thread that connects panicked".into()),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err("the thread that connects panicked".into());
+            }
             Err(RecvTimeoutError::Timeout) => {}
         }
         let why = manager.last_error().unwrap_or("no answer yet".into());
@@ -90,15 +95,20 @@ fn connect(manager: &RdsConnectionManager, wait: Duration) -> Result<PgConnectio
     }
 }
 
-/// Connects, or finds that waiting will not help. A refused token is waited for: a new policy takes its time to reach
-/// all of AWS.
+/// Connects, or finds that waiting will not help. A refused token is waited for: a new policy takes
+/// its time to reach all of AWS.
 fn keep_connecting(manager: &RdsConnectionManager) -> Result<PgConnection, Failure> {
     loop {
         match manager.connect() {
             Ok(connection) => return Ok(connection),
-            // After a refusal that stays until somebody mends something, as no role rds_iam or a bad certificate.
+            // After a refusal that stays until somebody mends something, as no role rds_iam or a
+            // bad certificate.
             Err(Error::Paused { cause, .. }) => return Err(cause.into()),
-            Err(error @ (Error::Credentials { .. } | Error::CredentialsExpired { .. } | Error::Token { .. })) => {
+            Err(
+                error @ (Error::Credentials { .. }
+                | Error::CredentialsExpired { .. }
+                | Error::Token { .. }),
+            ) => {
                 return Err(error.into());
             }
             Err(_) => thread::sleep(Duration::from_millis(500)),

@@ -1,7 +1,8 @@
 //! A pool on RDS whose every connection has a token of its own.
 //!
-//! Without DATABASE_URL it starts a local stand-in for RDS, moves its clock past the life of a token, and checks what
-//! it says; with DATABASE_URL it shows the same pool on your database, where nobody can move the clock.
+//! Without DATABASE_URL it starts a local stand-in for RDS, moves its clock past the life of a
+//! token, and checks what it says; with DATABASE_URL it shows the same pool on your database, where
+//! nobody can move the clock.
 //!
 //!     cargo run --example quickstart --features local
 
@@ -43,7 +44,8 @@ fn on_a_local_rds() -> Result<(), Failure> {
 
     let manager = rds.manager_builder().build(rds.database_url())?;
     let first_token = manager.token()?;
-    let pool = manager.build_pool(manager.pool_builder().max_size(CONNECTIONS).min_idle(Some(0)))?;
+    let pool =
+        manager.build_pool(manager.pool_builder().max_size(CONNECTIONS).min_idle(Some(0)))?;
     migrate(&pool)?;
     println!("2. Migrated the database, through a connection of the pool.");
 
@@ -61,16 +63,27 @@ fn on_a_local_rds() -> Result<(), Failure> {
     ensure(refused.is_err(), "a token of 16 minutes ago is refused")?;
     show(rds.attempts().last().ok_or("no attempt")?);
 
-    ensure(work(&pool)?.iter().all(|backend| backends.contains(backend)), "open connections stay up")?;
-    println!("   the {} open connections still work, for a token counts at login only", backends.len());
+    ensure(
+        work(&pool)?.iter().all(|backend| backends.contains(backend)),
+        "open connections stay up",
+    )?;
+    println!(
+        "   the {} open connections still work, for a token counts at login only",
+        backends.len()
+    );
 
     end_sessions(&rds)?;
     let after = fill(&pool, &rds)?;
     let new = &rds.attempts()[before.len() + 1..];
-    println!("5. All sessions ended by the server. The pool carries on, with new connections and new tokens:");
+    println!(
+        "5. All sessions ended by the server. The pool carries on, with new connections and new tokens:"
+    );
     new.iter().for_each(show);
     ensure(after.iter().all(|backend| !backends.contains(backend)), "all connections are new")?;
-    ensure(new.len() == after.len() && new.iter().all(|attempt| attempt.verdict.is_ok()), "each is let in")?;
+    ensure(
+        new.len() == after.len() && new.iter().all(|attempt| attempt.verdict.is_ok()),
+        "each is let in",
+    )?;
     println!("All as it should be.");
     Ok(())
 }
@@ -79,8 +92,9 @@ fn migrate(pool: &Pool) -> Result<(), Failure> {
     migrations::run(&mut *pool.get()?, |_| {})
 }
 
-/// Opens all connections of the pool, a second apart by the server's clock: SigV4 counts in whole seconds, so two
-/// logins of one second would have equal tokens. Returns the process ids of their backends.
+/// Opens all connections of the pool, a second apart by the server's clock: SigV4 counts in whole
+/// seconds, so two logins of one second would have equal tokens. Returns the process ids of their
+/// backends.
 fn fill(pool: &Pool, rds: &LocalRds) -> Result<Vec<i32>, Failure> {
     let mut held = Vec::new();
     let mut backends = Vec::new();
@@ -125,8 +139,10 @@ fn log_in_with(token: &str, rds: &LocalRds) -> ConnectionResult<PgConnection> {
 }
 
 fn end_sessions(rds: &LocalRds) -> Result<(), Failure> {
-    diesel::sql_query("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app'")
-        .execute(&mut rds.superuser()?)?;
+    diesel::sql_query(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app'",
+    )
+    .execute(&mut rds.superuser()?)?;
     Ok(())
 }
 
@@ -139,7 +155,8 @@ fn show(attempt: &Attempt) {
 }
 
 fn distinct(attempts: &[Attempt]) -> usize {
-    let tokens: std::collections::BTreeSet<_> = attempts.iter().map(|attempt| &attempt.token_sha256).collect();
+    let tokens: std::collections::BTreeSet<_> =
+        attempts.iter().map(|attempt| &attempt.token_sha256).collect();
     tokens.len()
 }
 

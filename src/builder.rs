@@ -8,12 +8,17 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
 use aws_smithy_runtime_api::client::http::{HttpClient, SharedHttpClient};
 
-use crate::conninfo::{Given, Host, IamConninfo, OwnKeys, invalid, one_or_one_for_each, signed_host};
-use crate::credentials::{Configured, CredentialsCache, Role, Source, configured_region, unreadable_files};
-use crate::endpoint::is_region;
+use crate::conninfo::{
+    Given, Host, IamConninfo, OwnKeys, invalid, one_or_one_for_each, signed_host,
+};
+use crate::credentials::{
+    Configured, CredentialsCache, Role, Source, configured_region, https, unreadable_files,
+};
+use crate::error::Error;
+use crate::login::ca_bundle::Roots;
 use crate::login::{Iam, Login, RegionFrom, Target};
-use crate::roots::Roots;
-use crate::{Endpoint, Error, HostKind, HostName, RdsConnectionManager, https};
+use crate::manager::RdsConnectionManager;
+use crate::token::{Endpoint, HostKind, HostName, is_region};
 
 /// Settings that a connection string cannot say, and those it can: what is set here wins.
 ///
@@ -72,7 +77,8 @@ impl fmt::Debug for Builder {
 impl Builder {
     /// Whether to log in with a token (`rds_iam_auth` in the connection string).
     ///
-    /// With `false` the connection string goes to libpq as it is: for a laptop with a plain password.
+    /// With `false` the connection string goes to libpq as it is: for a laptop with a plain
+    /// password.
     ///
     /// Defaults to `true`.
     pub fn rds_iam_auth(mut self, on: bool) -> Self {
@@ -89,8 +95,8 @@ impl Builder {
         self
     }
 
-    /// The host name to sign for and to expect in the certificate, when another one is dialled: a CNAME, an SSH
-    /// tunnel, a port forward.
+    /// The host name to sign for and to expect in the certificate, when another one is dialled: a
+    /// CNAME, an SSH tunnel, a port forward.
     ///
     /// Several hosts can share one, or have one each, in a list with commas.
     ///
@@ -108,10 +114,11 @@ impl Builder {
         self
     }
 
-    /// Where AWS credentials come from. It is asked on a thread of ours, inside a current-thread tokio runtime that all
-    /// managers share: it should not block.
+    /// Where AWS credentials come from. It is asked on a thread of ours, inside a current-thread
+    /// tokio runtime that all managers share: it should not block.
     ///
-    /// Defaults to AWS configuration: environment, profile, web identity, container, instance metadata, in this order.
+    /// Defaults to AWS configuration: environment, profile, web identity, container, instance
+    /// metadata, in this order.
     pub fn credentials_provider(mut self, provider: impl ProvideCredentials + 'static) -> Self {
         self.origin = Origin::Provider(SharedCredentialsProvider::new(provider));
         self
@@ -119,9 +126,9 @@ impl Builder {
 
     /// Takes the credentials of another manager, cache included: one source call serves both.
     ///
-    /// Managers that take theirs from AWS configuration by the same settings and in the same region share a cache
-    /// without being told, unless they have a [`time_source`](Self::time_source) or [`http_client`](Self::http_client)
-    /// of their own.
+    /// Managers that take theirs from AWS configuration by the same settings and in the same region
+    /// share a cache without being told, unless they have a [`time_source`](Self::time_source) or
+    /// [`http_client`](Self::http_client) of their own.
     pub fn credentials_of(mut self, manager: &RdsConnectionManager) -> Self {
         self.origin = Origin::Manager(manager.clone());
         self
@@ -136,7 +143,8 @@ impl Builder {
         self
     }
 
-    /// The ARN of a role to assume with the credentials found, as for a database in another account.
+    /// The ARN of a role to assume with the credentials found, as for a database in another
+    /// account.
     ///
     /// Defaults to none.
     pub fn assume_role(mut self, arn: impl Into<String>) -> Self {
@@ -152,7 +160,8 @@ impl Builder {
         self
     }
 
-    /// The name of the role's session, as CloudTrail shows it. Goes with [`assume_role`](Self::assume_role).
+    /// The name of the role's session, as CloudTrail shows it. Goes with
+    /// [`assume_role`](Self::assume_role).
     ///
     /// Defaults to `diesel-rds-iam`.
     pub fn session_name(mut self, name: impl Into<String>) -> Self {
@@ -160,8 +169,8 @@ impl Builder {
         self
     }
 
-    /// How long to wait for AWS credentials. The program of a `credential_process` that takes longer is not ended: give
-    /// it a limit of its own, or each attempt leaves one behind.
+    /// How long to wait for AWS credentials. The program of a `credential_process` that takes
+    /// longer is not ended: give it a limit of its own, or each attempt leaves one behind.
     ///
     /// Defaults to 10 seconds.
     pub fn credentials_timeout(mut self, timeout: Duration) -> Self {
@@ -169,9 +178,10 @@ impl Builder {
         self
     }
 
-    /// How old a connection may become; each one's end is up to a tenth earlier, by chance, so that a pool does not
-    /// reconnect all at once. A connection past its end is retired at its check-in or its next checkout: never in the
-    /// middle of its use, and not only when it is idle, as r2d2 does by itself. None never ends one.
+    /// How old a connection may become; each one's end is up to a tenth earlier, by chance, so that
+    /// a pool does not reconnect all at once. A connection past its end is retired at its check-in
+    /// or its next checkout: never in the middle of its use, and not only when it is idle, as r2d2
+    /// does by itself. None never ends one.
     ///
     /// Defaults to 14 minutes.
     ///
@@ -198,8 +208,8 @@ impl Builder {
     /// The client by which AWS configuration is asked over http and https, as the AWS SDK's own
     /// (`aws-smithy-http-client`).
     ///
-    /// Defaults to one on native-tls, the TLS library of this system, that goes through HTTPS_PROXY, less NO_PROXY.
-    /// Only a proxy `http://` can be used.
+    /// Defaults to one on native-tls, the TLS library of this system, that goes through
+    /// HTTPS_PROXY, less NO_PROXY. Only a proxy `http://` can be used.
     pub fn http_client(mut self, client: impl HttpClient + 'static) -> Self {
         self.http_client = Some(SharedHttpClient::new(client));
         self
@@ -232,7 +242,9 @@ impl Builder {
             ),
             Ok(url) => self.build(url),
             Err(std::env::VarError::NotPresent) => self.build_given(Given::from_variables()),
-            Err(std::env::VarError::NotUnicode(_)) => invalid("DATABASE_URL is not UTF-8; set it anew"),
+            Err(std::env::VarError::NotUnicode(_)) => {
+                invalid("DATABASE_URL is not UTF-8; set it anew")
+            }
         }
     }
 
@@ -301,15 +313,25 @@ impl Builder {
     }
 }
 
-/// The hosts to dial, each with the endpoint to sign for: its own name, or what `iam_host` has for all or for each.
-fn targets(conninfo: &IamConninfo, own: OwnKeys, profile: Option<&str>) -> Result<Vec<Target>, Error> {
+/// The hosts to dial, each with the endpoint to sign for: its own name, or what `iam_host` has for
+/// all or for each.
+fn targets(
+    conninfo: &IamConninfo,
+    own: OwnKeys,
+    profile: Option<&str>,
+) -> Result<Vec<Target>, Error> {
     let hosts = conninfo.hosts();
-    let iam_hosts =
-        own.iam_host.as_deref().map(|list| one_or_one_for_each("iam_host", list, hosts.len())).transpose()?;
+    let iam_hosts = own
+        .iam_host
+        .as_deref()
+        .map(|list| one_or_one_for_each("iam_host", list, hosts.len()))
+        .transpose()?;
     let target = |(i, host): (usize, &Host)| {
         let iam_host = iam_hosts.as_ref().map(|names| names[i]);
         if iam_host == Some("") {
-            return invalid("a place in the list iam_host is empty; name an endpoint there, or take the comma away");
+            return invalid(
+                "a place in the list iam_host is empty; name an endpoint there, or take the comma away",
+            );
         }
         let name = signed_host(iam_host.unwrap_or(&host.name))?;
         let (region, region_from) = region_for(&name, own.region_name.clone(), profile)?;
@@ -321,15 +343,24 @@ fn targets(conninfo: &IamConninfo, own: OwnKeys, profile: Option<&str>) -> Resul
 
 fn warn_of_sslmode(sslmode: &str) {
     if sslmode != "verify-full" {
-        log::warn!("sslmode={sslmode} lets a server of another name take the token; use verify-full");
+        log::warn!(
+            "sslmode={sslmode} lets a server of another name take the token; use verify-full"
+        );
     }
 }
 
 /// The region: explicit, else the host's own, else AWS configuration. Never a guess.
-fn region_for(name: &HostName, explicit: Option<String>, profile: Option<&str>) -> Result<(String, RegionFrom), Error> {
+fn region_for(
+    name: &HostName,
+    explicit: Option<String>,
+    profile: Option<&str>,
+) -> Result<(String, RegionFrom), Error> {
     match (explicit, name.region()) {
         (Some(region), Some(told)) if region != told => {
-            log::warn!("signing for the region {region}, as set, though {} says {told}", name.as_str());
+            log::warn!(
+                "signing for the region {region}, as set, though {} says {told}",
+                name.as_str()
+            );
             Ok((region, RegionFrom::Setting))
         }
         (Some(region), _) => Ok((region, RegionFrom::Setting)),
@@ -348,12 +379,16 @@ fn told_by_configuration(name: &HostName, profile: Option<&str>) -> Result<Strin
     match configured_region(profile) {
         Some(region) if is_region(&region) => Ok(region),
         Some(region) => {
-            let reason = format!("AWS_REGION or the AWS profile says {region:?}, which is not of the form eu-west-1");
+            let reason = format!(
+                "AWS_REGION or the AWS profile says {region:?}, which is not of the form eu-west-1"
+            );
             Err(Error::Region { host, reason })
         }
         None => {
-            let mut reasons =
-                vec!["the host name tells none, and neither AWS_REGION nor the AWS profile does".to_owned()];
+            let mut reasons = vec![
+                "the host name tells none, and neither AWS_REGION nor the AWS profile does"
+                    .to_owned(),
+            ];
             reasons.extend(unreadable_files());
             Err(Error::Region { host, reason: reasons.join("; ") })
         }

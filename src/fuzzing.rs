@@ -1,11 +1,16 @@
-//! What the targets in fuzz/ reach of the inside. Only cargo-fuzz sets its cfg: no other build has this module.
+//! What the targets in fuzz/ reach of the inside. Only cargo-fuzz sets its cfg: no other build has
+//! this module.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::time::SystemTime;
 
 use crate::conninfo::Given;
-use crate::{Credentials, Endpoint, libpq, libpq_login, local};
+use crate::conninfo::libpq;
+use crate::libpq_login;
+use crate::local;
+use crate::token::Endpoint;
+use aws_credential_types::Credentials;
 
 /// What libpq reads in a string.
 pub fn read_by_libpq(conninfo: &str) -> Option<BTreeMap<String, String>> {
@@ -36,6 +41,12 @@ pub fn answers(input: &[u8], admits: impl Fn(&str, &str) -> bool) -> Vec<u8> {
 }
 
 /// The stand-in's verdict.
-pub fn is_admitted(token: &str, user: &str, endpoint: &Endpoint, key_pair: &Credentials, now: SystemTime) -> bool {
+pub fn is_admitted(
+    token: &str,
+    user: &str,
+    endpoint: &Endpoint,
+    key_pair: &Credentials,
+    now: SystemTime,
+) -> bool {
     local::judge(token, user, endpoint, std::slice::from_ref(key_pair), now).is_ok()
 }

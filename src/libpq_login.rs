@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
-use crate::conninfo::Given;
+use crate::conninfo::{Given, libpq};
+use crate::error::Error;
 use crate::login::{Iam, Login, Target};
-use crate::token::encode;
-use crate::{AuthToken, Error, RdsConnectionManager, libpq};
+use crate::manager::RdsConnectionManager;
+use crate::token::{AuthToken, encode};
 
-/// What another program on libpq needs to log in as [`connect`](r2d2::ManageConnection::connect) does: psql, pg_dump,
-/// the diesel CLI. Made by [`RdsConnectionManager::libpq_login`], which signs a token for each host.
+/// What another program on libpq needs to log in as [`connect`](r2d2::ManageConnection::connect)
+/// does: psql, pg_dump, the diesel CLI. Made by [`RdsConnectionManager::libpq_login`], which signs
+/// a token for each host.
 ///
 /// ```no_run
 /// use std::process::Command;
@@ -42,12 +44,12 @@ struct Host {
 }
 
 impl RdsConnectionManager {
-    /// What another program on libpq needs to log in now. Each host gets a token of its own; names that stand for other
-    /// endpoints (`iam_host`) are resolved.
+    /// What another program on libpq needs to log in now. Each host gets a token of its own; names
+    /// that stand for other endpoints (`iam_host`) are resolved.
     ///
     /// # Errors
-    /// As [`token`](Self::token), and [`Error::Resolve`]. With `rds_iam_auth=false` there is nothing to sign, and the
-    /// connection string is handed on, less our own keywords.
+    /// As [`token`](Self::token), and [`Error::Resolve`]. With `rds_iam_auth=false` there is
+    /// nothing to sign, and the connection string is handed on, less our own keywords.
     pub fn libpq_login(&self) -> Result<LibpqLogin, Error> {
         match &*self.login {
             Login::Iam(iam) => LibpqLogin::new(iam),
@@ -63,7 +65,8 @@ impl LibpqLogin {
             match places_of(target, iam.conninfo.is_balanced()) {
                 Ok(of_this) => {
                     places.extend(of_this);
-                    let host = Host { name: target.endpoint.host().to_owned(), port: target.host.port };
+                    let host =
+                        Host { name: target.endpoint.host().to_owned(), port: target.host.port };
                     tokens.push((host, iam.token_for(&target.endpoint)?));
                 }
                 Err(error) => {
@@ -95,15 +98,15 @@ impl LibpqLogin {
         self.url(None)
     }
 
-    /// A `DATABASE_URL` that holds the token, percent-encoded: for programs that ask for no password elsewhere. Whoever
-    /// prints it shows the token. None with several hosts, for a URL has one password for all, and with
-    /// `rds_iam_auth=false`.
+    /// A `DATABASE_URL` that holds the token, percent-encoded: for programs that ask for no
+    /// password elsewhere. Whoever prints it shows the token. None with several hosts, for a URL
+    /// has one password for all, and with `rds_iam_auth=false`.
     pub fn database_url_with_token(&self) -> Option<String> {
         self.token().map(|token| self.url(Some(token.as_str())))
     }
 
-    /// The token, to be handed over as `PGPASSWORD`. None with several hosts, each of which wants its own
-    /// ([`passfile`](Self::passfile)), and with `rds_iam_auth=false`.
+    /// The token, to be handed over as `PGPASSWORD`. None with several hosts, each of which wants
+    /// its own ([`passfile`](Self::passfile)), and with `rds_iam_auth=false`.
     pub fn token(&self) -> Option<&AuthToken> {
         match self.tokens.as_slice() {
             [(_, token)] => Some(token),
@@ -111,10 +114,14 @@ impl LibpqLogin {
         }
     }
 
-    /// The lines of a passfile (libpq, "The Password File") for all hosts: to be handed over as `PGPASSFILE`, where
-    /// `PGPASSWORD` is not set. libpq wants it to be readable by its owner only.
+    /// The lines of a passfile (libpq, "The Password File") for all hosts: to be handed over as
+    /// `PGPASSFILE`, where `PGPASSWORD` is not set. libpq wants it to be readable by its owner
+    /// only.
     pub fn passfile(&self) -> String {
-        self.tokens.iter().map(|(host, token)| passfile_line(&host.name, host.port, token.as_str())).collect()
+        self.tokens
+            .iter()
+            .map(|(host, token)| passfile_line(&host.name, host.port, token.as_str()))
+            .collect()
     }
 
     /// When the first of the tokens ends; none with `rds_iam_auth=false`.
@@ -122,19 +129,22 @@ impl LibpqLogin {
         self.tokens.iter().map(|(_, token)| token.expires_at()).min()
     }
 
-    /// `DATABASE_URL`, and libpq's PG* variables for all settings that have one. No secret is among them, unless
-    /// `rds_iam_auth=false` left a password in the connection string.
+    /// `DATABASE_URL`, and libpq's PG* variables for all settings that have one. No secret is among
+    /// them, unless `rds_iam_auth=false` left a password in the connection string.
     pub fn variables(&self) -> Vec<(String, String)> {
         let mut variables = vec![("DATABASE_URL".to_owned(), self.database_url())];
         if let Ok(known) = libpq::complete(None) {
             let variable = |keyword: &String| known.get(keyword)?.variable.clone();
             let set = self.settings.iter();
-            variables.extend(set.filter_map(|(keyword, value)| Some((variable(keyword)?, value.clone()))));
+            variables.extend(
+                set.filter_map(|(keyword, value)| Some((variable(keyword)?, value.clone()))),
+            );
         }
         variables
     }
 
-    /// The variables that would overrule ours, to be removed from the environment. (libpq has read what they say.)
+    /// The variables that would overrule ours, to be removed from the environment. (libpq has read
+    /// what they say.)
     pub fn overruling_variables(&self) -> &'static [&'static str] {
         &["PGSERVICE", "PGSERVICEFILE", "PGHOSTADDR", "PGPASSWORD", "PGPASSFILE"]
     }
@@ -153,27 +163,32 @@ pub(crate) fn passfile_line(host: &str, port: u16, password: &str) -> String {
 /// libpq's keywords for where to dial; each takes a list.
 const PLACE: [&str; 3] = ["host", "hostaddr", "port"];
 
-/// What libpq is to dial for one host, address by address where the name stands for another endpoint.
+/// What libpq is to dial for one host, address by address where the name stands for another
+/// endpoint.
 fn places_of(target: &Target, is_balanced: bool) -> Result<Vec<[String; 3]>, Error> {
     let (hosts, addresses) = target.names_to_dial(is_balanced)?;
     let (addresses, port) = (addresses.unwrap_or_default(), target.host.port);
     let pairs = hosts.split(',').zip(addresses.split(','));
-    Ok(pairs.map(|(host, address)| [host.to_owned(), address.to_owned(), port.to_string()]).collect())
+    Ok(pairs
+        .map(|(host, address)| [host.to_owned(), address.to_owned(), port.to_string()])
+        .collect())
 }
 
-/// One host stands where everybody looks for it. Several stand among the parameters, where libpq finds them and others
-/// do not stumble.
+/// One host stands where everybody looks for it. Several stand among the parameters, where libpq
+/// finds them and others do not stumble.
 fn url(settings: &BTreeMap<String, String>, password: Option<&str>) -> String {
     let get = |keyword: &str| settings.get(keyword).map(String::as_str).unwrap_or_default();
     let mut authority = String::new();
     let mut in_authority = vec!["dbname"];
     if !get("host").contains(',') {
-        let password = password.map(|password| format!(":{}", encode(password))).unwrap_or_default();
+        let password =
+            password.map(|password| format!(":{}", encode(password))).unwrap_or_default();
         authority = format!("{}{password}@{}:{}", encode(get("user")), get("host"), get("port"));
         in_authority.extend(["user", "host", "port"]);
     }
     let others = settings.iter().filter(|(keyword, _)| !in_authority.contains(&keyword.as_str()));
-    let mut parameters: Vec<String> = others.map(|(keyword, value)| format!("{keyword}={}", encode(value))).collect();
+    let mut parameters: Vec<String> =
+        others.map(|(keyword, value)| format!("{keyword}={}", encode(value))).collect();
     if authority.is_empty() {
         parameters.extend(password.map(|password| format!("password={}", encode(password))));
     }
@@ -203,11 +218,23 @@ mod tests {
 
     #[test]
     fn libpq_reads_the_urls_back() {
-        let one =
-            settings(&[("host", "h"), ("port", "1"), ("user", "a@/ü"), ("dbname", "d d"), ("options", "-c x=y&z")]);
-        let several =
-            settings(&[("host", "h,i"), ("port", "1,2"), ("user", "a"), ("dbname", "d"), ("hostaddr", ",::1")]);
-        for (settings, start) in [(one, "postgres://a%40%2F%C3%BC@h:1/d%20d?"), (several, "postgres:///d?")] {
+        let one = settings(&[
+            ("host", "h"),
+            ("port", "1"),
+            ("user", "a@/ü"),
+            ("dbname", "d d"),
+            ("options", "-c x=y&z"),
+        ]);
+        let several = settings(&[
+            ("host", "h,i"),
+            ("port", "1,2"),
+            ("user", "a"),
+            ("dbname", "d"),
+            ("hostaddr", ",::1"),
+        ]);
+        for (settings, start) in
+            [(one, "postgres://a%40%2F%C3%BC@h:1/d%20d?"), (several, "postgres:///d?")]
+        {
             let plain = url(&settings, None);
             assert!(plain.starts_with(start), "{plain}");
             assert_eq!(read_back(&plain), settings);
@@ -220,13 +247,21 @@ mod tests {
     #[test]
     fn a_passfile_has_a_line_for_each_host_with_its_colons_escaped() {
         let manager = RdsConnectionManager::builder()
-            .credentials_provider(crate::Credentials::new("AKIDEXAMPLE", "secret", None, None, "test"))
+            .credentials_provider(crate::Credentials::new(
+                "AKIDEXAMPLE",
+                "secret",
+                None,
+                None,
+                "test",
+            ))
             .build("host=a.example.com,b.example.com port=1,2 user=app region_name=eu-west-1")
             .unwrap();
         let login = manager.libpq_login().unwrap();
         let passfile = login.passfile();
         let lines: Vec<&str> = passfile.lines().collect();
-        for (line, start) in lines.iter().zip([r"a.example.com:1:*:*:a.example.com\:1/?A", r"b.example.com:2:*:*:b"]) {
+        for (line, start) in
+            lines.iter().zip([r"a.example.com:1:*:*:a.example.com\:1/?A", r"b.example.com:2:*:*:b"])
+        {
             assert!(line.starts_with(start), "{}", &line[..40]);
         }
         assert!(login.token().is_none() && login.database_url_with_token().is_none());

@@ -1,24 +1,28 @@
 //! [`RdsConnectionManager`], and what r2d2 asks of it.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::R2D2Connection;
 use diesel::sql_types::Bool;
 use diesel::{PgConnection, RunQueryDsl};
+use parking_lot::Mutex;
 use r2d2::ManageConnection;
 
-use crate::attempts::Attempts;
+use crate::builder::Builder;
+use crate::connection::{Fate, Session};
 use crate::conninfo::{IS_READ_WRITE, invalid};
-use crate::lock::lock;
+use crate::error::{Error, Retirement};
 use crate::login::Login;
-use crate::session::{Fate, Session};
-use crate::stats::Counters;
-use crate::{AuthToken, Builder, Endpoint, Error, Pool, PoolLog, Retirement, Stats};
+use crate::login::backoff::Backoff;
+use crate::pool::{Pool, PoolLog};
+use crate::stats::{Counters, Stats};
+use crate::token::{AuthToken, Endpoint};
 
-/// An [`r2d2::ManageConnection`] for diesel's [`PgConnection`] that logs in to RDS with a new IAM token each time.
+/// An [`r2d2::ManageConnection`] for diesel's [`PgConnection`] that logs in to RDS with a new IAM
+/// token each time.
 ///
 /// It takes the place of `diesel::r2d2::ConnectionManager<PgConnection>`:
 ///
@@ -40,7 +44,7 @@ pub struct RdsConnectionManager {
     pub(crate) login: Arc<Login>,
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) validate_after: Duration,
-    pub(crate) attempts: Arc<Attempts>,
+    pub(crate) attempts: Arc<Backoff>,
     counters: Arc<Counters>,
     /// When a connection was last found closed by the server.
     last_closed: Arc<Mutex<Option<Instant>>>,
@@ -51,11 +55,13 @@ pub struct RdsConnectionManager {
 impl RdsConnectionManager {
     /// A manager for a libpq connection string, URI or key/value, without a password.
     ///
-    /// What it leaves out comes from libpq's PG* variables and service file, then from this crate's defaults.
-    /// Nothing is dialled. The keywords of our own are listed in the [crate's documentation](crate#connection-strings).
+    /// What it leaves out comes from libpq's PG* variables and service file, then from this crate's
+    /// defaults. Nothing is dialled. The keywords of our own are listed in the [crate's
+    /// documentation](crate#connection-strings).
     ///
     /// # Errors
-    /// [`Error::Conninfo`] when the string cannot be used, [`Error::Region`] when nothing tells the region.
+    /// [`Error::Conninfo`] when the string cannot be used, [`Error::Region`] when nothing tells the
+    /// region.
     pub fn new(database_url: impl AsRef<str>) -> Result<RdsConnectionManager, Error> {
         Self::builder().build(database_url)
     }
@@ -75,9 +81,9 @@ impl RdsConnectionManager {
 
     /// An [`r2d2::Builder`] with defaults that suit IAM logins.
     ///
-    /// `max_lifetime` is the [manager's](Builder::max_lifetime), `connection_timeout` 15 seconds: longer than one
-    /// `connect_timeout`, so that a waiter learns the cause. Errors and events go to the log, by [`PoolLog`]. All else is
-    /// r2d2's.
+    /// `max_lifetime` is the [manager's](Builder::max_lifetime), `connection_timeout` 15 seconds:
+    /// longer than one `connect_timeout`, so that a waiter learns the cause. Errors and events go
+    /// to the log, by [`PoolLog`]. All else is r2d2's.
     pub fn pool_builder(&self) -> r2d2::Builder<RdsConnectionManager> {
         r2d2::Pool::builder()
             .max_lifetime(self.max_lifetime)
@@ -86,23 +92,26 @@ impl RdsConnectionManager {
             .event_handler(Box::new(PoolLog))
     }
 
-    /// Builds a pool, and says at once why, if its first connection fails. [`r2d2::Builder::build`] would try on until
-    /// connection_timeout has passed.
+    /// Builds a pool, and says at once why, if its first connection fails. [`r2d2::Builder::build`]
+    /// would try on until connection_timeout has passed.
     ///
     /// # Errors
-    /// As [`connect`](ManageConnection::connect); [`Error::Timeout`] when the first connection was made and the others
-    /// were not.
+    /// As [`connect`](ManageConnection::connect); [`Error::Timeout`] when the first connection was
+    /// made and the others were not.
     pub fn build_pool(&self, builder: r2d2::Builder<RdsConnectionManager>) -> Result<Pool, Error> {
         let ready = Arc::new(Mutex::new(Some(self.connect()?)));
-        let pool = Pool::build(builder, RdsConnectionManager { ready: ready.clone(), ..self.clone() })?;
+        let pool =
+            Pool::build(builder, RdsConnectionManager { ready: ready.clone(), ..self.clone() })?;
         // With a min_idle of 0 nobody has asked for it: in the pool, its reaper sees to it.
-        let is_left = lock(&ready).is_some();
+        let is_left = ready.lock().is_some();
         if is_left { pool.get().map(|_| pool) } else { Ok(pool) }
     }
 
-    /// The text of the last error of [`connect`](ManageConnection::connect), with its cure; none after a success.
+    /// The text of the last error of [`connect`](ManageConnection::connect), with its cure; none
+    /// after a success.
     ///
-    /// r2d2 gives it to one of those that waited for a connection in vain. [`Pool`] gives it to all.
+    /// r2d2 gives it to one of those that waited for a connection in vain. [`Pool`] gives it to
+    /// all.
     pub fn last_error(&self) -> Option<String> {
         self.attempts.last_error()
     }
@@ -115,15 +124,18 @@ impl RdsConnectionManager {
         })
     }
 
-    /// Signs a new token for the first host, as [`connect`](ManageConnection::connect) does for each connection.
+    /// Signs a new token for the first host, as [`connect`](ManageConnection::connect) does for
+    /// each connection.
     ///
     /// # Errors
-    /// [`Error::Credentials`] when there are none, [`Error::CredentialsExpired`] when they have ended,
-    /// [`Error::Conninfo`] when IAM is turned off.
+    /// [`Error::Credentials`] when there are none, [`Error::CredentialsExpired`] when they have
+    /// ended, [`Error::Conninfo`] when IAM is turned off.
     pub fn token(&self) -> Result<AuthToken, Error> {
         match &*self.login {
             Login::Iam(iam) => iam.token(),
-            Login::Password { .. } => invalid("rds_iam_auth=false: there is no token for a login by password"),
+            Login::Password { .. } => {
+                invalid("rds_iam_auth=false: there is no token for a login by password")
+            }
         }
     }
 
@@ -136,7 +148,11 @@ impl RdsConnectionManager {
         targets.iter().map(|target| &target.endpoint)
     }
 
-    pub(crate) fn with(login: Login, max_lifetime: Option<Duration>, validate_after: Duration) -> RdsConnectionManager {
+    pub(crate) fn with(
+        login: Login,
+        max_lifetime: Option<Duration>,
+        validate_after: Duration,
+    ) -> RdsConnectionManager {
         RdsConnectionManager {
             login: Arc::new(login),
             max_lifetime,
@@ -169,12 +185,13 @@ impl ManageConnection for RdsConnectionManager {
 
     /// Signs a token and logs in with it.
     ///
-    /// While the server refuses TCP, starts or shuts down, this tries again every 100 ms, and while it is not what
-    /// `target_session_attrs` wants, every second; for `connect_timeout` and at most 10 seconds. After a refusal that
-    /// waiting does not mend (no role rds_iam, a bad certificate, an unknown database), the next attempts fail with the
-    /// same cause and do not dial: for 1 second, then for 2, up to 10, until one succeeds.
+    /// While the server refuses TCP, starts or shuts down, this tries again every 100 ms, and while
+    /// it is not what `target_session_attrs` wants, every second; for `connect_timeout` and at most
+    /// 10 seconds. After a refusal that waiting does not mend (no role rds_iam, a bad certificate,
+    /// an unknown database), the next attempts fail with the same cause and do not dial: for 1
+    /// second, then for 2, up to 10, until one succeeds.
     fn connect(&self) -> Result<PgConnection, Error> {
-        let ready = lock(&self.ready).take();
+        let ready = self.ready.lock().take();
         if let Some(mut ready) = ready
             && self.is_valid(&mut ready).is_ok()
         {
@@ -185,18 +202,27 @@ impl ManageConnection for RdsConnectionManager {
             self.counters.login(failure);
             failure.inspect(|error| self.attempts.note(error));
         };
-        let mut connection =
-            self.login.connect(&note).inspect_err(|error| self.attempts.failed(error, Instant::now()))?;
+        let mut connection = self
+            .login
+            .connect(&note)
+            .inspect_err(|error| self.attempts.failed(error, Instant::now()))?;
         self.attempts.succeeded();
         let counters = self.counters.clone();
-        Session::start(&mut connection, Instant::now(), self.max_lifetime, fastrand::f64(), counters);
+        Session::start(
+            &mut connection,
+            Instant::now(),
+            self.max_lifetime,
+            fastrand::f64(),
+            counters,
+        );
         Ok(connection)
     }
 
-    /// Whether the connection can be given out. A round trip to the server only if it was idle for longer than
-    /// [`validate_after`](Builder::validate_after), saw an error, or LISTENs; else a look at its socket.
+    /// Whether the connection can be given out. A round trip to the server only if it was idle for
+    /// longer than [`validate_after`](Builder::validate_after), saw an error, or LISTENs; else a
+    /// look at its socket.
     fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        let last_closed = *lock(&self.last_closed);
+        let last_closed = *self.last_closed.lock();
         let fate = |it: &mut Session| it.fate(Instant::now(), self.validate_after, last_closed);
         let valid = match Session::of(connection).map_or(Fate::Ask, fate) {
             Fate::Retire(reason) => Err(Error::Retired { reason }),
@@ -206,8 +232,8 @@ impl ManageConnection for RdsConnectionManager {
         valid.inspect_err(|error| self.note_closed(matches!(error, Error::Ping { .. })))
     }
 
-    /// Whether the connection is not to be used again: it is past its end, was closed by the server, was left in a
-    /// transaction begun through diesel, or was dropped in a panic.
+    /// Whether the connection is not to be used again: it is past its end, was closed by the
+    /// server, was left in a transaction begun through diesel, or was dropped in a panic.
     fn has_broken(&self, connection: &mut PgConnection) -> bool {
         let reason = self.why_broken(connection);
         if let Some(reason) = reason {
@@ -222,7 +248,7 @@ impl RdsConnectionManager {
     /// A server that closes one connection may be closing all.
     fn note_closed(&self, is_closed: bool) {
         if is_closed {
-            *lock(&self.last_closed) = Some(Instant::now());
+            *self.last_closed.lock() = Some(Instant::now());
         }
     }
 
@@ -234,11 +260,13 @@ impl RdsConnectionManager {
         known.or_else(panics).or_else(|| connection.is_broken().then_some(Retirement::Transaction))
     }
 
-    /// A look at the socket, without waiting. Where there is something to read, the server is asked: a notification that
-    /// nobody told us to expect can have an end of the connection behind it.
+    /// A look at the socket, without waiting. Where there is something to read, the server is
+    /// asked: a notification that nobody told us to expect can have an end of the connection behind
+    /// it.
     fn look(&self, connection: &mut PgConnection) -> Result<(), Error> {
         self.counters.looked();
-        let found = look_at_socket(connection).inspect_err(|_| retire(connection, Retirement::Closed))?;
+        let found =
+            look_at_socket(connection).inspect_err(|_| retire(connection, Retirement::Closed))?;
         if found { self.ask(connection) } else { Ok(()) }
     }
 
@@ -260,7 +288,8 @@ impl RdsConnectionManager {
 
     fn answer(&self, connection: &mut PgConnection) -> Result<(), Error> {
         let failed = |source| Error::Ping { source };
-        // Not diesel's ping, which is a prepared statement: that never ends on a connection that was left in a COPY.
+        // Not diesel's ping, which is a prepared statement: that never ends on a connection that
+        // was left in a COPY.
         connection.batch_execute("SELECT 1").map_err(failed)?;
         let met_read_only = Session::of(connection).is_some_and(|session| session.met_read_only());
         if let Some(query) = self.role_check(met_read_only)
@@ -280,9 +309,12 @@ impl RdsConnectionManager {
     }
 }
 
-/// Sees, without waiting, whether the server has closed the connection. Returns whether there is something to read.
+/// Sees, without waiting, whether the server has closed the connection. Returns whether there is
+/// something to read.
 fn look_at_socket(connection: &mut PgConnection) -> Result<bool, Error> {
-    let mut look = || connection.notifications_iter().next().transpose().map_err(|source| Error::Ping { source });
+    let mut look = || {
+        connection.notifications_iter().next().transpose().map_err(|source| Error::Ping { source })
+    };
     // After the server has gone, the first look gives none and the second the error.
     Ok(look()?.is_some() || look()?.is_some())
 }

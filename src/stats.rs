@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Error, Retirement};
+use crate::error::{Error, Retirement};
 
 /// What a manager and its clones have counted since it was made, for metrics. From
 /// [`stats`](crate::RdsConnectionManager::stats).
 ///
-/// Counting is an atomic addition, and a snapshot reads one counter after the other: under load, sums can be off by those
-/// that are just being counted. How many connections a pool has, and how many are idle, r2d2's
-/// [`state`](r2d2::Pool::state) tells.
+/// Counting is an atomic addition, and a snapshot reads one counter after the other: under load,
+/// sums can be off by those that are just being counted. How many connections a pool has, and how
+/// many are idle, r2d2's [`state`](r2d2::Pool::state) tells.
 ///
 /// ```
 /// # use diesel_rds_iam::RdsConnectionManager;
@@ -26,20 +26,20 @@ use crate::{Error, Retirement};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Logins that were tried, one for each host that was tried; those that failed are among them. One that was tried
-    /// again at once with newer credentials counts once.
+    /// Logins that were tried, one for each host that was tried; those that failed are among them.
+    /// One that was tried again at once with newer credentials counts once.
     pub logins: u64,
     /// Those that failed. Each cause is there, with 0 too.
     pub failed_logins: BTreeMap<LoginFailure, u64>,
-    /// Answers of the source of AWS credentials, the first and the failed ones included. Managers of the same settings
-    /// share their credentials, and these two counts.
+    /// Answers of the source of AWS credentials, the first and the failed ones included. Managers
+    /// of the same settings share their credentials, and these two counts.
     pub refreshes: u64,
     /// Those that brought no credentials.
     pub failed_refreshes: u64,
     /// Connections that were closed. Each reason is there, with 0 too.
     pub retirements: BTreeMap<Retirement, u64>,
-    /// Checkouts that made a round trip to ask the server. (So does the end of a [`PerThread`](crate::PerThread)'s unit of
-    /// work after an error.)
+    /// Checkouts that made a round trip to ask the server. (So does the end of a
+    /// [`PerThread`](crate::PerThread)'s unit of work after an error.)
     pub checkouts_asked: u64,
     /// Checkouts that only looked at the socket. With r2d2's `test_on_check_out(false)`, and in a
     /// [`PerThread`](crate::PerThread) without it, checkouts do neither.
@@ -58,8 +58,8 @@ pub enum LoginFailure {
     Certificate,
     /// The server refused the token: the policy, the name that it is signed for, the clock.
     RefusedToken,
-    /// The server does not let this user into this database in this way: no such user, no GRANT rds_iam, no such
-    /// database.
+    /// The server does not let this user into this database in this way: no such user, no GRANT
+    /// rds_iam, no such database.
     RefusedUser,
     /// The server takes no more connections, or no more logins, for now.
     Limit,
@@ -96,7 +96,8 @@ impl LoginFailure {
     }
 }
 
-/// The counters behind [`Stats`]. None of them guards anything else, so they may be seen in any order.
+/// The counters behind [`Stats`]. None of them guards anything else, so they may be seen in any
+/// order.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     logins: AtomicU64,
@@ -130,10 +131,16 @@ impl Counters {
     pub(crate) fn stats(&self, (refreshes, failed_refreshes): (u64, u64)) -> Stats {
         Stats {
             logins: read(&self.logins),
-            failed_logins: LoginFailure::ALL.into_iter().zip(self.failed_logins.iter().map(read)).collect(),
+            failed_logins: LoginFailure::ALL
+                .into_iter()
+                .zip(self.failed_logins.iter().map(read))
+                .collect(),
             refreshes,
             failed_refreshes,
-            retirements: Retirement::ALL.into_iter().zip(self.retirements.iter().map(read)).collect(),
+            retirements: Retirement::ALL
+                .into_iter()
+                .zip(self.retirements.iter().map(read))
+                .collect(),
             checkouts_asked: read(&self.checkouts_asked),
             checkouts_looked: read(&self.checkouts_looked),
         }
@@ -172,7 +179,10 @@ mod tests {
     fn labels_are_fit_for_metrics_and_differ() {
         let mut labels: Vec<_> = LoginFailure::ALL.iter().map(|cause| cause.label()).collect();
         labels.extend(Retirement::ALL.iter().map(|reason| reason.label()));
-        assert!(labels.iter().all(|label| label.chars().all(|c| c.is_ascii_lowercase() || c == '_')), "{labels:?}");
+        assert!(
+            labels.iter().all(|label| label.chars().all(|c| c.is_ascii_lowercase() || c == '_')),
+            "{labels:?}"
+        );
         let count = labels.len();
         labels.sort_unstable();
         labels.dedup();

@@ -6,9 +6,9 @@ pub(crate) mod relay;
 use std::path::Path;
 use std::time::Instant;
 
-/// The median sample of each side. All sides take their turn in each round, so that a change in the machine's pace
-/// meets all of them; in an order of chance, for each leaves its traces in caches and heap to the next. It is the same
-/// order in all threads that do this.
+/// The median sample of each side. All sides take their turn in each round, so that a change in the
+/// machine's pace meets all of them; in an order of chance, for each leaves its traces in caches
+/// and heap to the next. It is the same order in all threads that do this.
 pub(crate) fn in_alternation<const SIDES: usize>(
     rounds: usize,
     mut sides: [&mut dyn FnMut() -> f64; SIDES],
@@ -38,5 +38,7 @@ pub(crate) fn microseconds(calls: u32, mut call: impl FnMut()) -> f64 {
 /// How to reach a LocalRds, for libpq as for our manager.
 pub(crate) fn conninfo(port: u16, root: &Path) -> String {
     let root = root.display();
-    format!("host=localhost port={port} user=app dbname=app sslmode=verify-full sslrootcert='{root}'")
+    format!(
+        "host=localhost port={port} user=app dbname=app sslmode=verify-full sslrootcert='{root}'"
+    )
 }

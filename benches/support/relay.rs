@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Starts one that holds back what is sent to `port`, and what comes from there, for `delay`. Returns its own port; it
-/// runs as long as the program.
+/// Starts one that holds back what is sent to `port`, and what comes from there, for `delay`.
+/// Returns its own port; it runs as long as the program.
 pub(crate) fn relay_to(port: u16, delay: Duration) -> io::Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let own_port = listener.local_addr()?.port();
@@ -38,7 +38,9 @@ fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration) -> io::Resul
         loop {
             let length = from.read(&mut buffer)?;
             // Ends with the stream, or with who writes it on.
-            if length == 0 || sender.send((Instant::now() + delay, buffer[..length].to_vec())).is_err() {
+            if length == 0
+                || sender.send((Instant::now() + delay, buffer[..length].to_vec())).is_err()
+            {
                 return Ok(());
             }
         }

@@ -1,4 +1,5 @@
-//! What the handlers share: the pool, the way to run blocking diesel code, and the answers to errors.
+//! What the handlers share: the pool, the way to run blocking diesel code, and the answers to
+//! errors.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,7 +44,8 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(manager: RdsConnectionManager) -> Result<App, Error> {
         let watch = Watch::default();
-        let builder = manager.pool_builder().max_size(CONNECTIONS).event_handler(Box::new(watch.clone()));
+        let builder =
+            manager.pool_builder().max_size(CONNECTIONS).event_handler(Box::new(watch.clone()));
         let pool = manager.build_pool(builder)?;
         // One connection is left to /health, which is to tell of the database and not of the load.
         let turns = Arc::new(Semaphore::new(CONNECTIONS as usize - 1));
@@ -58,7 +60,12 @@ impl App {
             .route("/entries.json", get(entries::json))
             .route("/entries/{id}/finish", post(entries::finish))
             .route("/health", get(health::health))
-            .route("/metrics", get(async |State(app): State<App>| metrics::answer(&app.manager.stats(), &app.pool)))
+            .route(
+                "/metrics",
+                get(async |State(app): State<App>| {
+                    metrics::answer(&app.manager.stats(), &app.pool)
+                }),
+            )
             .route("/status", get(status::status))
             .fallback(async || Problem::NotFound)
             .layer(DefaultBodyLimit::max(LONGEST_BODY))
@@ -68,8 +75,8 @@ impl App {
             .with_state(self)
     }
 
-    /// Runs blocking `work` with a connection, on a thread that may block. Who waits for a turn holds no thread: 500
-    /// clients take as many as there are connections.
+    /// Runs blocking `work` with a connection, on a thread that may block. Who waits for a turn
+    /// holds no thread: 500 clients take as many as there are connections.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut PgConnection) -> QueryResult<T> + Send + 'static,
@@ -82,7 +89,8 @@ impl App {
         };
         let pool = self.pool.clone();
         let job = tokio::task::spawn_blocking(move || {
-            // Also of a client that has gone: the turn ends with the work, and after the connection is given back.
+            // Also of a client that has gone: the turn ends with the work, and after the connection
+            // is given back.
             let _turn = turn;
             let mut connection = pool.get_timeout(end.saturating_duration_since(Instant::now()))?;
             Ok(work(&mut connection)?)
@@ -92,12 +100,16 @@ impl App {
     }
 }
 
-/// Answers also where the database, or who sends the body, is silent. A thread that waits for the database waits on.
+/// Answers also where the database, or who sends the body, is silent. A thread that waits for the
+/// database waits on.
 async fn in_time(request: Request, next: Next) -> Response {
-    tokio::time::timeout(LIMIT, next.run(request)).await.unwrap_or_else(|_| Problem::Late.into_response())
+    tokio::time::timeout(LIMIT, next.run(request))
+        .await
+        .unwrap_or_else(|_| Problem::Late.into_response())
 }
 
-/// Why a request cannot be done. What a client is told of it is no more than it needs; the log has the cause.
+/// Why a request cannot be done. What a client is told of it is no more than it needs; the log has
+/// the cause.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Problem {
     NotFound,
@@ -137,12 +149,19 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (status, text) = match self {
             Problem::NotFound => (StatusCode::NOT_FOUND, "There is nothing here."),
-            Problem::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "The database is busy or away. Try again soon."),
-            Problem::Late => (StatusCode::GATEWAY_TIMEOUT, "That took too long. It may have been done or not."),
-            Problem::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong. It was not your fault."),
+            Problem::Unavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "The database is busy or away. Try again soon.")
+            }
+            Problem::Late => {
+                (StatusCode::GATEWAY_TIMEOUT, "That took too long. It may have been done or not.")
+            }
+            Problem::Internal => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong. It was not your fault.")
+            }
         };
         let retry = matches!(self, Problem::Unavailable).then_some([(header::RETRY_AFTER, "3")]);
-        let page = layout::page(status.canonical_reason().unwrap_or_default(), html! { p { (text) } });
+        let page =
+            layout::page(status.canonical_reason().unwrap_or_default(), html! { p { (text) } });
         (status, retry, page).into_response()
     }
 }

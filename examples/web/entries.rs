@@ -43,23 +43,32 @@ pub(crate) async fn json(State(app): State<App>) -> Result<Json<Vec<Entry>>, Pro
     Ok(Json(app.run(newest).await?))
 }
 
-pub(crate) async fn add(State(app): State<App>, Form(draft): Form<Draft>) -> Result<Response, Problem> {
+pub(crate) async fn add(
+    State(app): State<App>,
+    Form(draft): Form<Draft>,
+) -> Result<Response, Problem> {
     let text = draft.text.trim().to_owned();
     if let Some(reason) = complaint(&text) {
         let page = page(&app.run(newest).await?, &draft, Some(reason));
         return Ok((StatusCode::UNPROCESSABLE_ENTITY, page).into_response());
     }
-    app.run(move |connection| diesel::insert_into(entries::table).values(entries::text.eq(text)).execute(connection))
-        .await?;
+    app.run(move |connection| {
+        diesel::insert_into(entries::table).values(entries::text.eq(text)).execute(connection)
+    })
+    .await?;
     Ok(Redirect::to("/").into_response())
 }
 
-pub(crate) async fn finish(State(app): State<App>, id: Result<Path<i32>, PathRejection>) -> Result<Redirect, Problem> {
+pub(crate) async fn finish(
+    State(app): State<App>,
+    id: Result<Path<i32>, PathRejection>,
+) -> Result<Redirect, Problem> {
     let Path(id) = id.map_err(|_| Problem::NotFound)?;
     // Who clicks twice changes nothing.
     let first_time = sql::<Nullable<Timestamptz>>("coalesce(finished_at, now())");
     app.run(move |connection| {
-        let change = diesel::update(entries::table.find(id)).set(entries::finished_at.eq(first_time));
+        let change =
+            diesel::update(entries::table.find(id)).set(entries::finished_at.eq(first_time));
         change.returning(entries::id).get_result::<i32>(connection)
     })
     .await?;

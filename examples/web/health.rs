@@ -12,7 +12,8 @@ use crate::app::App;
 /// How long to wait for a connection.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long to wait for an answer in all. A server that is silent is noticed by libpq later than that.
+/// How long to wait for an answer in all. A server that is silent is noticed by libpq later than
+/// that.
 const LIMIT: Duration = Duration::from_secs(3);
 
 type Answer = (StatusCode, String);
@@ -29,7 +30,8 @@ pub(crate) async fn health(State(app): State<App>) -> Answer {
     }
 }
 
-/// One asks at a time, and the others wait: while the database is silent they would use up the pool, and tell of that.
+/// One asks at a time, and the others wait: while the database is silent they would use up the
+/// pool, and tell of that.
 async fn ask(app: App) -> Result<(), String> {
     let turn = app.probes.acquire_owned().await.map_err(|closed| closed.to_string())?;
     let asked = tokio::task::spawn_blocking(move || {

@@ -1,4 +1,5 @@
-//! What a manager has counted and what its pool holds, as Prometheus wants it: its text format, version 0.0.4.
+//! What a manager has counted and what its pool holds, as Prometheus wants it: its text format,
+//! version 0.0.4.
 
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -27,7 +28,11 @@ fn text(stats: &Stats, pool: &Pool) -> String {
             "Answers of the source of AWS credentials, failed ones included.",
             one(stats.refreshes),
         ),
-        family("failed_refreshes_total", "Answers without credentials.", one(stats.failed_refreshes)),
+        family(
+            "failed_refreshes_total",
+            "Answers without credentials.",
+            one(stats.failed_refreshes),
+        ),
         family("retirements_total", "Connections closed.", labelled("reason", reasons)),
         family(
             "checkouts_total",
@@ -48,5 +53,8 @@ fn labelled(name: &str, counts: impl IntoIterator<Item = (&'static str, u64)>) -
 fn family(name: &str, help: &str, samples: Samples) -> String {
     let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
     let samples = samples.iter().map(|(labels, count)| format!("rds_iam_{name}{labels} {count}\n"));
-    format!("# HELP rds_iam_{name} {help}\n# TYPE rds_iam_{name} {kind}\n{}", samples.collect::<String>())
+    format!(
+        "# HELP rds_iam_{name} {help}\n# TYPE rds_iam_{name} {kind}\n{}",
+        samples.collect::<String>()
+    )
 }

@@ -11,7 +11,8 @@ use crate::watch::Life;
 const ROW: usize = 34;
 const BAR: usize = 26;
 
-/// Where the manager begins to end connections: each in the last tenth of max_lifetime, at a moment of its own.
+/// Where the manager begins to end connections: each in the last tenth of max_lifetime, at a moment
+/// of its own.
 const ENDS_FROM: f64 = 90.0;
 
 /// As many rows as the pool may have connections; `max_lifetime` is the whole width.
@@ -43,5 +44,7 @@ fn bar(top: usize, connection: &Life, max_lifetime: Duration) -> Markup {
 fn description(connections: &[Life], max_lifetime: Duration) -> String {
     let in_use = connections.iter().filter(|connection| connection.in_use).count();
     let (idle, end) = (connections.len() - in_use, for_people(max_lifetime));
-    format!("{in_use} in use, {idle} idle. Each ends in the last tenth of {end}. The table below says the same.")
+    format!(
+        "{in_use} in use, {idle} idle. Each ends in the last tenth of {end}. The table below says the same."
+    )
 }

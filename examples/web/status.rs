@@ -13,7 +13,8 @@ use crate::picture::picture;
 use crate::watch::Life;
 
 pub(crate) async fn status(State(app): State<App>) -> Html<String> {
-    let (connections, state, stats) = (app.watch.connections(), app.pool.state(), app.manager.stats());
+    let (connections, state, stats) =
+        (app.watch.connections(), app.pool.state(), app.manager.stats());
     let size = app.pool.max_size();
     let body = html! {
         dl.numbers {
@@ -52,8 +53,11 @@ fn of_stats(stats: &Stats) -> Markup {
     let failed: u64 = stats.failed_logins.values().sum();
     let mut logins = rows(&[("tried", stats.logins), ("failed", failed)]);
     let causes = stats.failed_logins.iter().filter(|(_, count)| **count > 0);
-    logins.extend(causes.map(|(cause, count)| (format!("failed: {}", cause.label()), count.to_string())));
-    let retirements = stats.retirements.iter().map(|(reason, count)| (reason.to_string(), count.to_string()));
+    logins.extend(
+        causes.map(|(cause, count)| (format!("failed: {}", cause.label()), count.to_string())),
+    );
+    let retirements =
+        stats.retirements.iter().map(|(reason, count)| (reason.to_string(), count.to_string()));
     html! {
         (table("Retired, for", &retirements.collect::<Vec<_>>()))
         (table("Logins", &logins))

@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use diesel_rds_iam::PoolLog;
 use diesel_rds_iam::r2d2::HandleEvent;
-use diesel_rds_iam::r2d2::event::{AcquireEvent, CheckinEvent, CheckoutEvent, ReleaseEvent, TimeoutEvent};
+use diesel_rds_iam::r2d2::event::{
+    AcquireEvent, CheckinEvent, CheckoutEvent, ReleaseEvent, TimeoutEvent,
+};
 
-/// Hears of each connection that comes and goes, and hands on to the log. Clones are the same watch.
+/// Hears of each connection that comes and goes, and hands on to the log. Clones are the same
+/// watch.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Watch(Arc<Mutex<BTreeMap<u64, Life>>>);
 

@@ -9,13 +9,14 @@ use diesel_rds_iam::r2d2::ManageConnection;
 use crate::Failure;
 use crate::bell::Bell;
 
-/// How often it looks: diesel lends nobody the socket to wait at. A look takes a microsecond, over TLS too, for it does not
-/// ask the server.
+/// How often it looks: diesel lends nobody the socket to wait at. A look takes a microsecond, over
+/// TLS too, for it does not ask the server.
 const LOOK: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Listens until the bell is stopped. Its connection is its own, for in a pool it would be checked and retired, and stays
-/// open as long as it lasts: a token counts at login only. Keepalives find out when the server has vanished.
+/// Listens until the bell is stopped. Its connection is its own, for in a pool it would be checked
+/// and retired, and stays open as long as it lasts: a token counts at login only. Keepalives find
+/// out when the server has vanished.
 pub(crate) fn listen(manager: &RdsConnectionManager, bell: &Bell) {
     while !bell.is_stopped() {
         if let Err(error) = listen_on_a_connection(manager, bell) {

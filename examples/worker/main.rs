@@ -1,11 +1,12 @@
 //! Works off the jobs of a table, on several threads.
 //!
-//! The effect of a job is in one transaction with its end, so it is there exactly once, whatever dies in the middle. A
-//! job that fails is tried again, later each time, until it is dead; a connection that dies is no attempt. NOTIFY wakes
-//! the threads, and they look by themselves now and then. SIGTERM and SIGINT let them finish what they have in hand.
+//! The effect of a job is in one transaction with its end, so it is there exactly once, whatever
+//! dies in the middle. A job that fails is tried again, later each time, until it is dead; a
+//! connection that dies is no attempt. NOTIFY wakes the threads, and they look by themselves now
+//! and then. SIGTERM and SIGINT let them finish what they have in hand.
 //!
-//! Without DATABASE_URL it works off some jobs of its own, on a local stand-in for RDS; with DATABASE_URL it works off what
-//! `worker enqueue` or any other program inserts:
+//! Without DATABASE_URL it works off some jobs of its own, on a local stand-in for RDS; with
+//! DATABASE_URL it works off what `worker enqueue` or any other program inserts:
 //!
 //!     cargo run --example worker --features local
 //!     cargo run --example worker --features local -- enqueue '{"account": 7, "amount": 3}'
@@ -38,8 +39,7 @@ use database::Database;
 use threads::Task;
 use workers::Workers;
 
-const USAGE: &str =
-    "unknown arguments\nusage: worker [--threads N] [--pool] [--until-empty]\n       worker enqueue PAYLOAD...";
+const USAGE: &str = "unknown arguments\nusage: worker [--threads N] [--pool] [--until-empty]\n       worker enqueue PAYLOAD...";
 
 /// Each has a connection: more than these no server takes.
 const MOST_THREADS: u32 = 1000;
@@ -61,7 +61,9 @@ fn run() -> Result<(), Failure> {
     let arguments = std::env::args_os().skip(1).map(OsString::into_string);
     let arguments: Vec<String> = arguments.collect::<Result<_, _>>().map_err(|_| USAGE)?;
     match arguments.split_first() {
-        Some((command, payloads)) if command == "enqueue" && !payloads.is_empty() => enqueue(payloads),
+        Some((command, payloads)) if command == "enqueue" && !payloads.is_empty() => {
+            enqueue(payloads)
+        }
         _ => work(Options::parse(arguments)?),
     }
 }
@@ -80,7 +82,9 @@ impl Options {
             match argument.as_str() {
                 "--threads" => {
                     let threads = arguments.next().and_then(|number| number.parse().ok());
-                    options.threads = threads.filter(|threads| (1..=MOST_THREADS).contains(threads)).ok_or(USAGE)?;
+                    options.threads = threads
+                        .filter(|threads| (1..=MOST_THREADS).contains(threads))
+                        .ok_or(USAGE)?;
                 }
                 "--pool" => options.pool = true,
                 "--until-empty" => options.until_empty = true,
@@ -116,7 +120,8 @@ fn work(mut options: Options) -> Result<(), Failure> {
     threads::stop_on_signals(bell.clone())?;
     let workers = Arc::new(Workers::new(connections, bell.clone(), options.until_empty));
     let manager = database.manager.clone();
-    let mut tasks: Vec<Task> = vec![("listener".into(), Box::new(move || listener::listen(&manager, &bell)))];
+    let mut tasks: Vec<Task> =
+        vec![("listener".into(), Box::new(move || listener::listen(&manager, &bell)))];
     for i in 1..=options.threads {
         let workers = workers.clone();
         tasks.push((format!("worker-{i}"), Box::new(move || workers.work())));

@@ -43,8 +43,9 @@ pub(crate) fn is_empty(connection: &mut PgConnection) -> QueryResult<bool> {
     diesel::select(not(exists(jobs::table.filter(jobs::died_at.is_null())))).get_result(connection)
 }
 
-/// Does the next job that is due, if there is one. An error is not of the job but of the connection, and then nothing has
-/// happened; or all of it has, if the answer to the commit was lost.
+/// Does the next job that is due, if there is one. An error is not of the job but of the
+/// connection, and then nothing has happened; or all of it has, if the answer to the commit was
+/// lost.
 pub(crate) fn do_next(connection: &mut PgConnection) -> QueryResult<Option<Outcome>> {
     connection.transaction(|connection| {
         let Some(job) = next(connection)? else { return Ok(None) };
@@ -73,8 +74,8 @@ fn next(connection: &mut PgConnection) -> QueryResult<Option<Job>> {
         .optional()
 }
 
-/// Inside of a savepoint: what a job that fails has done goes, and the note of it stays. A panic is a failure like others,
-/// or the job would come again for ever, and take a thread along each time.
+/// Inside of a savepoint: what a job that fails has done goes, and the note of it stays. A panic is
+/// a failure like others, or the job would come again for ever, and take a thread along each time.
 fn perform(job: &Job, connection: &mut PgConnection) -> Result<(), Failure> {
     connection.transaction(|connection| {
         let ours = depth(connection)?;
@@ -95,11 +96,13 @@ fn depth(connection: &mut PgConnection) -> QueryResult<u32> {
     Ok(status.transaction_depth()?.map_or(0, NonZeroU32::get))
 }
 
-/// Notes the failure, if the connection lets it: that a connection died is not the job's fault, and counts for nothing.
+/// Notes the failure, if the connection lets it: that a connection died is not the job's fault, and
+/// counts for nothing.
 fn note(failure: &Failure, job: &Job, connection: &mut PgConnection) -> QueryResult<Outcome> {
     let attempts = job.attempts.saturating_add(1);
     let dies = attempts >= MAX_ATTEMPTS || matches!(failure, Failure::Payload(_));
-    // PostgreSQL takes no NUL in a text. A note that cannot be made would let the job come again for ever.
+    // PostgreSQL takes no NUL in a text. A note that cannot be made would let the job come again
+    // for ever.
     let failure = failure.to_string().replace('\0', "");
     let noted = (jobs::attempts.eq(attempts), jobs::last_error.eq(&failure));
     let job_row = diesel::update(jobs::table.find(job.id));
@@ -110,7 +113,8 @@ fn note(failure: &Failure, job: &Job, connection: &mut PgConnection) -> QueryRes
     }
     let wait = back_off(job.attempts.unsigned_abs(), FIRST_BACK_OFF, LONGEST_BACK_OFF);
     // now() is when the transaction began, and the job.
-    let run_at = sql::<Timestamptz>("clock_timestamp() + ").bind::<Interval, _>(wait.as_secs_f64().seconds());
+    let run_at = sql::<Timestamptz>("clock_timestamp() + ")
+        .bind::<Interval, _>(wait.as_secs_f64().seconds());
     job_row.set((noted, jobs::run_at.eq(run_at))).execute(connection)?;
     log::warn!("job {} failed, and is tried again in {wait:?}: {failure}", job.id);
     Ok(Outcome::Retried)

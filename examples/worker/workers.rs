@@ -10,8 +10,8 @@ use crate::bell::Bell;
 use crate::connections::Connections;
 use crate::queue::{self, Outcome};
 
-/// How often a thread looks for work that it was not woken for: jobs that are tried again, and notifications that were
-/// lost.
+/// How often a thread looks for work that it was not woken for: jobs that are tried again, and
+/// notifications that were lost.
 const POLL: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -77,7 +77,8 @@ impl Counts {
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [done, retried, dead] = [&self.done, &self.retried, &self.dead].map(|count| count.load(Relaxed));
+        let [done, retried, dead] =
+            [&self.done, &self.retried, &self.dead].map(|count| count.load(Relaxed));
         write!(f, "done: {done}, to be tried again: {retried}, dead: {dead}")
     }
 }

@@ -5,17 +5,20 @@ use diesel_rds_iam::fuzzing::{read_by_libpq, with_token, without_iam};
 use libfuzzer_sys::fuzz_target;
 
 /// The last is libpq's own from version 16 on.
-const OUR_OWN: &[&str] = &["rds_iam_auth", "region_name", "iam_host", "iam_port", "load_balance_hosts"];
+const OUR_OWN: &[&str] =
+    &["rds_iam_auth", "region_name", "iam_host", "iam_port", "load_balance_hosts"];
 
 /// Read before a token is signed, or without a meaning beside one.
-const NOT_HANDED_ON: &[&str] = &["load_balance_hosts", "passfile", "password", "service", "servicefile"];
+const NOT_HANDED_ON: &[&str] =
+    &["load_balance_hosts", "passfile", "password", "service", "servicefile"];
 
 const TOKEN: &str = r"db.example.com:5432/?A='b'&C=\%2F";
 
 fuzz_target!(|conninfo: &str| {
     let plain = without_iam(conninfo);
     if let Some(plain) = &plain {
-        // That it parses says that none of our keywords is in it: libpq refuses those that it does not know.
+        // That it parses says that none of our keywords is in it: libpq refuses those that it does
+        // not know.
         let read = read_by_libpq(plain).expect("libpq reads what it gets");
         if !OUR_OWN.iter().any(|keyword| conninfo.contains(keyword)) {
             assert_eq!(read_by_libpq(conninfo), Some(read));
@@ -26,7 +29,9 @@ fuzz_target!(|conninfo: &str| {
     assert_eq!(read["password"], TOKEN);
     assert!(!["disable", "allow", "prefer"].contains(&read["sslmode"].as_str()));
     let said = plain.and_then(|plain| read_by_libpq(&plain)).unwrap_or_default();
-    for (keyword, value) in said.iter().filter(|(keyword, _)| !NOT_HANDED_ON.contains(&keyword.as_str())) {
+    for (keyword, value) in
+        said.iter().filter(|(keyword, _)| !NOT_HANDED_ON.contains(&keyword.as_str()))
+    {
         // What is empty can stand for libpq's default, or for ours.
         assert!(value.is_empty() || read.get(keyword) == Some(value), "{keyword}");
     }

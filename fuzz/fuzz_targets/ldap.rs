@@ -1,4 +1,5 @@
-//! What PostgreSQL could say to the stand-in: only a token that was signed lets in, and only its own user.
+//! What PostgreSQL could say to the stand-in: only a token that was signed lets in, and only its
+//! own user.
 #![no_main]
 
 use std::cell::RefCell;
@@ -40,7 +41,8 @@ fn sorted(token: &str) -> Vec<&str> {
 
 fn successes(answers: &[u8]) -> usize {
     let (mut codec, mut answers) = (LdapCodec::default(), BytesMut::from(answers));
-    let messages = std::iter::from_fn(|| codec.decode(&mut answers).expect("the listener speaks LDAP"));
+    let messages =
+        std::iter::from_fn(|| codec.decode(&mut answers).expect("the listener speaks LDAP"));
     let is_success = |op: &LdapOp| match op {
         LdapOp::BindResponse(bind) => bind.res.code == LdapResultCode::Success,
         other => panic!("not an answer to a bind: {other:?}"),

@@ -21,7 +21,8 @@ struct Entry<'a> {
     password: &'a str,
 }
 
-/// One of those that a login can have: a token has no control characters, for which there is no way into the file.
+/// One of those that a login can have: a token has no control characters, for which there is no way
+/// into the file.
 fn entry(line: &str) -> Option<Entry<'_>> {
     let parts: Vec<&str> = line.splitn(3, '|').collect();
     let [host, port, password] = parts[..] else { return None };
@@ -36,7 +37,10 @@ fuzz_target!(|input: &str| {
     let line = |entry: &Entry| passfile_line(entry.host, entry.port, entry.password);
     fs::write(&*FILE, entries.iter().map(line).collect::<String>()).expect("written");
     for Entry { host, port, .. } in &entries {
-        let first = entries.iter().find(|other| (&other.host, other.port) == (host, *port)).expect("itself");
+        let first = entries
+            .iter()
+            .find(|other| (&other.host, other.port) == (host, *port))
+            .expect("itself");
         assert_eq!(found_by_libpq(host, *port), first.password);
     }
 });
@@ -44,12 +48,13 @@ fuzz_target!(|input: &str| {
 /// libpq looks for the password before it refuses our `gssencmode`, and that before it dials.
 fn found_by_libpq(host: &str, port: u16) -> String {
     let text = |text: &str| CString::new(text).expect("no NUL");
-    let (host, port, file) = (text(host), text(&port.to_string()), text(FILE.path().to_str().expect("Unicode")));
+    let (host, port, file) =
+        (text(host), text(&port.to_string()), text(FILE.path().to_str().expect("Unicode")));
     let keywords = [c"host", c"port", c"user", c"passfile", c"gssencmode"].map(CStr::as_ptr);
     let values = [&host, &port, c"app", &file, c"none of libpq's"].map(CStr::as_ptr);
     let [keywords, values] = [keywords, values].map(|list| [&list[..], &[ptr::null()]].concat());
-    // SAFETY: both lists end in NULL, hold strings that end in NUL, and live through the call. The password is libpq's
-    // until PQfinish, and copied before.
+    // SAFETY: both lists end in NULL, hold strings that end in NUL, and live through the call. The
+    // password is libpq's until PQfinish, and copied before.
     unsafe {
         let conn = PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0);
         let password = CStr::from_ptr(PQpass(conn)).to_str().expect("as it was written").to_owned();

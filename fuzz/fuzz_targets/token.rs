@@ -1,4 +1,5 @@
-//! A token: its parts are what went in, and the stand-in admits it; with one bit changed it does not.
+//! A token: its parts are what went in, and the stand-in admits it; with one bit changed it does
+//! not.
 #![no_main]
 
 use std::time::{Duration, UNIX_EPOCH};
@@ -14,7 +15,8 @@ fuzz_target!(|input: &str| {
     let (Ok(port), Ok(place)) = (port.parse(), place.parse::<u16>()) else { return };
     let Ok(endpoint) = Endpoint::new(host, port, "eu-west-1") else { return };
     let session_token = (!session_token.is_empty()).then_some(session_token);
-    let key_pair = Credentials::new("AKIDEXAMPLE", "secret", session_token.map(str::to_owned), None, "fuzz");
+    let key_pair =
+        Credentials::new("AKIDEXAMPLE", "secret", session_token.map(str::to_owned), None, "fuzz");
     let now = UNIX_EPOCH + Duration::from_secs(1_478_540_373);
     let Ok(token) = presign(&endpoint, user, &key_pair, now) else { return };
     check_parts(token.as_str(), &endpoint, user, session_token);
@@ -27,12 +29,16 @@ fn check_parts(token: &str, endpoint: &Endpoint, user: &str, session_token: Opti
     let (authority, query) = token.split_once("/?").expect("a host, and a query");
     assert!(query.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%=&".contains(&b)));
     let pairs: Vec<_> = form_urlencoded::parse(query.as_bytes()).collect();
-    let value = |name: &str| pairs.iter().find(|(known, _)| known == name).map(|(_, value)| &**value);
+    let value =
+        |name: &str| pairs.iter().find(|(known, _)| known == name).map(|(_, value)| &**value);
     if authority == endpoint.to_string() {
         assert!(value("Action") == Some("connect") && value("DBUser") == Some(user));
     } else {
         assert!(authority == endpoint.host() && authority.ends_with(".on.aws"));
-        assert_eq!(value("Action"), Some(if user == "admin" { "DbConnectAdmin" } else { "DbConnect" }));
+        assert_eq!(
+            value("Action"),
+            Some(if user == "admin" { "DbConnectAdmin" } else { "DbConnect" })
+        );
     }
     assert_eq!(value("X-Amz-Expires"), Some("900"));
     assert_eq!(value("X-Amz-Security-Token"), session_token);

@@ -1,7 +1,7 @@
 //! The hosts that a connection string names: one, or libpq's lists of several.
 
 use super::{NO_HOST, check_ports, invalid};
-use crate::Error;
+use crate::error::Error;
 
 /// One host to dial.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,23 +32,32 @@ pub(super) fn hosts(names: &str, addresses: &str, ports: &str) -> Result<Vec<Hos
 }
 
 /// The items of a list that has one for all hosts, or one for each.
-pub(crate) fn one_or_one_for_each<'a>(keyword: &str, list: &'a str, count: usize) -> Result<Vec<&'a str>, Error> {
+pub(crate) fn one_or_one_for_each<'a>(
+    keyword: &str,
+    list: &'a str,
+    count: usize,
+) -> Result<Vec<&'a str>, Error> {
     if list.contains(',') { one_for_each(keyword, list, count) } else { Ok(vec![list; count]) }
 }
 
 fn one_for_each<'a>(keyword: &str, list: &'a str, count: usize) -> Result<Vec<&'a str>, Error> {
-    let items: Vec<&str> = if list.is_empty() { vec![""; count] } else { list.split(',').collect() };
+    let items: Vec<&str> =
+        if list.is_empty() { vec![""; count] } else { list.split(',').collect() };
     if items.len() == count {
         return Ok(items);
     }
-    invalid(format!("{keyword} is a list of {} for {count} hosts; give one for each host", items.len()))
+    invalid(format!(
+        "{keyword} is a list of {} for {count} hosts; give one for each host",
+        items.len()
+    ))
 }
 
 fn count(list: &str) -> usize {
     list.split(',').count()
 }
 
-const EMPTY_ITEM: &str = "a place in its list of hosts is empty; name a host there, or take the comma away";
+const EMPTY_ITEM: &str =
+    "a place in its list of hosts is empty; name a host there, or take the comma away";
 
 fn check_host(host: Host, is_list: bool) -> Result<Host, Error> {
     match host.name.as_str() {
@@ -70,7 +79,12 @@ mod tests {
         match hosts(names, addresses, ports) {
             Ok(hosts) => {
                 let show = |host: &Host| {
-                    format!("{}[{}]:{}", host.name, host.hostaddr.as_deref().unwrap_or_default(), host.port)
+                    format!(
+                        "{}[{}]:{}",
+                        host.name,
+                        host.hostaddr.as_deref().unwrap_or_default(),
+                        host.port
+                    )
                 };
                 hosts.iter().map(show).collect::<Vec<_>>().join(" ")
             }

@@ -1,8 +1,9 @@
 //! A libpq connection string: parsed, defaulted, checked, rendered with a password.
 
-mod complaint;
 mod hosts;
-mod own_keys;
+mod keywords;
+pub(crate) mod libpq;
+mod redact;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
@@ -10,12 +11,13 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::libpq::{self, Setting};
-use crate::{Error, HostName};
-use complaint::safe;
+use crate::error::Error;
+use crate::token::HostName;
 pub(crate) use hosts::{Host, one_or_one_for_each};
-pub(crate) use own_keys::OwnKeys;
-use own_keys::take_own_keys;
+pub(crate) use keywords::OwnKeys;
+use keywords::take_own_keys;
+use libpq::Setting;
+use redact::safe;
 
 /// A connection string as the user gave it, in libpq's part and ours.
 #[derive(Clone)]
@@ -44,8 +46,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("sslmode", "verify-full"),
     // Seconds. libpq waits for ever; the kernel gives up on a silent host after two minutes.
     ("connect_timeout", "10"),
-    // Milliseconds. Frees a query to a host that has gone without a word, which keepalives do not: there are none while
-    // something is on its way.
+    // Milliseconds. Frees a query to a host that has gone without a word, which keepalives do not:
+    // there are none while something is on its way.
     ("tcp_user_timeout", "15000"),
     // 10 + 3 * 5 seconds, for systems without a tcp_user_timeout: with one, Linux gives up by that.
     ("keepalives_idle", "10"),
@@ -53,12 +55,12 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("keepalives_count", "3"),
     // Saves a round trip; RDS with IAM does not speak GSSAPI encryption.
     ("gssencmode", "disable"),
-    // A server that asks for anything else than the token in TLS is not one that knows IAM (libpq 16).
+    // A server that asks for anything else than the token in TLS is not one that knows IAM (libpq
+    // 16).
     ("require_auth", "password"),
 ];
 
-const NO_HOST: &str =
-    "it names no host, and IAM authentication is for RDS over TCP; set host= or PGHOST to the RDS endpoint";
+const NO_HOST: &str = "it names no host, and IAM authentication is for RDS over TCP; set host= or PGHOST to the RDS endpoint";
 
 /// The longest name that PostgreSQL keeps, in bytes (NAMEDATALEN - 1).
 pub(crate) const LONGEST_NAME: usize = 63;
@@ -81,7 +83,8 @@ impl Given {
         Given { text: None, explicit: BTreeMap::new(), own: OwnKeys::default() }
     }
 
-    /// The string for libpq as it came, less our own keywords: a login without IAM. And its connect_timeout.
+    /// The string for libpq as it came, less our own keywords: a login without IAM. And its
+    /// connect_timeout.
     pub(crate) fn without_iam(&self) -> Result<(String, Option<Duration>), Error> {
         if self.own.load_balance_hosts.is_some() {
             return invalid(
@@ -89,7 +92,8 @@ impl Given {
             );
         }
         let all = self.complete()?;
-        // libpq checks the port only when it dials, and then quotes it: half a password, if that was not encoded.
+        // libpq checks the port only when it dials, and then quotes it: half a password, if that
+        // was not encoded.
         check_ports(all["port"].value.as_deref().unwrap_or_default())?;
         Ok((self.shown(), all["connect_timeout"].value.as_deref().and_then(seconds)))
     }
@@ -117,7 +121,11 @@ impl Given {
         if let Some(name) = program() {
             settings.entry("fallback_application_name".into()).or_insert(name);
         }
-        let secret = all.into_iter().filter(|(_, setting)| setting.secret).map(|(keyword, _)| keyword).collect();
+        let secret = all
+            .into_iter()
+            .filter(|(_, setting)| setting.secret)
+            .map(|(keyword, _)| keyword)
+            .collect();
         let is_balanced = self.is_balanced(settings.remove("load_balance_hosts"))?;
         let list = |keyword: &str| settings.get(keyword).map(String::as_str).unwrap_or_default();
         let hosts = hosts::hosts(list("host"), list("hostaddr"), list("port"))?;
@@ -128,7 +136,12 @@ impl Given {
 
     /// `known` is what a libpq that knows the keyword says (16 and newer).
     fn is_balanced(&self, known: Option<String>) -> Result<bool, Error> {
-        let set = self.own.load_balance_hosts.clone().or(known).or_else(|| std::env::var("PGLOADBALANCEHOSTS").ok());
+        let set = self
+            .own
+            .load_balance_hosts
+            .clone()
+            .or(known)
+            .or_else(|| std::env::var("PGLOADBALANCEHOSTS").ok());
         match set.as_deref() {
             None | Some("" | "disable") => Ok(false),
             Some("random") => Ok(true),
@@ -145,8 +158,9 @@ impl Given {
     }
 
     fn chosen_of(&self, all: &libpq::Settings) -> BTreeMap<String, String> {
-        let chosen =
-            all.iter().filter_map(|(keyword, setting)| Some((keyword.clone(), self.chosen(keyword, setting)?)));
+        let chosen = all.iter().filter_map(|(keyword, setting)| {
+            Some((keyword.clone(), self.chosen(keyword, setting)?))
+        });
         chosen.collect()
     }
 
@@ -162,19 +176,23 @@ impl Given {
             || setting.value != setting.compiled
             || by_variable().is_some();
         // Explicitly empty keeps libpq from taking a variable.
-        let may_be_empty = self.explicit.contains_key(keyword) && !PINNED.contains(&keyword) && !has_default(keyword);
+        let may_be_empty = self.explicit.contains_key(keyword)
+            && !PINNED.contains(&keyword)
+            && !has_default(keyword);
         setting.value.clone().filter(|value| is_chosen && (may_be_empty || !value.is_empty()))
     }
 
-    /// A password has no place beside IAM. PGPASSWORD counts only where there is no string: in the environment of a
-    /// program that has its own DATABASE_URL it is somebody else's.
+    /// A password has no place beside IAM. PGPASSWORD counts only where there is no string: in the
+    /// environment of a program that has its own DATABASE_URL it is somebody else's.
     fn refuse_password(&self, password: &Setting) -> Result<(), Error> {
         let set = |value: Option<&String>| value.is_some_and(|value| !value.is_empty());
         let in_environment = std::env::var_os("PGPASSWORD").is_some();
         let place = if set(self.explicit.get("password")) {
             "it"
         } else if in_environment && self.text.is_some() {
-            log::warn!("PGPASSWORD is set and not used: the connection string has no password, so IAM makes one");
+            log::warn!(
+                "PGPASSWORD is set and not used: the connection string has no password, so IAM makes one"
+            );
             return Ok(());
         } else if in_environment {
             "PGPASSWORD"
@@ -189,15 +207,15 @@ impl Given {
     }
 }
 
-/// Written out even where libpq would default them, so that the name signed for is the name dialled.
+/// Written out even where libpq would default them, so that the name signed for is the name
+/// dialled.
 const PINNED: &[&str] = &["host", "port", "user", "dbname"];
 
 /// Answered already (`service`), or without a meaning beside a token (`passfile`).
 const DROPPED: &[&str] = &["service", "servicefile", "passfile", "password"];
 
 /// Whether the server takes writes, as libpq asks for `target_session_attrs=read-write`.
-pub(crate) const IS_READ_WRITE: &str =
-    "SELECT NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean AS fits";
+pub(crate) const IS_READ_WRITE: &str = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean AS fits";
 
 impl IamConninfo {
     fn get(&self, keyword: &str) -> Option<&str> {
@@ -223,7 +241,8 @@ impl IamConninfo {
         seconds(self.get("connect_timeout")?)
     }
 
-    /// The file of root certificates: the one that is set, or where libpq looks for one; none: the system's.
+    /// The file of root certificates: the one that is set, or where libpq looks for one; none: the
+    /// system's.
     pub(crate) fn sslrootcert(&self) -> Option<PathBuf> {
         match self.get("sslrootcert") {
             Some("system") => None,
@@ -246,7 +265,8 @@ impl IamConninfo {
         self.get("sslmode").unwrap_or_default()
     }
 
-    /// The query that tells whether the server still is what `target_session_attrs` wants; none where any will do.
+    /// The query that tells whether the server still is what `target_session_attrs` wants; none
+    /// where any will do.
     pub(crate) fn role_check(&self) -> Option<&'static str> {
         match self.get("target_session_attrs")? {
             "read-write" => Some(IS_READ_WRITE),
@@ -266,7 +286,8 @@ impl IamConninfo {
 
     /// The string for libpq, with a password and with what else holds for this one connection.
     pub(crate) fn with_password(&self, password: &str, for_this: &[(&str, &str)]) -> String {
-        let mut settings: BTreeMap<&str, &str> = self.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let mut settings: BTreeMap<&str, &str> =
+            self.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         settings.insert("password", password);
         settings.extend(for_this.iter().copied());
         render(settings)
@@ -276,7 +297,9 @@ impl IamConninfo {
         self.check_tls()?;
         let user = self.user();
         match user.len() {
-            0 => invalid("it names no user; give user= the database user that has the role rds_iam"),
+            0 => {
+                invalid("it names no user; give user= the database user that has the role rds_iam")
+            }
             1..=LONGEST_NAME => Ok(()),
             length => invalid(format!(
                 "the user name has {length} bytes, and PostgreSQL keeps {LONGEST_NAME}; give the name of the role as it is in pg_roles"
@@ -317,7 +340,8 @@ fn has_default(keyword: &str) -> bool {
 /// Key/value form, every value quoted (libpq, "Keyword/Value Connection Strings").
 pub(crate) fn render(settings: BTreeMap<&str, &str>) -> String {
     let quote = |value: &str| value.replace('\\', r"\\").replace('\'', r"\'");
-    let pairs = settings.into_iter().map(|(keyword, value)| format!("{keyword}='{}'", quote(value)));
+    let pairs =
+        settings.into_iter().map(|(keyword, value)| format!("{keyword}='{}'", quote(value)));
     pairs.collect::<Vec<_>>().join(" ")
 }
 
@@ -332,7 +356,8 @@ fn is_uri(text: &str) -> bool {
     text.starts_with("postgresql://") || text.starts_with("postgres://")
 }
 
-/// Where the host begins. As in libpq: an '@' before the first '/' ends user and password, which may hold a '?'.
+/// Where the host begins. As in libpq: an '@' before the first '/' ends user and password, which
+/// may hold a '?'.
 fn host_of_uri(text: &str) -> usize {
     let authority = text.find("://").map_or(0, |i| i + 3);
     match text[authority..].find(['@', '/']) {
@@ -345,8 +370,8 @@ fn c_string(text: &str) -> Result<CString, Error> {
     CString::new(text).or_else(|_| invalid("it holds a NUL byte; remove it"))
 }
 
-/// Refuses a URI whose user or password holds an '@' or a '/' as it is: libpq would take half of it for the host or
-/// the database, dial that, and print it.
+/// Refuses a URI whose user or password holds an '@' or a '/' as it is: libpq would take half of it
+/// for the host or the database, dial that, and print it.
 fn check_at_signs(conninfo: &str) -> Result<(), Error> {
     if !is_uri(conninfo) {
         return Ok(());
@@ -366,7 +391,9 @@ fn check_ports(ports: &str) -> Result<(), Error> {
     if ports.split(',').all(fits) {
         return Ok(());
     }
-    invalid("the port is not a number from 1 to 65535; RDS for PostgreSQL listens on 5432 by default")
+    invalid(
+        "the port is not a number from 1 to 65535; RDS for PostgreSQL listens on 5432 by default",
+    )
 }
 
 pub(crate) fn invalid<T>(reason: impl Into<String>) -> Result<T, Error> {
@@ -401,8 +428,7 @@ mod tests {
     #[test]
     fn both_forms_mean_the_same() {
         let uri = "postgresql://a%20b@db.example.com:6432/the%20db?connect_timeout=3&options=-c%20geqo%3Doff";
-        let pairs =
-            r"host=db.example.com port = 6432 user='a b' dbname=the\ db connect_timeout=3 options='-c geqo=off'";
+        let pairs = r"host=db.example.com port = 6432 user='a b' dbname=the\ db connect_timeout=3 options='-c geqo=off'";
         assert_eq!(for_libpq(uri), for_libpq(pairs));
         assert_eq!(for_libpq(uri)["dbname"], "the db");
     }
@@ -431,7 +457,10 @@ mod tests {
     #[test]
     fn require_auth_is_set_where_libpq_knows_it() {
         let known = libpq::complete(None).ok().unwrap().contains_key("require_auth");
-        assert_eq!(for_libpq("postgres://app@db.example.com/app").contains_key("require_auth"), known);
+        assert_eq!(
+            for_libpq("postgres://app@db.example.com/app").contains_key("require_auth"),
+            known
+        );
     }
 
     #[test]
@@ -444,7 +473,8 @@ mod tests {
 
     #[test]
     fn people_see_no_secrets() {
-        let given = Given::parse("host=db.example.com user=app sslkey=/k sslpassword=hunter2").unwrap();
+        let given =
+            Given::parse("host=db.example.com user=app sslkey=/k sslpassword=hunter2").unwrap();
         let shown = given.with_iam().unwrap().to_string();
         assert!(shown.contains("sslkey='/k'") && shown.contains("sslpassword='***'"), "{shown}");
         assert!(!shown.contains("hunter2"), "{shown}");
@@ -454,7 +484,10 @@ mod tests {
     fn without_iam_the_string_stays_as_it_came_less_our_keys() {
         let cases = [
             ("postgres://u:p%3F@h/d?rds_iam_auth=false", "postgres://u:p%3F@h/d"),
-            ("postgres://u:p?@h/d?sslmode=disable&rds_iam_auth=false", "postgres://u:p?@h/d?sslmode=disable"),
+            (
+                "postgres://u:p?@h/d?sslmode=disable&rds_iam_auth=false",
+                "postgres://u:p?@h/d?sslmode=disable",
+            ),
             ("postgres://h?rds_iam_auth=false&connect_timeout=1", "postgres://h?connect_timeout=1"),
             ("host=h rds_iam_auth = 'false'  user='a\\'b=c'", "host=h   user='a\\'b=c'"),
             ("host=h rds_iam_auth='false'user=u", "host=h user=u"),
@@ -481,10 +514,13 @@ mod tests {
     /// One of the ways to write it as key/value.
     fn setting(keyword: &str, value: &str, style: u8) -> String {
         let is_quoted = style & 1 == 0 || value.is_empty();
-        let (escape_all, equals) = (style & 2 == 0, ["=", " = ", "\t=", "=\n"][usize::from(style >> 6)]);
+        let (escape_all, equals) =
+            (style & 2 == 0, ["=", " = ", "\t=", "=\n"][usize::from(style >> 6)]);
         let escape = |c: char| match c {
             '\'' | '\\' => format!("\\{c}"),
-            _ if escape_all || !is_quoted && c.is_ascii_whitespace() || c == '\x0b' => format!("\\{c}"),
+            _ if escape_all || !is_quoted && c.is_ascii_whitespace() || c == '\x0b' => {
+                format!("\\{c}")
+            }
             _ => c.into(),
         };
         let value: String = value.chars().map(escape).collect();
@@ -492,9 +528,11 @@ mod tests {
         format!("{keyword}{equals}{quote}{value}{quote}")
     }
 
-    /// One of the ways to write it in a URI. (An '@' ends the user's name, even after a '?', where there is no '/'.)
+    /// One of the ways to write it in a URI. (An '@' ends the user's name, even after a '?', where
+    /// there is no '/'.)
     fn parameter(keyword: &str, value: &str, style: u8) -> String {
-        let is_encoded = |byte: u8| style & 1 == 0 || b"%&=@".contains(&byte) || byte.is_ascii_whitespace();
+        let is_encoded =
+            |byte: u8| style & 1 == 0 || b"%&=@".contains(&byte) || byte.is_ascii_whitespace();
         let value = value.bytes().flat_map(|byte| match byte {
             _ if is_encoded(byte) && style & 2 == 0 => format!("%{byte:02x}").into_bytes(),
             _ if is_encoded(byte) => format!("%{byte:02X}").into_bytes(),

@@ -1,37 +1,40 @@
 //! AWS credentials behind a synchronous, cached, expiry-aware front.
 
-mod source;
+mod chain;
+pub(crate) mod https;
 mod worker;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_async::time::SharedTimeSource;
 use log::Level;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::Error;
-use crate::error::{causes, utc};
-use crate::https;
-use crate::lock::lock;
+use crate::error::{Error, causes, utc};
 use crate::token::masked;
-use source::Found;
-pub(crate) use source::{Configured, Role, Source, configured_region, unreadable_files};
+use chain::Found;
+pub(crate) use chain::{Configured, Role, Source, configured_region, unreadable_files};
 use worker::Worker;
 
-/// Credentials are refreshed in the background when they end in less than this, or than a quarter of their life.
+/// Credentials are refreshed in the background when they end in less than this, or than a quarter
+/// of their life.
 const REFRESH_AHEAD: Duration = Duration::from_secs(5 * 60);
 
-/// How much longer than the worker a caller waits, for the worker knows which place gives no answer.
+/// How much longer than the worker a caller waits, for the worker knows which place gives no
+/// answer.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// A source that fails while nothing is usable is asked again at once, but then not more often than this.
+/// A source that fails while nothing is usable is asked again at once, but then not more often than
+/// this.
 const PAUSE_WITHOUT_CREDENTIALS: Duration = Duration::from_millis(100);
 
 /// Credentials for callers on any thread, inside and outside of async code.
 ///
-/// Asking a source can mean a network call, so the [`Worker`] does it; callers get the cached pair, or wait for it.
+/// Asking a source can mean a network call, so the [`Worker`] does it; callers get the cached pair,
+/// or wait for it.
 pub(crate) struct CredentialsCache {
     shared: Arc<Shared>,
     source: Source,
@@ -90,7 +93,8 @@ struct Current {
     /// Where they came from.
     #[cfg_attr(not(feature = "doctor"), expect(dead_code, reason = "the doctor alone tells it"))]
     place: String,
-    /// By wall time, as all that decides on age: a machine that slept wakes up with credentials that have ended.
+    /// By wall time, as all that decides on age: a machine that slept wakes up with credentials
+    /// that have ended.
     received: SystemTime,
     refresh_at: Option<SystemTime>,
 }
@@ -121,13 +125,18 @@ impl State {
     }
 
     /// Takes an answer in, and returns what is to be logged of it.
-    fn answer(&mut self, result: Result<Found, CredentialsError>, now: SystemTime) -> (Level, String) {
+    fn answer(
+        &mut self,
+        result: Result<Found, CredentialsError>,
+        now: SystemTime,
+    ) -> (Level, String) {
         self.refreshing = false;
         self.answers += 1;
         match result.and_then(|found| not_ended(found, now)) {
             Ok((credentials, place)) => {
                 let end = credentials.expiry().map_or("no end".to_owned(), utc);
-                let text = format!("AWS credentials {} from {place}, end: {end}", masked(&credentials));
+                let text =
+                    format!("AWS credentials {} from {place}, end: {end}", masked(&credentials));
                 self.current = Some(Current::new((credentials, place), now, fastrand::f64()));
                 (self.failure, self.refreshes) = (None, BackOff::default());
                 (Level::Debug, text)
@@ -135,12 +144,16 @@ impl State {
             Err(error) => {
                 self.failed_answers += 1;
                 let causes = causes(&error);
-                // Without usable credentials the caller has the error; with them, nobody else would say it.
+                // Without usable credentials the caller has the error; with them, nobody else would
+                // say it.
                 let is_news = self.refreshes.times == 0 && self.usable(now).is_some();
                 self.failure = Some(Arc::new(error));
                 self.refreshes.was_in_vain(Instant::now());
                 if is_news {
-                    (Level::Warn, format!("AWS credentials not refreshed, the old ones serve on: {causes}"))
+                    (
+                        Level::Warn,
+                        format!("AWS credentials not refreshed, the old ones serve on: {causes}"),
+                    )
                 } else {
                     (Level::Debug, format!("no AWS credentials: {causes}"))
                 }
@@ -151,7 +164,8 @@ impl State {
     /// The last failure, where a further call would come too soon after it.
     fn recent_failure(&self) -> Option<Error> {
         let last = self.refreshes.last.filter(|_| self.refreshes.times > 1 && !self.refreshing)?;
-        let failure = self.failure.clone().filter(|_| last.elapsed() < PAUSE_WITHOUT_CREDENTIALS)?;
+        let failure =
+            self.failure.clone().filter(|_| last.elapsed() < PAUSE_WITHOUT_CREDENTIALS)?;
         Some(self.error(failure))
     }
 
@@ -182,15 +196,25 @@ fn not_ended((credentials, place): Found, now: SystemTime) -> Result<Found, Cred
 }
 
 impl CredentialsCache {
-    pub(crate) fn new(source: Source, timeout: Duration, time_source: SharedTimeSource) -> CredentialsCache {
-        CredentialsCache { shared: Arc::default(), source, worker: Mutex::default(), timeout, time_source }
+    pub(crate) fn new(
+        source: Source,
+        timeout: Duration,
+        time_source: SharedTimeSource,
+    ) -> CredentialsCache {
+        CredentialsCache {
+            shared: Arc::default(),
+            source,
+            worker: Mutex::default(),
+            timeout,
+            time_source,
+        }
     }
 
     /// The cache for these settings that some manager has already, or a new one.
     pub(crate) fn shared(configured: &Configured, timeout: Duration) -> Arc<CredentialsCache> {
         type Known = (Configured, Duration, Weak<CredentialsCache>);
-        static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
-        let mut known = lock(&KNOWN);
+        static KNOWN: Mutex<Vec<Known>> = parking_lot::const_mutex(Vec::new());
+        let mut known = KNOWN.lock();
         known.retain(|(_, _, cache)| cache.strong_count() > 0);
         let same = |(settings, limit, cache): &Known| {
             (settings == configured && *limit == timeout).then(|| cache.upgrade()).flatten()
@@ -207,7 +231,7 @@ impl CredentialsCache {
     /// The cached credentials while they last, else new ones.
     pub(crate) fn get(&self) -> Result<Credentials, Error> {
         let now = self.time_source.now();
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         let Some(current) = state.usable(now) else {
             return match state.recent_failure() {
                 Some(error) => Err(error),
@@ -226,20 +250,24 @@ impl CredentialsCache {
     /// Where the cached credentials came from.
     #[cfg(feature = "doctor")]
     pub(crate) fn place(&self) -> Option<String> {
-        self.shared.lock().current.as_ref().map(|current| current.place.clone())
+        self.shared.state.lock().current.as_ref().map(|current| current.place.clone())
     }
 
     /// How many answers the source has given, and how many failed ones among them.
     pub(crate) fn answers(&self) -> (u64, u64) {
-        let state = self.shared.lock();
+        let state = self.shared.state.lock();
         (state.answers, state.failed_answers)
     }
 
-    /// Other credentials than those that a server refused: they may have been rotated. None if they are still the same.
+    /// Other credentials than those that a server refused: they may have been rotated. None if they
+    /// are still the same.
     pub(crate) fn rotated(&self, refused: &Credentials) -> Option<Credentials> {
         let now = self.time_source.now();
-        let state = self.shared.lock();
-        let other = state.usable(now).map(|current| &current.credentials).filter(|current| *current != refused);
+        let state = self.shared.state.lock();
+        let other = state
+            .usable(now)
+            .map(|current| &current.credentials)
+            .filter(|current| *current != refused);
         if let Some(other) = other {
             return Some(other.clone());
         }
@@ -248,7 +276,7 @@ impl CredentialsCache {
             return None;
         }
         let refreshed = self.refresh(state).ok().filter(|refreshed| refreshed != refused);
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         match &refreshed {
             Some(_) => state.rotations = BackOff::default(),
             None if is_joined => {}
@@ -264,14 +292,17 @@ impl CredentialsCache {
         drop(state);
         self.run(errand);
         let unanswered = |state: &mut State| state.answers == before;
-        let (state, _) = self
-            .shared
-            .answered
-            .wait_timeout_while(self.shared.lock(), self.timeout.saturating_add(GRACE), unanswered)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.shared.state.lock();
+        self.shared.answered.wait_while_for(
+            &mut state,
+            unanswered,
+            self.timeout.saturating_add(GRACE),
+        );
         if state.answers == before {
-            let text =
-                format!("no answer within {:?}; a provider that blocks its thread holds up all others", self.timeout);
+            let text = format!(
+                "no answer within {:?}; a provider that blocks its thread holds up all others",
+                self.timeout
+            );
             return Err(state.error(Arc::new(CredentialsError::provider_error(text))));
         }
         let now = self.time_source.now();
@@ -291,7 +322,9 @@ impl CredentialsCache {
         let worker = match self.worker() {
             Ok(worker) => worker,
             Err(error) => {
-                return answer.give(Err(CredentialsError::provider_error(format!("no thread to ask on: {error}"))));
+                return answer.give(Err(CredentialsError::provider_error(format!(
+                    "no thread to ask on: {error}"
+                ))));
             }
         };
         let (source, timeout) = (self.source.clone(), self.timeout);
@@ -299,14 +332,16 @@ impl CredentialsCache {
             let place = Mutex::default();
             let found = tokio::time::timeout(timeout, source.ask(&place)).await;
             answer.give(found.unwrap_or_else(|_| {
-                let place = place.into_inner().unwrap_or_else(PoisonError::into_inner);
-                Err(CredentialsError::provider_error(format!("{place}: no answer within {timeout:?}")))
+                let place = place.into_inner();
+                Err(CredentialsError::provider_error(format!(
+                    "{place}: no answer within {timeout:?}"
+                )))
             }));
         });
     }
 
     fn worker(&self) -> std::io::Result<Arc<Worker>> {
-        let mut taken = lock(&self.worker);
+        let mut taken = self.worker.lock();
         let worker = match &*taken {
             Some(worker) if !worker.has_ended() => worker.clone(),
             _ => Worker::shared()?,
@@ -316,14 +351,8 @@ impl CredentialsCache {
     }
 }
 
-impl Shared {
-    /// A panic while the lock is held leaves nothing half done.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-}
-
-/// The duty to answer, whatever becomes of the asking: a source is somebody else's code, and may panic.
+/// The duty to answer, whatever becomes of the asking: a source is somebody else's code, and may
+/// panic.
 struct Answer {
     shared: Arc<Shared>,
     time_source: SharedTimeSource,
@@ -339,9 +368,10 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        let unanswered = || Err(CredentialsError::provider_error("the credentials provider panicked"));
+        let unanswered =
+            || Err(CredentialsError::provider_error("the credentials provider panicked"));
         let (result, now) = (self.result.take().unwrap_or_else(unanswered), self.time_source.now());
-        let (level, text) = self.shared.lock().answer(result, now);
+        let (level, text) = self.shared.state.lock().answer(result, now);
         self.shared.answered.notify_all();
         // Not under the lock: a logger may write into a database of ours.
         log::log!(level, "{text}, after {:?}", self.asked.elapsed());

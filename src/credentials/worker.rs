@@ -2,18 +2,19 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use crate::lock::lock;
-
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A thread with a current-thread runtime, for all caches of the process. It ends when the last of them is dropped.
+/// A thread with a current-thread runtime, for all caches of the process. It ends when the last of
+/// them is dropped.
 ///
-/// Callers wait for it, and never block on a runtime themselves: they may be inside of somebody's async code.
+/// Callers wait for it, and never block on a runtime themselves: they may be inside of somebody's
+/// async code.
 pub(super) struct Worker {
     tasks: UnboundedSender<Task>,
 }
@@ -22,7 +23,7 @@ impl Worker {
     /// The running one, or a new one.
     pub(super) fn shared() -> io::Result<Arc<Worker>> {
         static RUNNING: Mutex<Weak<Worker>> = Mutex::new(Weak::new());
-        let mut running = lock(&RUNNING);
+        let mut running = RUNNING.lock();
         if let Some(worker) = running.upgrade().filter(|worker| !worker.has_ended()) {
             return Ok(worker);
         }
@@ -34,7 +35,8 @@ impl Worker {
     fn start() -> io::Result<Worker> {
         let (tasks, mut received) = unbounded_channel::<Task>();
         let (built, outcome) = std::sync::mpsc::channel();
-        // Built on its own thread, so that it is dropped there too: a runtime must not be dropped inside async code.
+        // Built on its own thread, so that it is dropped there too: a runtime must not be dropped
+        // inside async code.
         let serve = move || match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => {
                 let _ = built.send(Ok(()));

@@ -22,7 +22,8 @@ pub(super) struct Presented {
     pub(super) is_late: bool,
 }
 
-/// The chain, the server's own certificate first. Nothing is checked, and nothing sent after the handshake.
+/// The chain, the server's own certificate first. Nothing is checked, and nothing sent after the
+/// handshake.
 pub(super) fn presented(stream: TcpStream, name: &str) -> Vec<Presented> {
     let shake_hands = || {
         let mut connector = SslConnector::builder(SslMethod::tls_client()).ok()?;
@@ -38,7 +39,8 @@ pub(super) fn presented(stream: TcpStream, name: &str) -> Vec<Presented> {
 impl Presented {
     fn read(certificate: &X509Ref) -> Presented {
         let alternatives = certificate.subject_alt_names().into_iter().flatten();
-        let mut names: Vec<String> = alternatives.filter_map(|name| name.dnsname().map(str::to_owned)).collect();
+        let mut names: Vec<String> =
+            alternatives.filter_map(|name| name.dnsname().map(str::to_owned)).collect();
         names.dedup();
         let (starts, ends) = (certificate.not_before(), certificate.not_after());
         Presented {
@@ -62,5 +64,7 @@ fn is_before(one: &Asn1TimeRef, other: &Asn1TimeRef) -> bool {
 
 fn common_name(name: &X509NameRef) -> String {
     let entry = name.entries_by_nid(Nid::COMMONNAME).next();
-    entry.and_then(|entry| Some(entry.data().to_string().ok()?.to_owned())).unwrap_or_else(|| "without a name".into())
+    entry
+        .and_then(|entry| Some(entry.data().to_string().ok()?.to_owned()))
+        .unwrap_or_else(|| "without a name".into())
 }

@@ -10,7 +10,8 @@ use crate::error::one_line;
 pub struct Diagnosis {
     /// What was seen: the server's, libpq's or the system's own words.
     pub symptom: String,
-    /// One where the facts leave no doubt; else those that look alike from outside, the likeliest first.
+    /// One where the facts leave no doubt; else those that look alike from outside, the likeliest
+    /// first.
     pub causes: Vec<Cause>,
 }
 

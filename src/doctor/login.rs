@@ -1,15 +1,16 @@
-//! [`Attempt`]: a login that is not libpq's. It tells the SQLSTATE, and shows whether libpq is to blame.
+//! [`Attempt`]: a login that is not libpq's. It tells the SQLSTATE, and shows whether libpq is to
+//! blame.
 
 use std::net::SocketAddr;
 
 use postgres_native_tls::MakeTlsConnector;
 use tokio_postgres::config::{Config, SslMode};
 
-use super::limit::{LIMIT, within_async};
 use super::symptom::Symptom;
+use super::timeout::{LIMIT, within_async};
 use super::tls::Rules;
-use crate::AuthToken;
 use crate::error::chain;
+use crate::token::AuthToken;
 
 /// Whom to log in, and where.
 pub(super) struct Attempt {
@@ -29,7 +30,8 @@ impl Attempt {
     }
 
     async fn log_in(self, tls: MakeTlsConnector) -> Result<(), Symptom> {
-        let (client, connection) = self.config().connect(tls).await.map_err(|error| symptom(&error))?;
+        let (client, connection) =
+            self.config().connect(tls).await.map_err(|error| symptom(&error))?;
         drop(client);
         // Says goodbye to the server.
         let _ = connection.await;

@@ -1,21 +1,27 @@
 //! The IAM policy statement that lets an identity log in.
 
-use super::known::Known;
-use crate::HostKind;
-use crate::token::dsql_action;
+use super::evidence::Evidence;
+use crate::token::{HostKind, dsql_action};
 
 /// The statement to paste, and how to find what is not known of it.
-pub(super) fn to_paste(known: &Known) -> String {
-    format!("give the AWS identity this policy statement:\n{}\n{}", statement(known), placeholders(known))
+pub(super) fn to_paste(known: &Evidence) -> String {
+    format!(
+        "give the AWS identity this policy statement:\n{}\n{}",
+        statement(known),
+        placeholders(known)
+    )
 }
 
-fn statement(known: &Known) -> String {
+fn statement(known: &Evidence) -> String {
     let (action, resource) = match known.kind() {
-        HostKind::Dsql => (format!("dsql:{}", dsql_action(&known.user)), format!("cluster/{}", known.name())),
+        HostKind::Dsql => {
+            (format!("dsql:{}", dsql_action(&known.user)), format!("cluster/{}", known.name()))
+        }
         _ => ("rds-db:connect".to_owned(), format!("dbuser:RESOURCE-ID/{}", literal(&known.user))),
     };
     let service = action.split(':').next().unwrap_or_default();
-    let (region, account) = (known.endpoint.region(), known.account.as_deref().unwrap_or("ACCOUNT"));
+    let (region, account) =
+        (known.endpoint.region(), known.account.as_deref().unwrap_or("ACCOUNT"));
     format!(
         r#"{{
   "Effect": "Allow",
@@ -26,8 +32,8 @@ fn statement(known: &Known) -> String {
     )
 }
 
-/// A name in a policy, which is JSON, and has wildcards and variables of its own (AWS, "IAM policy elements: Variables
-/// and tags").
+/// A name in a policy, which is JSON, and has wildcards and variables of its own (AWS, "IAM policy
+/// elements: Variables and tags").
 fn literal(name: &str) -> String {
     let escape = |c: char| match c {
         '*' | '?' | '$' => format!("${{{c}}}"),
@@ -38,10 +44,11 @@ fn literal(name: &str) -> String {
     name.chars().map(escape).collect()
 }
 
-fn placeholders(known: &Known) -> String {
+fn placeholders(known: &Evidence) -> String {
     let (region, name) = (known.endpoint.region(), known.name());
-    let of =
-        |what: &str, query: &str| format!("RESOURCE-ID: aws rds {what} {name} --region {region} --query '{query}'");
+    let of = |what: &str, query: &str| {
+        format!("RESOURCE-ID: aws rds {what} {name} --region {region} --query '{query}'")
+    };
     let resource_id = match known.kind() {
         HostKind::Instance => {
             of("describe-db-instances --db-instance-identifier", "DBInstances[].[DbiResourceId,DBClusterIdentifier]")
@@ -54,9 +61,16 @@ fn placeholders(known: &Known) -> String {
         HostKind::Dsql => String::new(),
         _ => "RESOURCE-ID: DbiResourceId of an instance, DbClusterResourceId of a cluster, prx-... of a proxy".into(),
     };
-    let account =
-        if known.account.is_none() { "ACCOUNT: the number of the account that owns the database" } else { "" };
-    [account, &resource_id].into_iter().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+    let account = if known.account.is_none() {
+        "ACCOUNT: the number of the account that owns the database"
+    } else {
+        ""
+    };
+    [account, &resource_id]
+        .into_iter()
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn partition(region: &str) -> &'static str {
@@ -69,7 +83,10 @@ fn partition(region: &str) -> &'static str {
         ("us-iso-", "aws-iso"),
         ("eu-isoe-", "aws-iso-e"),
     ];
-    PARTITIONS.iter().find(|(start, _)| region.starts_with(start)).map_or("aws", |(_, partition)| partition)
+    PARTITIONS
+        .iter()
+        .find(|(start, _)| region.starts_with(start))
+        .map_or("aws", |(_, partition)| partition)
 }
 
 #[cfg(test)]
@@ -79,12 +96,18 @@ mod tests {
     #[test]
     fn what_is_known_is_filled_in() {
         let cases = [
-            ("db.abc.eu-west-1.rds.amazonaws.com", "arn:aws:rds-db:eu-west-1:ACCOUNT:dbuser:RESOURCE-ID/app"),
+            (
+                "db.abc.eu-west-1.rds.amazonaws.com",
+                "arn:aws:rds-db:eu-west-1:ACCOUNT:dbuser:RESOURCE-ID/app",
+            ),
             (
                 "db.abc.eu-west-1.rds.amazonaws.com",
                 "describe-db-instances --db-instance-identifier db --region eu-west-1",
             ),
-            ("c.cluster-abc.eu-west-1.rds.amazonaws.com", "describe-db-clusters --db-cluster-identifier c "),
+            (
+                "c.cluster-abc.eu-west-1.rds.amazonaws.com",
+                "describe-db-clusters --db-cluster-identifier c ",
+            ),
             ("p.proxy-abc.eu-west-1.rds.amazonaws.com", "describe-db-proxies --db-proxy-name p "),
             ("db.abc.rds.cn-north-1.amazonaws.com.cn", "arn:aws-cn:rds-db:cn-north-1:"),
             ("db.abc.us-gov-west-1.rds.amazonaws.com", "arn:aws-us-gov:rds-db:us-gov-west-1:"),
@@ -92,22 +115,27 @@ mod tests {
             ("abc.dsql.us-west-2.on.aws", "\"dsql:DbConnect\""),
         ];
         for (host, expected) in cases {
-            let text = to_paste(&Known::of_host(host));
+            let text = to_paste(&Evidence::of_host(host));
             assert!(text.contains(expected), "{host}: {text}");
         }
     }
 
     #[test]
     fn the_account_is_filled_in_where_the_credentials_tell_it() {
-        let known =
-            Known { account: Some("111122223333".into()), ..Known::of_host("db.abc.eu-west-1.rds.amazonaws.com") };
+        let known = Evidence {
+            account: Some("111122223333".into()),
+            ..Evidence::of_host("db.abc.eu-west-1.rds.amazonaws.com")
+        };
         let text = to_paste(&known);
         assert!(text.contains(":111122223333:dbuser:") && !text.contains("ACCOUNT"), "{text}");
     }
 
     #[test]
     fn odd_names_are_neither_wildcards_nor_the_end_of_the_json() {
-        let known = Known { user: "a*\"\\$(id)\n".into(), ..Known::of_host("db.abc.eu-west-1.rds.amazonaws.com") };
+        let known = Evidence {
+            user: "a*\"\\$(id)\n".into(),
+            ..Evidence::of_host("db.abc.eu-west-1.rds.amazonaws.com")
+        };
         let statement = statement(&known);
         assert!(statement.contains(r#"/a${*}\"\\${$}(id)\u000a""#), "{statement}");
     }

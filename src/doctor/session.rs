@@ -46,9 +46,12 @@ fn latency(connection: &mut PgConnection) -> QueryResult<Duration> {
     Ok(shortest)
 }
 
-/// How far this machine's clock is from the server's, in seconds; what lies within the query's own time is none.
+/// How far this machine's clock is from the server's, in seconds; what lies within the query's own
+/// time is none.
 fn difference(server: f64, asked: SystemTime, answered: SystemTime) -> String {
-    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let seconds = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    };
     let (ahead, behind) = (seconds(asked) - server, server - seconds(answered));
     match () {
         () if ahead > 0.5 => format!("this machine is {ahead:.1} s ahead of the server"),
@@ -65,7 +68,12 @@ mod tests {
     fn a_clock_is_ahead_or_behind() {
         let asked = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let answered = asked + Duration::from_secs(2);
-        let cases = [(990.0, "10.0 s ahead"), (1012.0, "10.0 s behind"), (1001.0, "as the server's"), (1002.4, "as")];
+        let cases = [
+            (990.0, "10.0 s ahead"),
+            (1012.0, "10.0 s behind"),
+            (1001.0, "as the server's"),
+            (1002.4, "as"),
+        ];
         for (server, expected) in cases {
             let shown = difference(server, asked, answered);
             assert!(shown.contains(expected), "{server}: {shown}");

@@ -10,8 +10,8 @@ use crate::error::one_line;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Step {
-    /// What was looked at: `connection string`, `region`, `credentials`, `DNS`, `TCP`, `TLS`, `token`, `login`, `libpq`
-    /// or `session`.
+    /// What was looked at: `connection string`, `region`, `credentials`, `DNS`, `TCP`, `TLS`,
+    /// `token`, `login`, `libpq` or `session`.
     pub name: &'static str,
     /// The host, as `HOST:PORT`, where the step is one host's.
     pub host: Option<String>,
@@ -51,7 +51,12 @@ impl<T> Finding<T> {
     }
 
     /// Nothing where the list is empty.
-    pub(super) fn with_list<I: fmt::Display>(self, name: &'static str, items: &[I], separator: &str) -> Finding<T> {
+    pub(super) fn with_list<I: fmt::Display>(
+        self,
+        name: &'static str,
+        items: &[I],
+        separator: &str,
+    ) -> Finding<T> {
         let shown: Vec<String> = items.iter().map(I::to_string).collect();
         if shown.is_empty() { self } else { self.with(name, shown.join(separator)) }
     }

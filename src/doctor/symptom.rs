@@ -43,7 +43,9 @@ impl fmt::Display for Symptom {
             Symptom::Silence => f.write_str("TCP is accepted, but there is no answer"),
             Symptom::NotPostgres(text) => write!(f, "the server does not speak PostgreSQL: {text}"),
             Symptom::NoTls => f.write_str("the server does not support TLS"),
-            Symptom::Said { text, sqlstate: Some(sqlstate) } => write!(f, "{text} (SQLSTATE {sqlstate})"),
+            Symptom::Said { text, sqlstate: Some(sqlstate) } => {
+                write!(f, "{text} (SQLSTATE {sqlstate})")
+            }
             Symptom::NoAddress(text)
             | Symptom::NobodyListens(text)
             | Symptom::NoWay(text)

@@ -31,8 +31,13 @@ impl Rules {
     pub(super) fn new(conninfo: &IamConninfo) -> Rules {
         let roots = conninfo.sslrootcert();
         // As libpq: with a root file, require is verify-ca.
-        let checks_authority = conninfo.sslmode() != "require" || roots.as_ref().is_some_and(|file| file.exists());
-        Rules { checks_authority, checks_name: conninfo.sslmode() == "verify-full" || roots.is_none(), roots }
+        let checks_authority =
+            conninfo.sslmode() != "require" || roots.as_ref().is_some_and(|file| file.exists());
+        Rules {
+            checks_authority,
+            checks_name: conninfo.sslmode() == "verify-full" || roots.is_none(),
+            roots,
+        }
     }
 
     /// What the certificate is judged by, for people.
@@ -47,11 +52,16 @@ impl Rules {
     /// A connector that judges by these rules.
     pub(super) fn connector(&self) -> Result<TlsConnector, Symptom> {
         let mut builder = TlsConnector::builder();
-        builder.danger_accept_invalid_certs(!self.checks_authority).danger_accept_invalid_hostnames(!self.checks_name);
+        builder
+            .danger_accept_invalid_certs(!self.checks_authority)
+            .danger_accept_invalid_hostnames(!self.checks_name);
         if let Some(file) = self.roots.as_ref().filter(|_| self.checks_authority) {
-            let unusable = |text| Symptom::NoRoots(format!("root certificate file \"{}\": {text}", file.display()));
+            let unusable = |text| {
+                Symptom::NoRoots(format!("root certificate file \"{}\": {text}", file.display()))
+            };
             let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
-            let roots = Certificate::stack_from_pem(&pem).map_err(|error| unusable(chain(&error)))?;
+            let roots =
+                Certificate::stack_from_pem(&pem).map_err(|error| unusable(chain(&error)))?;
             if roots.is_empty() {
                 return Err(unusable("it holds no certificate".into()));
             }
@@ -65,7 +75,11 @@ impl Rules {
 }
 
 /// What the server shows, where this system can tell, and what the rules say of it.
-pub(super) fn look(address: SocketAddr, name: &str, rules: &Rules) -> (Vec<Presented>, Result<(), Symptom>) {
+pub(super) fn look(
+    address: SocketAddr,
+    name: &str,
+    rules: &Rules,
+) -> (Vec<Presented>, Result<(), Symptom>) {
     match ask_for_tls(address) {
         Ok(stream) => {
             let presented = certificates::presented(stream, name);
@@ -76,15 +90,28 @@ pub(super) fn look(address: SocketAddr, name: &str, rules: &Rules) -> (Vec<Prese
     }
 }
 
-fn verdict(address: SocketAddr, name: &str, rules: &Rules, presented: &[Presented]) -> Result<(), Symptom> {
+fn verdict(
+    address: SocketAddr,
+    name: &str,
+    rules: &Rules,
+    presented: &[Presented],
+) -> Result<(), Symptom> {
     let Some(text) = complaint(address, name, rules)? else { return Ok(()) };
-    if let Some(outdated) = presented.iter().find(|certificate| certificate.is_early || certificate.is_late) {
+    if let Some(outdated) =
+        presented.iter().find(|certificate| certificate.is_early || certificate.is_late)
+    {
         return Err(Symptom::Outdated { text, is_early: outdated.is_early });
     }
     if complaint(address, name, &Rules { checks_name: false, ..rules.clone() })?.is_none() {
         return Err(Symptom::WrongName { text });
     }
-    if complaint(address, name, &Rules { checks_authority: false, checks_name: false, ..rules.clone() })?.is_some() {
+    if complaint(
+        address,
+        name,
+        &Rules { checks_authority: false, checks_name: false, ..rules.clone() },
+    )?
+    .is_some()
+    {
         return Err(Symptom::said(text));
     }
     let issuer = presented.last().map(|certificate| certificate.issuer.clone());
@@ -113,7 +140,8 @@ fn ask_for_tls(address: SocketAddr) -> Result<TcpStream, Symptom> {
     };
     let stream = ask().map_err(|error| no_answer(&error))?;
     match answer {
-        // PostgreSQL waits for us now. Another protocol's greeting can begin with this letter, as SSH's.
+        // PostgreSQL waits for us now. Another protocol's greeting can begin with this letter, as
+        // SSH's.
         [b'S'] if says_more(&stream) => Err(said_instead(b'S', stream)),
         [b'S'] => Ok(stream),
         [b'N'] => Err(Symptom::NoTls),
@@ -141,8 +169,14 @@ fn said_instead(first: u8, stream: TcpStream) -> Symptom {
     let _ = stream.take(LONGEST_ANSWER).read_to_end(&mut bytes);
     error_response(&bytes).unwrap_or_else(|| {
         let text = String::from_utf8_lossy(&bytes);
-        let line: String =
-            text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(80).collect();
+        let line: String = text
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(80)
+            .collect();
         Symptom::NotPostgres(format!("it says \"{line}\""))
     })
 }
@@ -150,11 +184,13 @@ fn said_instead(first: u8, stream: TcpStream) -> Symptom {
 /// In bytes.
 const LONGEST_ANSWER: u64 = 1_000;
 
-/// PostgreSQL's ErrorResponse: an E, a length, and fields that each begin with a letter and end in a NUL.
+/// PostgreSQL's ErrorResponse: an E, a length, and fields that each begin with a letter and end in
+/// a NUL.
 fn error_response(bytes: &[u8]) -> Option<Symptom> {
     let [b'E', 0, 0, _, _, fields @ ..] = bytes else { return None };
     let field = |code: u8| {
-        let found = fields.split(|byte| *byte == 0).find_map(|field| field.strip_prefix(&[code]))?;
+        let found =
+            fields.split(|byte| *byte == 0).find_map(|field| field.strip_prefix(&[code]))?;
         Some(String::from_utf8_lossy(found).into_owned())
     };
     Some(Symptom::Said { text: field(b'M')?, sqlstate: field(b'C') })
@@ -167,7 +203,10 @@ mod tests {
     #[test]
     fn an_error_of_postgresql_is_told_from_another_protocol() {
         let said = error_response(b"E\0\0\0\x2aSFATAL\0C53300\0Mtoo many clients already\0\0");
-        let expected = Symptom::Said { text: "too many clients already".into(), sqlstate: Some("53300".into()) };
+        let expected = Symptom::Said {
+            text: "too many clients already".into(),
+            sqlstate: Some("53300".into()),
+        };
         assert_eq!(said, Some(expected));
         assert_eq!(error_response(b"EHLO there"), None);
         assert_eq!(error_response(b"HTTP/1.1 400 Bad Request\r\n"), None);

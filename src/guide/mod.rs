@@ -1,7 +1,7 @@
 //! The guide: what to do, step by step, a chapter for each task.
 //!
-//! Each chapter begins with what you want, gives the steps, and ends with what can go wrong. The reference is the
-//! [crate's own page](crate), and the items that it names.
+//! Each chapter begins with what you want, gives the steps, and ends with what can go wrong. The
+//! reference is the [crate's own page](crate), and the items that it names.
 //!
 //! | chapter | what you want |
 //! |---|---|
@@ -25,10 +25,11 @@
 //! | [`security`] | to know who can see a token |
 //!
 //! The names in the examples stand for your own: the instance `db`, its endpoint
-//! `db.abc123.eu-west-1.rds.amazonaws.com`, the user and database `app`, the accounts `111122223333` (yours) and
-//! `444455556666` (another). What stands in a block of Rust, `sh` or `sql` is run by the tests, as it is printed here, on a
-//! [stand-in for RDS](testing) and a mock of AWS. What needs the real one, and files for Docker, Kubernetes, GitHub and
-//! Terraform, are checked for their form.
+//! `db.abc123.eu-west-1.rds.amazonaws.com`, the user and database `app`, the accounts
+//! `111122223333` (yours) and `444455556666` (another). What stands in a block of Rust, `sh` or
+//! `sql` is run by the tests, as it is printed here, on a [stand-in for RDS](testing) and a mock of
+//! AWS. What needs the real one, and files for Docker, Kubernetes, GitHub and Terraform, are
+//! checked for their form.
 
 #[doc = include_str!("aws.md")]
 pub mod aws {}
@@ -45,8 +46,8 @@ pub mod per_thread {}
 #[doc = include_str!("choosing.md")]
 pub mod choosing {}
 
-// Its examples are tests in tests/frameworks, for actix-web and rocket are no dependencies of ours: they turn on the
-// feature log of tracing, and with it the log of the AWS SDK.
+// Its examples are tests in tests/frameworks, for actix-web and rocket are no dependencies of ours:
+// they turn on the feature log of tracing, and with it the log of the AWS SDK.
 #[cfg_attr(not(doctest), doc = include_str!("async_frameworks.md"))]
 pub mod async_frameworks {}
 

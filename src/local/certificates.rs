@@ -9,11 +9,13 @@ use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
-use openssl::x509::extension::{BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName};
+use openssl::x509::extension::{
+    BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName,
+};
 use openssl::x509::{X509, X509Builder, X509Name};
 
 use super::failed;
-use crate::Error;
+use crate::error::Error;
 
 /// As PEM. The authority's key is not kept.
 pub(super) struct Certificates {
@@ -23,14 +25,19 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    pub(super) fn new(names: &[String], address: Ipv4Addr, authority: &str) -> Result<Certificates, Error> {
+    pub(super) fn new(
+        names: &[String],
+        address: Ipv4Addr,
+        authority: &str,
+    ) -> Result<Certificates, Error> {
         make(names, address, authority).map_err(failed("cannot make certificates"))
     }
 }
 
 fn make(names: &[String], address: Ipv4Addr, authority: &str) -> Result<Certificates, ErrorStack> {
     let authority_key = new_key()?;
-    // Each has a name of its own, or OpenSSL takes the root of one LocalRds for that of another and says "EVP lib".
+    // Each has a name of its own, or OpenSSL takes the root of one LocalRds for that of another and
+    // says "EVP lib".
     let mut serial = BigNum::new()?;
     serial.rand(64, MsbOption::MAYBE_ZERO, false)?;
     let authority_name = common_name(&format!("{authority} {}", serial.to_hex_str()?))?;
@@ -68,7 +75,11 @@ fn common_name(name: &str) -> Result<X509Name, ErrorStack> {
     Ok(builder.build())
 }
 
-fn certificate(key: &PKey<Private>, subject: &X509Name, issuer: &X509Name) -> Result<X509Builder, ErrorStack> {
+fn certificate(
+    key: &PKey<Private>,
+    subject: &X509Name,
+    issuer: &X509Name,
+) -> Result<X509Builder, ErrorStack> {
     let mut serial = BigNum::new()?;
     serial.rand(127, MsbOption::MAYBE_ZERO, false)?;
     let mut builder = X509::builder()?;

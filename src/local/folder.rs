@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 use super::failed;
-use crate::Error;
+use crate::error::Error;
 
 /// PostgreSQL's limit for the path of a socket, in bytes; macOS' is four less.
 const LONGEST_SOCKET: usize = 103;
@@ -81,8 +81,8 @@ impl Folder {
     }
 }
 
-/// A program apart from our terminal and its Ctrl-C, and from our environment: its PG* variables are for another server,
-/// and its AWS credentials are nobody else's.
+/// A program apart from our terminal and its Ctrl-C, and from our environment: its PG* variables
+/// are for another server, and its AWS credentials are nobody else's.
 pub(super) fn quiet(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -98,8 +98,12 @@ fn unprivileged() -> Result<(u32, u32), Error> {
         let output = Command::new("id").args([option, name]).output().ok()?;
         String::from_utf8_lossy(&output.stdout).trim().parse().ok()
     };
-    let account = ["postgres", "nobody"].into_iter().find_map(|name| Some((number("-u", name)?, number("-g", name)?)));
+    let account = ["postgres", "nobody"]
+        .into_iter()
+        .find_map(|name| Some((number("-u", name)?, number("-g", name)?)));
     account.ok_or_else(|| {
-        failed("PostgreSQL does not run as root")("there is neither an account postgres nor nobody; create one")
+        failed("PostgreSQL does not run as root")(
+            "there is neither an account postgres nor nobody; create one",
+        )
     })
 }

@@ -2,20 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_sigv4::sign::v4::{calculate_signature, generate_signing_key};
 use aws_smithy_async::time::TimeSource;
 use aws_smithy_types::date_time::{DateTime, Format};
+use parking_lot::{Mutex, MutexGuard};
 use percent_encoding::percent_decode_str;
 
 use super::Clock;
-use crate::Endpoint;
-use crate::endpoint::Service;
-use crate::lock::lock;
-use crate::token::{LIFETIME, dsql_action, encode, hex};
+use crate::token::{Endpoint, LIFETIME, Service, dsql_action, encode, hex};
 
 /// A clock may be this much behind the one that signed.
 const LEEWAY: Duration = Duration::from_secs(5 * 60);
@@ -116,7 +113,8 @@ struct State {
 
 impl Judge {
     pub(super) fn new(endpoint: Endpoint, key_pair: Credentials) -> Judge {
-        let state = State { endpoint, key_pairs: vec![key_pair], refuse_next: 0, attempts: Vec::new() };
+        let state =
+            State { endpoint, key_pairs: vec![key_pair], refuse_next: 0, attempts: Vec::new() };
         Judge { clock: Clock::default(), state: Mutex::new(state) }
     }
 
@@ -137,7 +135,13 @@ impl Judge {
         let admitted = verdict.is_ok();
         let signed_at = Request::parse(password).ok().and_then(|request| request.signed_at().ok());
         let token_sha256 = sha256(password);
-        state.attempts.push(Attempt { at, user: user.to_owned(), signed_at, token_sha256, verdict });
+        state.attempts.push(Attempt {
+            at,
+            user: user.to_owned(),
+            signed_at,
+            token_sha256,
+            verdict,
+        });
         admitted
     }
 
@@ -173,7 +177,7 @@ impl Judge {
 
     /// No state is left half changed by a panic.
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        self.state.lock()
     }
 }
 
@@ -264,14 +268,22 @@ impl<'a> Request<'a> {
             return Err(Refusal::Wrong(NAME));
         };
         ensure(*terminator == "aws4_request", Refusal::Wrong(NAME))?;
-        ensure(self.value("X-Amz-Date")?.starts_with(date) && date.len() == 8, Refusal::Wrong(NAME))?;
+        ensure(
+            self.value("X-Amz-Date")?.starts_with(date) && date.len() == 8,
+            Refusal::Wrong(NAME),
+        )?;
         let [key_id, date, region, service, terminator] =
             [key_id, date, region, service, terminator].map(|part| part.to_string());
         Ok(Scope { key_id, date, region, service, terminator })
     }
 
     /// The signature that this request would have (AWS, "Create a signed AWS API request").
-    fn signature_by(&self, secret: &str, signed_at: SystemTime, scope: &Scope) -> Result<String, Refusal> {
+    fn signature_by(
+        &self,
+        secret: &str,
+        signed_at: SystemTime,
+        scope: &Scope,
+    ) -> Result<String, Refusal> {
         let signed = self.parameters.iter().filter(|(name, _)| **name != "X-Amz-Signature");
         let query: Vec<String> = signed.map(|(name, value)| format!("{name}={value}")).collect();
         let (query, host, empty) = (query.join("&"), self.authority, sha256(""));
@@ -289,7 +301,8 @@ impl<'a> Request<'a> {
 
 /// Reads `20161107T173933Z`.
 fn parse_basic(text: &str) -> Option<SystemTime> {
-    let digits: Vec<&str> = [0..4, 4..6, 6..8, 9..11, 11..13, 13..15].into_iter().map_while(|r| text.get(r)).collect();
+    let digits: Vec<&str> =
+        [0..4, 4..6, 6..8, 9..11, 11..13, 13..15].into_iter().map_while(|r| text.get(r)).collect();
     let [year, month, day, hour, minute, second] = digits.as_slice() else {
         return None;
     };
@@ -316,7 +329,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::presign;
+    use crate::token::presign;
 
     fn now() -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_478_540_373)
@@ -349,12 +362,16 @@ mod tests {
         for vector in vectors.as_array().unwrap() {
             let text = |name: &str| vector[name].as_str().map(str::to_owned);
             let port = vector["port"].as_u64().unwrap().try_into().unwrap();
-            let endpoint = Endpoint::new(&text("host").unwrap(), port, &text("region").unwrap()).unwrap();
+            let endpoint =
+                Endpoint::new(&text("host").unwrap(), port, &text("region").unwrap()).unwrap();
             let (key, secret) = (text("access_key").unwrap(), text("secret_key").unwrap());
             let key_pair = Credentials::new(key, secret, text("session_token"), None, "test");
             let signed_at = parse_basic(&text("time").unwrap()).unwrap();
             let token = text("token_canonical_order").unwrap();
-            assert_eq!(judge(&token, &text("user").unwrap(), &endpoint, &[key_pair], signed_at), Ok(()));
+            assert_eq!(
+                judge(&token, &text("user").unwrap(), &endpoint, &[key_pair], signed_at),
+                Ok(())
+            );
         }
         vectors.as_array().unwrap().len()
     }
@@ -397,7 +414,8 @@ mod tests {
         for (part, other, refusal) in cases {
             let tampered = token().replacen(part, other, 1);
             assert_ne!(tampered, token(), "{part} is not there");
-            // The judge sorts, so a token whose parameters stand in another order is the same token.
+            // The judge sorts, so a token whose parameters stand in another order is the same
+            // token.
             assert_eq!(verdict(&tampered), Err(refusal.clone()), "{part} -> {other}");
         }
         assert_eq!(verdict(""), Err(NotAToken));
@@ -416,7 +434,9 @@ mod tests {
 
     #[test]
     fn a_key_pair_that_ended_opens_nothing() {
-        let ends_at = |end| Credentials::new("AKIA1", "secret", Some("SES/SION+TOK=EN==".into()), Some(end), "test");
+        let ends_at = |end| {
+            Credentials::new("AKIA1", "secret", Some("SES/SION+TOK=EN==".into()), Some(end), "test")
+        };
         let judge_with = |pair| judge(&token(), "app", &endpoint(), &[pair], now());
         assert_eq!(judge_with(ends_at(now())), Err(Refusal::KeyPairExpired));
         assert_eq!(judge_with(ends_at(now() + Duration::from_secs(1))), Ok(()));

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use ldap3_proto::LdapCodec;
-use ldap3_proto::proto::{LdapBindCred, LdapBindRequest, LdapBindResponse, LdapMsg, LdapOp, LdapResult};
+use ldap3_proto::proto::{
+    LdapBindCred, LdapBindRequest, LdapBindResponse, LdapMsg, LdapOp, LdapResult,
+};
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::failed;
 use super::judge::Judge;
-use crate::Error;
+use crate::error::Error;
 
 /// PostgreSQL makes `uid=USER,dc=rds` of the user's name, and escapes nothing.
 pub(super) const PREFIX: &str = "uid=";
@@ -32,7 +34,8 @@ pub(super) struct Listener {
 
 impl Listener {
     pub(super) fn start(judge: Arc<Judge>) -> Result<Listener, Error> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed("cannot listen on 127.0.0.1"))?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .map_err(failed("cannot listen on 127.0.0.1"))?;
         let address = listener.local_addr().map_err(failed("cannot listen on 127.0.0.1"))?;
         let ended = Arc::new(AtomicBool::new(false));
         let seen = ended.clone();
@@ -78,7 +81,11 @@ fn attend(stream: &TcpStream, judge: &Judge) -> io::Result<()> {
 }
 
 /// One connection: a bind and its answer, then an unbind or the end.
-pub(crate) fn converse(mut from: impl Read, mut to: impl Write, admits: impl Fn(&str, &str) -> bool) -> io::Result<()> {
+pub(crate) fn converse(
+    mut from: impl Read,
+    mut to: impl Write,
+    admits: impl Fn(&str, &str) -> bool,
+) -> io::Result<()> {
     let mut codec = LdapCodec::new(Some(LONGEST_BIND), None);
     let (mut input, mut output) = (BytesMut::new(), BytesMut::new());
     let mut chunk = [0; 4096];
@@ -87,7 +94,10 @@ pub(crate) fn converse(mut from: impl Read, mut to: impl Write, admits: impl Fn(
             let LdapOp::BindRequest(bind) = message.op else {
                 return Ok(());
             };
-            let answer = LdapOp::BindResponse(LdapBindResponse { res: answer(&bind, &admits), saslcreds: None });
+            let answer = LdapOp::BindResponse(LdapBindResponse {
+                res: answer(&bind, &admits),
+                saslcreds: None,
+            });
             codec.encode(LdapMsg::new(message.msgid, answer), &mut output)?;
             to.write_all(&output.split())?;
         }
@@ -101,7 +111,9 @@ pub(crate) fn converse(mut from: impl Read, mut to: impl Write, admits: impl Fn(
 fn answer(bind: &LdapBindRequest, admits: impl Fn(&str, &str) -> bool) -> LdapResult {
     let user = bind.dn.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(SUFFIX));
     match (user, &bind.cred) {
-        (Some(user), LdapBindCred::Simple(password)) if admits(user, password) => LdapBindResponse::new_success("").res,
+        (Some(user), LdapBindCred::Simple(password)) if admits(user, password) => {
+            LdapBindResponse::new_success("").res
+        }
         _ => LdapBindResponse::new_invalidcredentials(&bind.dn, "refused").res,
     }
 }

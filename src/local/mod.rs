@@ -14,9 +14,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! PostgreSQL itself is the real one, from this machine: it gets each token through its own `ldap` method, which asks
-//! a small listener in this process, and that judges the token as AWS would. Everything that was started and written
-//! is gone when the `LocalRds` is dropped, and also when its process is killed.
+//! PostgreSQL itself is the real one, from this machine: it gets each token through its own `ldap`
+//! method, which asks a small listener in this process, and that judges the token as AWS would.
+//! Everything that was started and written is gone when the `LocalRds` is dropped, and also when
+//! its process is killed.
 
 mod certificates;
 mod clock;
@@ -40,16 +41,19 @@ pub use judge::{Attempt, Refusal};
 pub(crate) use {judge::judge, ldap::converse};
 
 use crate::conninfo::{LONGEST_NAME, invalid};
-use crate::token::{encode, hex};
-use crate::{Endpoint, Error, RdsConnectionManager};
+use crate::error::Error;
+use crate::manager::RdsConnectionManager;
+use crate::token::{Endpoint, encode, hex};
 use certificates::Certificates;
 use judge::Judge;
 use ldap::Listener;
 use server::Server;
 
-/// A running PostgreSQL whose users with the role `rds_iam` log in by token, over TLS only, as on RDS.
+/// A running PostgreSQL whose users with the role `rds_iam` log in by token, over TLS only, as on
+/// RDS.
 ///
-/// It listens on 127.0.0.1, at a port of its own, and has one database, [`DATABASE`](Self::DATABASE).
+/// It listens on 127.0.0.1, at a port of its own, and has one database,
+/// [`DATABASE`](Self::DATABASE).
 pub struct LocalRds {
     server: Server,
     // Ends after the server: fields are dropped in this order.
@@ -74,7 +78,8 @@ impl LocalRds {
     /// Starts one with all defaults.
     ///
     /// # Errors
-    /// [`Error::Local`] when PostgreSQL's server programs are missing (the text says what to install) or do not start.
+    /// [`Error::Local`] when PostgreSQL's server programs are missing (the text says what to
+    /// install) or do not start.
     pub fn start() -> Result<LocalRds, Error> {
         Self::builder().start()
     }
@@ -103,8 +108,8 @@ impl LocalRds {
         url
     }
 
-    /// The connection string of [`USER_WITH_PASSWORD`](Self::USER_WITH_PASSWORD), password included, with
-    /// `rds_iam_auth=false`.
+    /// The connection string of [`USER_WITH_PASSWORD`](Self::USER_WITH_PASSWORD), password
+    /// included, with `rds_iam_auth=false`.
     pub fn password_url(&self) -> String {
         let user = format!("{}:{}", Self::USER_WITH_PASSWORD, self.password);
         format!("{}&rds_iam_auth=false", self.plain_url(&user))
@@ -114,7 +119,9 @@ impl LocalRds {
         let root = self.ca_file().to_string_lossy();
         let root = root.split('/').map(encode).collect::<Vec<_>>().join("/");
         let (port, database) = (self.port(), Self::DATABASE);
-        format!("postgres://{user}@{LOCALHOST}:{port}/{database}?sslmode=verify-full&sslrootcert={root}")
+        format!(
+            "postgres://{user}@{LOCALHOST}:{port}/{database}?sslmode=verify-full&sslrootcert={root}"
+        )
     }
 
     /// The port on 127.0.0.1.
@@ -137,7 +144,8 @@ impl LocalRds {
         &self.password
     }
 
-    /// Environment variables that let any program with this crate, an AWS SDK or libpq find its way here.
+    /// Environment variables that let any program with this crate, an AWS SDK or libpq find its way
+    /// here.
     ///
     /// They hold the secret access key.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
@@ -154,10 +162,13 @@ impl LocalRds {
 
     /// A builder of managers that sign with this server's key pair, by its clock.
     pub fn manager_builder(&self) -> crate::Builder {
-        RdsConnectionManager::builder().credentials_provider(self.key_pair.clone()).time_source(self.clock())
+        RdsConnectionManager::builder()
+            .credentials_provider(self.key_pair.clone())
+            .time_source(self.clock())
     }
 
-    /// A connection as superuser, past TLS and tokens: to create what a test needs, or to end sessions.
+    /// A connection as superuser, past TLS and tokens: to create what a test needs, or to end
+    /// sessions.
     ///
     /// # Errors
     /// [`Error::Local`] when the server does not answer.
@@ -165,13 +176,14 @@ impl LocalRds {
         self.server.superuser(Self::DATABASE)
     }
 
-    /// Shuts the server down, as an outage begins: its sessions end, and nothing listens at its port any more.
+    /// Shuts the server down, as an outage begins: its sessions end, and nothing listens at its
+    /// port any more.
     pub fn stop(&self) {
         self.server.stop();
     }
 
-    /// Starts the server again, with its data and at its port, and waits until it accepts connections. One that runs
-    /// is shut down first, as a reboot or a failover does.
+    /// Starts the server again, with its data and at its port, and waits until it accepts
+    /// connections. One that runs is shut down first, as a reboot or a failover does.
     ///
     /// # Errors
     /// [`Error::Local`] when PostgreSQL does not start.
@@ -196,12 +208,15 @@ impl LocalRds {
         superuser.batch_execute("SELECT pg_promote()").map_err(failed("cannot promote the server"))
     }
 
-    /// Gives the server a certificate of a new authority, and returns that authority's certificate, as PEM.
+    /// Gives the server a certificate of a new authority, and returns that authority's certificate,
+    /// as PEM.
     ///
-    /// [`ca_file`](Self::ca_file) stays as it was: whoever trusts it alone is not connected any more until the new
-    /// authority is written there, as after a [rotation] that a client's bundle has missed. Sessions stay.
+    /// [`ca_file`](Self::ca_file) stays as it was: whoever trusts it alone is not connected any
+    /// more until the new authority is written there, as after a [rotation] that a client's bundle
+    /// has missed. Sessions stay.
     ///
-    /// [rotation]: https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.SSL-certificate-rotation.html
+    /// [rotation]:
+    /// https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.SSL-certificate-rotation.html
     ///
     /// # Errors
     /// [`Error::Local`] when it is stopped.
@@ -222,8 +237,8 @@ impl LocalRds {
         self.judge.clock()
     }
 
-    /// Trusts a further key pair, in the place of one with the same access key id. Its session token and its end, where
-    /// it has them, are checked too.
+    /// Trusts a further key pair, in the place of one with the same access key id. Its session
+    /// token and its end, where it has them, are checked too.
     pub fn add_key_pair(&self, key_pair: Credentials) {
         self.judge.add_key_pair(key_pair);
     }
@@ -285,7 +300,8 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// The endpoint that the server believes to be, as an RDS name; its certificate carries that name too.
+    /// The endpoint that the server believes to be, as an RDS name; its certificate carries that
+    /// name too.
     ///
     /// Defaults to `localhost` and the port that it listens on.
     pub fn endpoint(mut self, host: impl Into<String>, port: u16) -> Self {
@@ -309,8 +325,8 @@ impl Builder {
         self
     }
 
-    /// The name of the authority that signs the server's certificate, as `Amazon RDS eu-west-1 Root CA RSA2048 G1`. A
-    /// number follows it, for each server has an authority of its own.
+    /// The name of the authority that signs the server's certificate, as `Amazon RDS eu-west-1 Root
+    /// CA RSA2048 G1`. A number follows it, for each server has an authority of its own.
     ///
     /// Defaults to `LocalRds root`.
     pub fn authority(mut self, name: impl Into<String>) -> Self {
@@ -345,7 +361,14 @@ impl Builder {
         }
         let password = format!("local-rds-password-{}", random_hex()?);
         create_roles(&server, &self.users, &password)?;
-        Ok(LocalRds { server, _ldap: ldap, judge, key_pair, password, names: (self.names, self.authority) })
+        Ok(LocalRds {
+            server,
+            _ldap: ldap,
+            judge,
+            key_pair,
+            password,
+            names: (self.names, self.authority),
+        })
     }
 
     fn check_users(&self) -> Result<(), Error> {
@@ -353,7 +376,9 @@ impl Builder {
         for (i, user) in self.users.iter().enumerate() {
             let fits = (1..=LONGEST_NAME).contains(&user.len()) && !user.contains('\0');
             if !fits || taken.contains(&user.as_str()) || self.users[..i].contains(user) {
-                return invalid("a name given to iam_user is taken, or has not 1 to 63 bytes; give another");
+                return invalid(
+                    "a name given to iam_user is taken, or has not 1 to 63 bytes; give another",
+                );
             }
         }
         Ok(())
@@ -389,12 +414,16 @@ fn create_roles(server: &Server, iam_users: &[String], password: &str) -> Result
     }
     sql.push(format!("CREATE DATABASE {} OWNER {}", LocalRds::DATABASE, LocalRds::USER));
     for statement in sql {
-        superuser.batch_execute(&statement).map_err(failed("cannot create the roles and the database"))?;
+        superuser
+            .batch_execute(&statement)
+            .map_err(failed("cannot create the roles and the database"))?;
     }
     Ok(())
 }
 
 /// Names the step that an error belongs to.
-fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(step: impl Into<String>) -> impl FnOnce(E) -> Error {
+fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    step: impl Into<String>,
+) -> impl FnOnce(E) -> Error {
     move |source| Error::Local { step: step.into(), source: source.into() }
 }

@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -13,22 +12,23 @@ use diesel::connection::SimpleConnection;
 use diesel::dsl::sql;
 use diesel::sql_types::Text;
 use diesel::{Connection, PgConnection, RunQueryDsl};
+use parking_lot::Mutex;
 
 use super::certificates::Certificates;
 use super::folder::{Folder, quiet};
 use super::{failed, ldap};
-use crate::Error;
 use crate::conninfo::render;
-use crate::lock::lock;
+use crate::error::Error;
 
 const SUPERUSER: &str = "rdsadmin";
 /// Followed by "connections", or by "read-only connections" on a standby.
 const READY: &str = "database system is ready to accept";
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Ends the server and removes its folder as soon as our end of its standard input is closed: on drop, and also when
-/// this process is killed. The server's own process id is the first line of postmaster.pid; an initdb that still runs
-/// writes until its folder is gone. PostgreSQL itself waits five seconds for a backend that was stopped.
+/// Ends the server and removes its folder as soon as our end of its standard input is closed: on
+/// drop, and also when this process is killed. The server's own process id is the first line of
+/// postmaster.pid; an initdb that still runs writes until its folder is gone. PostgreSQL itself
+/// waits five seconds for a backend that was stopped.
 const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 read -r _
@@ -64,11 +64,11 @@ impl Server {
 
     /// PostgreSQL's fast shutdown, to its end.
     pub(super) fn stop(&self) {
-        end(&mut lock(&self.postgres), "INT");
+        end(&mut self.postgres.lock(), "INT");
     }
 
     pub(super) fn restart(&self) -> Result<(), Error> {
-        let mut postgres = lock(&self.postgres);
+        let mut postgres = self.postgres.lock();
         end(&mut postgres, "INT");
         let started = start(&self.bin, &self.folder, self.port);
         *postgres = Some(started.map_err(failed("postgres does not start again"))?);
@@ -87,7 +87,9 @@ impl Server {
         let loaded = self.loaded()?;
         write_certificate(&self.folder, certificates)?;
         let mut superuser = self.superuser("postgres")?;
-        superuser.batch_execute("SELECT pg_reload_conf()").map_err(failed("cannot reload the certificate"))?;
+        superuser
+            .batch_execute("SELECT pg_reload_conf()")
+            .map_err(failed("cannot reload the certificate"))?;
         // A new session begins as the server is then.
         let deadline = Instant::now() + START_TIMEOUT;
         while self.loaded()? == loaded {
@@ -101,7 +103,8 @@ impl Server {
 
     /// When the server last read its settings.
     fn loaded(&self) -> Result<String, Error> {
-        let when = sql::<Text>("SELECT pg_conf_load_time()::text").get_result(&mut self.superuser("postgres")?);
+        let when = sql::<Text>("SELECT pg_conf_load_time()::text")
+            .get_result(&mut self.superuser("postgres")?);
         when.map_err(failed("cannot ask when the settings were read"))
     }
 
@@ -116,7 +119,8 @@ impl Server {
     /// Over the unix socket, which nobody else can reach.
     pub(super) fn superuser(&self, database: &str) -> Result<PgConnection, Error> {
         let (folder, port) = (self.folder.path().display().to_string(), self.port.to_string());
-        // All that PG* variables could say otherwise, for they are meant for somebody else's server.
+        // All that PG* variables could say otherwise, for they are meant for somebody else's
+        // server.
         let settings = [
             ("host", folder.as_str()),
             ("hostaddr", ""),
@@ -130,14 +134,15 @@ impl Server {
             ("sslmode", "disable"),
             ("target_session_attrs", "any"),
         ];
-        PgConnection::establish(&render(settings.into())).map_err(failed("cannot connect as superuser"))
+        PgConnection::establish(&render(settings.into()))
+            .map_err(failed("cannot connect as superuser"))
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         // Not left to the watchdog, which somebody may have killed, or be about to.
-        end(&mut lock(&self.postgres), "QUIT");
+        end(&mut self.postgres.lock(), "QUIT");
     }
 }
 
@@ -150,7 +155,9 @@ fn write_certificate(folder: &Folder, certificates: &Certificates) -> Result<(),
 /// Sends a signal that PostgreSQL ends by, and waits for that.
 fn end(postgres: &mut Option<Child>, signal: &str) {
     let Some(mut postgres) = postgres.take() else { return };
-    let sent = quiet("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &postgres.id().to_string()]).status();
+    let sent = quiet("sh")
+        .args(["-c", "kill -s \"$0\" \"$1\"", signal, &postgres.id().to_string()])
+        .status();
     if !sent.is_ok_and(|status| status.success()) {
         let _ = postgres.kill();
     }
@@ -163,7 +170,13 @@ impl Watchdog {
     /// As ourselves: the server's account need not be allowed to remove our folder.
     fn start(folder: &Folder) -> Result<Watchdog, Error> {
         let mut sh = quiet("sh");
-        let watchdog = sh.arg("-c").arg(WATCHDOG).arg("watchdog").arg(folder.path()).stdin(Stdio::piped()).spawn();
+        let watchdog = sh
+            .arg("-c")
+            .arg(WATCHDOG)
+            .arg("watchdog")
+            .arg(folder.path())
+            .stdin(Stdio::piped())
+            .spawn();
         watchdog.map(Watchdog).map_err(failed("cannot run sh"))
     }
 }
@@ -175,7 +188,8 @@ impl Drop for Watchdog {
     }
 }
 
-/// Where the server's programs can be: on PATH, where pg_config says, or where Debian puts them, newest first.
+/// Where the server's programs can be: on PATH, where pg_config says, or where Debian puts them,
+/// newest first.
 fn candidates() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -190,7 +204,9 @@ fn candidates() -> Vec<PathBuf> {
 
 /// The first folder that holds both initdb and postgres.
 fn find_programs(candidates: Vec<PathBuf>) -> Result<PathBuf, Error> {
-    let complete = |folder: &PathBuf| ["initdb", "postgres"].iter().all(|program| folder.join(program).is_file());
+    let complete = |folder: &PathBuf| {
+        ["initdb", "postgres"].iter().all(|program| folder.join(program).is_file())
+    };
     candidates.into_iter().find(complete).ok_or_else(|| {
         failed("PostgreSQL's server is missing")(
             "no folder on PATH, by pg_config or in /usr/lib/postgresql holds initdb and postgres; install them (apt install postgresql, dnf install postgresql-server, brew install postgresql)",
@@ -209,7 +225,15 @@ fn version(path: &Path) -> u32 {
 
 fn initdb(bin: &Path, folder: &Folder) -> Result<(), Error> {
     let mut initdb = folder.run(bin.join("initdb"));
-    initdb.args(["--auth=reject", "--encoding=UTF8", "--locale=C", "--no-sync", "--username", SUPERUSER, "--pgdata"]);
+    initdb.args([
+        "--auth=reject",
+        "--encoding=UTF8",
+        "--locale=C",
+        "--no-sync",
+        "--username",
+        SUPERUSER,
+        "--pgdata",
+    ]);
     initdb.arg(folder.path().join("data")).stderr(Stdio::piped());
     let step = "cannot run initdb; its account (root's servers run as postgres or nobody) must be able to enter TMPDIR, so set that to another folder";
     let output = initdb.output().map_err(failed(step))?;
@@ -233,12 +257,14 @@ fn start_on_a_free_port(bin: &Path, folder: &Folder) -> Result<(Child, u16), Err
     }
 }
 
-/// Below those that kernels give to outgoing connections, one of which could hold it while the server is stopped: even
-/// that of a client which tries to reach the server.
+/// Below those that kernels give to outgoing connections, one of which could hold it while the
+/// server is stopped: even that of a client which tries to reach the server.
 fn free_port() -> Result<u16, Error> {
     let mut ports = std::iter::repeat_with(|| fastrand::u16(10_000..32_000)).take(1_000);
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    ports.find(is_free).ok_or_else(|| failed("no free port on 127.0.0.1")("of 1,000 tried, all are taken"))
+    ports
+        .find(is_free)
+        .ok_or_else(|| failed("no free port on 127.0.0.1")("of 1,000 tried, all are taken"))
 }
 
 /// Starts postgres and waits until it is ready; else gives what it wrote.
@@ -248,7 +274,8 @@ fn start(bin: &Path, folder: &Folder, port: u16) -> Result<Child, String> {
     for (name, value) in settings(folder.path(), port) {
         postgres.arg("-c").arg(format!("{name}={value}"));
     }
-    let mut postgres = postgres.stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    let mut postgres =
+        postgres.stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
     let lines = postgres.stderr.take().map(follow);
     let mut seen = String::new();
     while let Some(line) = lines.as_ref().and_then(|lines| lines.recv_timeout(START_TIMEOUT).ok()) {
@@ -282,7 +309,10 @@ fn settings(folder: &Path, port: u16) -> Vec<(&'static str, String)> {
         ("listen_addresses", Ipv4Addr::LOCALHOST.to_string()),
         ("port", port.to_string()),
         // A list, whose names can be quoted.
-        ("unix_socket_directories", format!("\"{}\"", folder.display().to_string().replace('"', "\"\""))),
+        (
+            "unix_socket_directories",
+            format!("\"{}\"", folder.display().to_string().replace('"', "\"\"")),
+        ),
         ("hba_file", file("pg_hba.conf")),
         ("ssl", "on".into()),
         ("ssl_cert_file", file("server.pem")),
@@ -296,8 +326,8 @@ fn settings(folder: &Path, port: u16) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// As on RDS: tokens for those with the role rds_iam, passwords for the others, TLS for all. The superuser comes
-/// through the folder, which is private.
+/// As on RDS: tokens for those with the role rds_iam, passwords for the others, TLS for all. The
+/// superuser comes through the folder, which is private.
 fn pg_hba(ldap_port: u16) -> String {
     let (prefix, suffix) = (ldap::PREFIX, ldap::SUFFIX);
     format!(
@@ -314,14 +344,18 @@ mod tests {
     #[test]
     fn takes_the_first_folder_with_both_programs_and_says_what_to_install_without_one() {
         let (with_one, with_both) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        for (folder, program) in [(&with_one, "initdb"), (&with_both, "initdb"), (&with_both, "postgres")] {
+        for (folder, program) in
+            [(&with_one, "initdb"), (&with_both, "initdb"), (&with_both, "postgres")]
+        {
             fs::write(folder.path().join(program), "").unwrap();
         }
         let [one, both] = [&with_one, &with_both].map(|folder| folder.path().to_owned());
         assert_eq!(find_programs(vec![one.clone(), both.clone()]).unwrap(), both);
         let error = find_programs(vec![one]).unwrap_err().to_string();
         assert!(
-            error.contains("apt install postgresql, dnf install postgresql-server, brew install postgresql"),
+            error.contains(
+                "apt install postgresql, dnf install postgresql-server, brew install postgresql"
+            ),
             "{error}"
         );
     }

@@ -1,4 +1,5 @@
-//! What cannot work is refused before anything is dialled, in words that help, and without an echo of a secret.
+//! What cannot work is refused before anything is dialled, in words that help, and without an echo
+//! of a secret.
 
 use diesel_rds_iam::RdsConnectionManager;
 use diesel_rds_iam::r2d2::ManageConnection;
@@ -184,8 +185,7 @@ const CASES: &[(&str, &str)] = &[
     ),
 ];
 
-const AT_SIGN: &str =
-    "an '@' stands in or after the host; percent-encode user and password (@ is %40, / is %2F, : is %3A)";
+const AT_SIGN: &str = "an '@' stands in or after the host; percent-encode user and password (@ is %40, / is %2F, : is %3A)";
 
 /// What no region can be told of.
 const WITHOUT_REGION: &[(&str, &str)] = &[
@@ -225,7 +225,9 @@ fn message_for(conninfo: &str) -> String {
 
 #[test]
 fn a_user_name_is_as_long_as_postgresql_keeps() {
-    let url = |length| format!("postgres://{}@db.abc.eu-west-1.rds.amazonaws.com/app", "u".repeat(length));
+    let url = |length| {
+        format!("postgres://{}@db.abc.eu-west-1.rds.amazonaws.com/app", "u".repeat(length))
+    };
     assert!(RdsConnectionManager::new(url(63)).is_ok());
     for length in [64, 300] {
         let message = message_for(&url(length));
@@ -257,7 +259,8 @@ fn without_credentials_the_error_says_where_they_can_come_from() {
 #[ignore = "runs as a process of its own, without anybody's AWS credentials"]
 fn no_credentials() {
     log();
-    let manager = RdsConnectionManager::new("postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app").unwrap();
+    let manager =
+        RdsConnectionManager::new("postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app").unwrap();
     let message = manager.connect().err().expect("connected").to_string();
     assert_eq!(
         message,

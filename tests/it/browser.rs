@@ -78,7 +78,8 @@ fn the_pages_fit_a_phone() {
     assert_eq!(browser.text(".entries span"), longest);
     assert_eq!(browser.evaluate("document.documentElement.scrollWidth"), 360);
     // Its word was broken into letters.
-    let height = |css: &str| browser.evaluate(&format!("document.querySelector('{css}').offsetHeight"));
+    let height =
+        |css: &str| browser.evaluate(&format!("document.querySelector('{css}').offsetHeight"));
     assert_eq!(height(".entries button"), height(".add button"));
 }
 

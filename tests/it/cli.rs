@@ -12,9 +12,7 @@ use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 use tempfile::TempDir;
 
-use crate::support::{manager, minutes, send, start, with_no_settings};
-
-const RDS_IAM: &str = env!("CARGO_BIN_EXE_rds-iam");
+use crate::support::{RDS_IAM, manager, minutes, send, start, with_no_settings};
 
 /// A program in a folder of its own, with nothing in its environment but what it needs.
 fn program(name: impl AsRef<Path>, folder: &TempDir) -> Command {
@@ -78,17 +76,31 @@ mod exec {
             (&["psql", "-Atc", "SELECT current_user"], "app\n"),
             (&["sh", "-c", "psql -Atc 'SELECT current_user' \"$DATABASE_URL\""], "app\n"),
             (&["pg_dump", "--schema-only"], "CREATE TABLE public.dumped"),
-            (&["sh", "-c", "pg_dump --schema-only \"$DATABASE_URL\""], "CREATE TABLE public.dumped"),
+            (
+                &["sh", "-c", "pg_dump --schema-only \"$DATABASE_URL\""],
+                "CREATE TABLE public.dumped",
+            ),
         ];
         for (command, expected) in cases {
-            for options in [vec!["exec", "--"], vec!["exec", "--refresh", "--"], vec!["exec", "--in-url", "--"]] {
+            for options in [
+                vec!["exec", "--"],
+                vec!["exec", "--refresh", "--"],
+                vec!["exec", "--in-url", "--"],
+            ] {
                 let in_url = options.contains(&"--in-url");
                 if in_url && command[0] != "sh" {
                     continue;
                 }
                 let said = run(rds_iam(&rds, &folder, &options).args(command));
-                assert!(said.code == Some(0) && said.stdout.contains(expected), "{options:?} {command:?} {said:?}");
-                assert_eq!(said.stderr.contains("DATABASE_URL holds the token"), in_url, "{said:?}");
+                assert!(
+                    said.code == Some(0) && said.stdout.contains(expected),
+                    "{options:?} {command:?} {said:?}"
+                );
+                assert_eq!(
+                    said.stderr.contains("DATABASE_URL holds the token"),
+                    in_url,
+                    "{said:?}"
+                );
             }
         }
         assert!(rds.attempts().iter().all(|attempt| attempt.verdict.is_ok()));
@@ -104,7 +116,11 @@ mod exec {
             let file = folder.path().join("input");
             fs::write(&file, "input\n").unwrap();
             let said = run(quiet(&mut command).stdin(fs::File::open(&file).unwrap()));
-            let expected = Said { code: Some(42), stdout: "input\n--in-url|a b\n".into(), stderr: "err\n".into() };
+            let expected = Said {
+                code: Some(42),
+                stdout: "input\n--in-url|a b\n".into(),
+                stderr: "err\n".into(),
+            };
             assert_eq!(said, expected);
         }
     }
@@ -113,9 +129,12 @@ mod exec {
     fn variables_that_would_overrule_are_taken_away() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let mut command = rds_iam(&rds, &folder, &["exec", "--", "sh", "-c", "env | cut -d= -f1"]);
-        let said = run(command.env("PGPASSFILE", "/nonexistent").env("PGSERVICEFILE", "/nonexistent"));
+        let said =
+            run(command.env("PGPASSFILE", "/nonexistent").env("PGSERVICEFILE", "/nonexistent"));
         let names: Vec<&str> = said.stdout.lines().collect();
-        for expected in ["PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGSSLMODE", "PGPASSWORD", "DATABASE_URL"] {
+        for expected in
+            ["PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGSSLMODE", "PGPASSWORD", "DATABASE_URL"]
+        {
             assert!(names.contains(&expected), "{expected} in {names:?}");
         }
         assert!(!names.contains(&"PGPASSFILE") && !names.contains(&"PGSERVICEFILE"), "{names:?}");
@@ -131,7 +150,10 @@ mod exec {
             for (command, code) in [("no-such-command", 127), (not_executable, 126)] {
                 let said = run(quiet(&mut rds_iam(&rds, &folder, options)).arg(command));
                 assert_eq!(said.code, Some(code), "{said:?}");
-                assert!(said.stderr.starts_with(&format!("rds-iam: cannot run {command}: ")), "{said:?}");
+                assert!(
+                    said.stderr.starts_with(&format!("rds-iam: cannot run {command}: ")),
+                    "{said:?}"
+                );
             }
         }
         let said = run(&mut rds_iam(&rds, &folder, &["exec"]));
@@ -169,25 +191,31 @@ mod exec {
     #[test]
     fn a_file_dot_env_is_read_as_by_the_diesel_cli() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        fs::write(folder.path().join(".env"), format!("DATABASE_URL='{}'\n", rds.database_url())).unwrap();
+        fs::write(folder.path().join(".env"), format!("DATABASE_URL='{}'\n", rds.database_url()))
+            .unwrap();
         let psql = ["exec", "--", "psql", "-Atc", "SELECT current_user"];
         let said = run(rds_iam(&rds, &folder, &psql).env_remove("DATABASE_URL"));
         assert_eq!(said.stdout, "app\n", "{said:?}");
         // What the environment has goes first, and --database-url before both.
-        let said = run(rds_iam(&rds, &folder, &psql).env("DATABASE_URL", "postgres://nobody@localhost:1/none"));
+        let said =
+            run(rds_iam(&rds, &folder, &psql)
+                .env("DATABASE_URL", "postgres://nobody@localhost:1/none"));
         assert!(said.stderr.contains("nobody") || said.stderr.contains("port 1"), "{said:?}");
         let url = rds.database_url();
         let psql = ["exec", "--database-url", &url, "--", "psql", "-Atc", "SELECT current_user"];
-        let said = run(rds_iam(&rds, &folder, &psql).env("DATABASE_URL", "postgres://nobody@localhost:1/none"));
+        let said =
+            run(rds_iam(&rds, &folder, &psql)
+                .env("DATABASE_URL", "postgres://nobody@localhost:1/none"));
         assert_eq!(said.stdout, "app\n", "{said:?}");
     }
 
     #[test]
     fn without_iam_the_url_is_handed_on_less_our_keywords() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        let script = "psql -Atc 'SELECT current_user' \"$DATABASE_URL\"; env | grep -c rds_iam_auth";
-        let said =
-            run(rds_iam(&rds, &folder, &["exec", "--", "sh", "-c", script]).env("DATABASE_URL", rds.password_url()));
+        let script =
+            "psql -Atc 'SELECT current_user' \"$DATABASE_URL\"; env | grep -c rds_iam_auth";
+        let said = run(rds_iam(&rds, &folder, &["exec", "--", "sh", "-c", script])
+            .env("DATABASE_URL", rds.password_url()));
         assert_eq!(said.stdout, format!("{}\n0\n", LocalRds::USER_WITH_PASSWORD), "{said:?}");
     }
 
@@ -195,8 +223,12 @@ mod exec {
     fn without_iam_psql_goes_where_the_string_says() {
         // Found by a stranger: it went where PG* variables said, silently.
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        let mut command = rds_iam(&rds, &folder, &["exec", "--", "psql", "-Atc", "SELECT current_user"]);
-        command.env("DATABASE_URL", rds.password_url()).env("PGUSER", "rdsadmin").env("PGHOST", "/nonexistent");
+        let mut command =
+            rds_iam(&rds, &folder, &["exec", "--", "psql", "-Atc", "SELECT current_user"]);
+        command
+            .env("DATABASE_URL", rds.password_url())
+            .env("PGUSER", "rdsadmin")
+            .env("PGHOST", "/nonexistent");
         assert_eq!(run(&mut command).stdout, format!("{}\n", LocalRds::USER_WITH_PASSWORD));
     }
 
@@ -216,7 +248,11 @@ mod exec {
     fn a_password_in_dot_env_does_not_beat_the_passfile() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         fs::write(folder.path().join(".env"), "PGPASSWORD=hunter2\n").unwrap();
-        let said = run(&mut rds_iam(&rds, &folder, &["exec", "--refresh", "--", "sh", "-c", "echo \"[$PGPASSWORD]\""]));
+        let said = run(&mut rds_iam(
+            &rds,
+            &folder,
+            &["exec", "--refresh", "--", "sh", "-c", "echo \"[$PGPASSWORD]\""],
+        ));
         assert_eq!(said.stdout, "[]\n", "{said:?}");
     }
 
@@ -234,7 +270,9 @@ mod exec {
     #[test]
     fn what_was_started_to_ignore_a_signal_still_does() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        let script = format!("trap '' HUP; {RDS_IAM} exec --refresh -- sh -c 'kill -HUP $PPID; kill -HUP $$; echo on'");
+        let script = format!(
+            "trap '' HUP; {RDS_IAM} exec --refresh -- sh -c 'kill -HUP $PPID; kill -HUP $$; echo on'"
+        );
         let said = run(program("sh", &folder).args(["-c", &script]).envs(rds.environment()));
         assert_eq!((said.code, said.stdout.as_str()), (Some(0), "on\n"), "{said:?}");
     }
@@ -244,7 +282,8 @@ mod exec {
         let (down, up, folder) = (start(LocalRds::builder()), start(LocalRds::builder()), folder());
         up.add_key_pair(down.credentials().clone());
         let roots = folder.path().join("roots.pem");
-        fs::write(&roots, [&down, &up].map(|rds| fs::read(rds.ca_file()).unwrap()).concat()).unwrap();
+        fs::write(&roots, [&down, &up].map(|rds| fs::read(rds.ca_file()).unwrap()).concat())
+            .unwrap();
         let (a, b, roots) = (down.port(), up.port(), roots.display());
         let url = format!(
             "host=localhost,localhost port={a},{b} user=app dbname=app region_name=us-east-1 sslrootcert='{roots}'"
@@ -254,7 +293,11 @@ mod exec {
         assert_eq!(run(command.env("DATABASE_URL", &url)).stdout, format!("{a}\n{a}\n"));
         down.stop();
         assert_eq!(run(command.env("DATABASE_URL", &url)).stdout, format!("{b}\n{b}\n"));
-        assert!([&down, &up].iter().all(|rds| rds.attempts().iter().all(|attempt| attempt.verdict.is_ok())));
+        assert!(
+            [&down, &up]
+                .iter()
+                .all(|rds| rds.attempts().iter().all(|attempt| attempt.verdict.is_ok()))
+        );
         for (arguments, hint) in [
             (&["env"][..], "use rds-iam exec"),
             (&["token"], "name one by --host"),
@@ -273,12 +316,15 @@ mod exec {
         if [ \"$PGPASSFILE\" ]; then while cmp -s \"$PGPASSFILE\" before; do sleep 0.1; done; fi
         psql -Atc 'SELECT 2'";
 
-    /// Runs that with 16 minutes between its logins, on the server's clock and on that of the command.
+    /// Runs that with 16 minutes between its logins, on the server's clock and on that of the
+    /// command.
     fn log_in_twice(options: &[&str]) -> (LocalRds, Said) {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let clock = folder.path().join("clock");
         fs::write(&clock, "+0").unwrap();
-        let library = run(program("faketime", &folder).args(["-m", "2000-01-01", "printenv", "LD_PRELOAD"])).stdout;
+        let library =
+            run(program("faketime", &folder).args(["-m", "2000-01-01", "printenv", "LD_PRELOAD"]))
+                .stdout;
         let mut command = rds_iam(&rds, &folder, &["exec"]);
         command.args(options).args(["--", "sh", "-c", TWICE]);
         command.env("LD_PRELOAD", library.trim()).env("FAKETIME_TIMESTAMP_FILE", &clock);
@@ -292,7 +338,8 @@ mod exec {
         fs::rename(folder.path().join("clock.new"), &clock).unwrap();
         fs::write(&go, "\n").unwrap();
         let output = child.wait_with_output().unwrap();
-        let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
         eprint!("{stdout}{stderr}");
         (rds, Said { code: output.status.code(), stdout, stderr })
     }
@@ -315,7 +362,8 @@ mod exec {
     fn waiting(rds: &LocalRds, folder: &TempDir) -> (Child, PathBuf) {
         let script = "trap 'echo caught; exit 7' USR1; dirname \"$PGPASSFILE\"; while :; do sleep 0.05; done";
         let mut command = rds_iam(rds, folder, &["exec", "--refresh", "--", "sh", "-c", script]);
-        let mut child = command.env("XDG_RUNTIME_DIR", folder.path()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.env("XDG_RUNTIME_DIR", folder.path()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         (child, line.trim().into())
@@ -326,7 +374,9 @@ mod exec {
         use std::os::unix::fs::PermissionsExt;
 
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        for (signal, code, by) in [("USR1", Some(7), None), ("TERM", None, Some(15)), ("INT", None, Some(2))] {
+        for (signal, code, by) in
+            [("USR1", Some(7), None), ("TERM", None, Some(15)), ("INT", None, Some(2))]
+        {
             let (mut child, private) = waiting(&rds, &folder);
             assert!(private.starts_with(folder.path()), "{private:?} is not in XDG_RUNTIME_DIR");
             let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -345,10 +395,12 @@ mod diesel_cli {
     /// A folder with a migration, and a server.
     fn project() -> (LocalRds, TempDir) {
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        fs::write(folder.path().join("diesel.toml"), "[print_schema]\nfile = \"schema.rs\"\n").unwrap();
+        fs::write(folder.path().join("diesel.toml"), "[print_schema]\nfile = \"schema.rs\"\n")
+            .unwrap();
         let migration = folder.path().join("migrations/2026-01-01-000000_create_notes");
         fs::create_dir_all(&migration).unwrap();
-        fs::write(migration.join("up.sql"), "CREATE TABLE notes (id SERIAL PRIMARY KEY);\n").unwrap();
+        fs::write(migration.join("up.sql"), "CREATE TABLE notes (id SERIAL PRIMARY KEY);\n")
+            .unwrap();
         fs::write(migration.join("down.sql"), "DROP TABLE notes;\n").unwrap();
         (rds, folder)
     }
@@ -366,7 +418,11 @@ mod diesel_cli {
     fn without_shim(rds: &LocalRds, folder: &TempDir, arguments: &[&str]) -> Said {
         let login = manager(rds).libpq_login().unwrap();
         let mut command = program(diesel(), folder);
-        run_unseen(quiet(&mut command).args(arguments).env("DATABASE_URL", login.database_url_with_token().unwrap()))
+        run_unseen(
+            quiet(&mut command)
+                .args(arguments)
+                .env("DATABASE_URL", login.database_url_with_token().unwrap()),
+        )
     }
 
     /// A command of the diesel CLI, and a part of what it prints.
@@ -387,7 +443,10 @@ mod diesel_cli {
         let ((rds, folder), (plain_rds, plain_folder)) = (project(), project());
         for (arguments, expected) in ALL {
             let said = with_shim(&rds, &folder, arguments);
-            assert!(said.code == Some(0) && said.stdout.contains(expected), "{arguments:?}: {said:?}");
+            assert!(
+                said.code == Some(0) && said.stdout.contains(expected),
+                "{arguments:?}: {said:?}"
+            );
             let plain = without_shim(&plain_rds, &plain_folder, arguments);
             let here = |said: Said, folder: &TempDir| Said {
                 stdout: said.stdout.replace(folder.path().to_str().unwrap(), "HERE"),
@@ -397,7 +456,8 @@ mod diesel_cli {
         }
         assert!(rds.attempts().len() >= 2 * ALL.len());
         assert!(rds.attempts().iter().all(|attempt| attempt.verdict.is_ok()));
-        let schema = |folder: &TempDir| fs::read_to_string(folder.path().join("schema.rs")).unwrap();
+        let schema =
+            |folder: &TempDir| fs::read_to_string(folder.path().join("schema.rs")).unwrap();
         assert_eq!(schema(&folder), schema(&plain_folder));
     }
 
@@ -409,10 +469,16 @@ mod diesel_cli {
             fs::write(up, "CREATE TABLE notes (id nonsense);\n").unwrap();
         }
         let said = with_shim(&rds, &folder, &["migration", "run"]);
-        assert!(said.code != Some(0) && said.stderr.contains("type \"nonsense\" does not exist"), "{said:?}");
+        assert!(
+            said.code != Some(0) && said.stderr.contains("type \"nonsense\" does not exist"),
+            "{said:?}"
+        );
         let plain = without_shim(&plain_rds, &plain_folder, &["migration", "run"]);
         // It tells the time.
-        let timeless = |said: Said| Said { stdout: said.stdout.replace(|c: char| c.is_ascii_digit(), "#"), ..said };
+        let timeless = |said: Said| Said {
+            stdout: said.stdout.replace(|c: char| c.is_ascii_digit(), "#"),
+            ..said
+        };
         assert_eq!(timeless(said), timeless(plain));
     }
 
@@ -421,7 +487,10 @@ mod diesel_cli {
         let (rds, folder) = project();
         rds.refuse_next(usize::MAX);
         let said = with_shim(&rds, &folder, &["migration", "run"]);
-        assert!(said.code != Some(0) && said.stderr.contains("authentication failed for user"), "{said:?}");
+        assert!(
+            said.code != Some(0) && said.stderr.contains("authentication failed for user"),
+            "{said:?}"
+        );
         assert!(!said.stderr.contains("X-Amz-Signature"), "it holds the token");
     }
 }
@@ -432,22 +501,30 @@ mod env_and_token {
     #[test]
     fn a_shell_takes_the_variables() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        let script =
-            format!("eval \"$({RDS_IAM} env)\" && psql -Atc 'SELECT current_user' && echo \"${{PGPASSFILE-unset}}\"");
+        let script = format!(
+            "eval \"$({RDS_IAM} env)\" && psql -Atc 'SELECT current_user' && echo \"${{PGPASSFILE-unset}}\""
+        );
         let mut command = program("sh", &folder);
-        let said = run(command.args(["-c", &script]).envs(rds.environment()).env("PGPASSFILE", "/nonexistent"));
+        let said = run(command
+            .args(["-c", &script])
+            .envs(rds.environment())
+            .env("PGPASSFILE", "/nonexistent"));
         assert_eq!(said.stdout, "app\nunset\n", "{said:?}");
     }
 
     #[test]
     fn json_and_dotenv_say_the_same() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        let printed = |format: &str| run_unseen(&mut rds_iam(&rds, &folder, &["env", "--format", format])).stdout;
+        let printed = |format: &str| {
+            run_unseen(&mut rds_iam(&rds, &folder, &["env", "--format", format])).stdout
+        };
         let json: serde_json::Value = serde_json::from_str(&printed("json")).unwrap();
         assert!(json["PGPASSWORD"].as_str().unwrap().contains("X-Amz-Signature="));
         fs::write(folder.path().join(".env"), printed("dotenv")).unwrap();
-        let read: Vec<(String, String)> =
-            dotenvy::from_path_iter(folder.path().join(".env")).unwrap().map(Result::unwrap).collect();
+        let read: Vec<(String, String)> = dotenvy::from_path_iter(folder.path().join(".env"))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
         assert_eq!(read.len(), json.as_object().unwrap().len());
         for (name, value) in read.iter().filter(|(name, _)| name != "PGPASSWORD") {
             assert_eq!(json[name].as_str(), Some(value.as_str()), "{name}");
@@ -458,7 +535,17 @@ mod env_and_token {
     fn a_token_is_all_that_is_printed() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let port = rds.port().to_string();
-        let named = ["token", "--host", "localhost", "--port", &port, "--user", "app", "--region", "us-east-1"];
+        let named = [
+            "token",
+            "--host",
+            "localhost",
+            "--port",
+            &port,
+            "--user",
+            "app",
+            "--region",
+            "us-east-1",
+        ];
         for arguments in [&["token"][..], &named] {
             let said = run_unseen(rds_iam(&rds, &folder, arguments).env("RUST_LOG", "error"));
             assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
@@ -479,7 +566,11 @@ mod local {
         let folder = folder();
         let mut command = program(RDS_IAM, &folder);
         command.args(["local", "--", RDS_IAM, "exec", "--", "psql", "-Atc", "SELECT current_user"]);
-        command.envs([("AWS_SESSION_TOKEN", "x"), ("PGSERVICE", "none"), ("PGHOSTADDR", "192.0.2.1")]);
+        command.envs([
+            ("AWS_SESSION_TOKEN", "x"),
+            ("PGSERVICE", "none"),
+            ("PGHOSTADDR", "192.0.2.1"),
+        ]);
         let said = run(command.env("PGOPTIONS", "-c nonsense=1"));
         assert_eq!((said.code, said.stdout.as_str()), (Some(0), "app\n"), "{said:?}");
     }
@@ -487,7 +578,8 @@ mod local {
     #[test]
     fn the_server_knows_nothing_of_our_credentials() {
         let folder = folder();
-        let script = "cat /proc/$(head -n 1 \"$(dirname \"$PGSSLROOTCERT\")/data/postmaster.pid\")/environ";
+        let script =
+            "cat /proc/$(head -n 1 \"$(dirname \"$PGSSLROOTCERT\")/data/postmaster.pid\")/environ";
         let mut command = program(RDS_IAM, &folder);
         command.args(["local", "--", "sh", "-c", script]).env("AWS_SECRET_ACCESS_KEY", "hunter2");
         let environment = run_unseen(&mut command);
@@ -498,7 +590,9 @@ mod local {
     #[test]
     fn a_command_finds_the_stand_in_and_ends_it() {
         let folder = folder();
-        let script = format!("dirname \"$PGSSLROOTCERT\"; {RDS_IAM} exec -- psql -Atc 'SELECT current_user'; exit 3");
+        let script = format!(
+            "dirname \"$PGSSLROOTCERT\"; {RDS_IAM} exec -- psql -Atc 'SELECT current_user'; exit 3"
+        );
         let said = run(program(RDS_IAM, &folder).args(["local", "--", "sh", "-c", &script]));
         let lines: Vec<&str> = said.stdout.lines().collect();
         let [private, "app"] = lines.as_slice() else { panic!("{said:?}") };
@@ -509,76 +603,25 @@ mod local {
     #[test]
     fn what_it_prints_can_be_exported_and_ctrl_c_leaves_nothing() {
         let folder = folder();
-        let mut child = program(RDS_IAM, &folder).arg("local").stdout(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            program(RDS_IAM, &folder).arg("local").stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let exports: Vec<String> = lines.take_while(|line| !line.starts_with('#')).collect();
-        let script = format!("{}\n{RDS_IAM} exec -- psql -Atc 'SELECT current_user'", exports.join("\n"));
+        let script =
+            format!("{}\n{RDS_IAM} exec -- psql -Atc 'SELECT current_user'", exports.join("\n"));
         assert_eq!(run(program("sh", &folder).args(["-c", &script])).stdout, "app\n");
-        let root = exports.iter().find_map(|line| line.strip_prefix("export PGSSLROOTCERT='")).unwrap();
+        let root =
+            exports.iter().find_map(|line| line.strip_prefix("export PGSSLROOTCERT='")).unwrap();
         let private = Path::new(root.trim_end_matches('\'')).parent().unwrap().to_owned();
         assert!(private.exists());
-        assert!(Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap().success());
+        assert!(
+            Command::new("sh")
+                .args(["-c", &format!("kill -INT {}", child.id())])
+                .status()
+                .unwrap()
+                .success()
+        );
         assert!(child.wait().unwrap().success());
         assert!(!private.exists());
-    }
-}
-
-mod manual {
-    use super::*;
-
-    #[test]
-    fn help_completions_and_the_manual_page_name_all_subcommands() {
-        let folder = folder();
-        for arguments in [&["help"][..], &["completions", "bash"], &["man"]] {
-            let said = run(program(RDS_IAM, &folder).args(arguments));
-            for subcommand in ["exec", "env", "token", "local"] {
-                assert!(said.code == Some(0) && said.stdout.contains(subcommand), "{arguments:?}: {said:?}");
-            }
-        }
-        let said = run(program(RDS_IAM, &folder).args(["help", "exec"]));
-        assert!(said.stdout.contains("rds-iam exec -- diesel migration run"), "{said:?}");
-        let said = run(program(RDS_IAM, &folder).args(["man", "exec"]));
-        assert!(said.stdout.contains("rds\\-iam\\-exec") || said.stdout.contains("rds-iam-exec"), "{said:?}");
-    }
-
-    #[test]
-    fn bash_completes_the_options_of_a_subcommand() {
-        let script = format!(
-            "source <({RDS_IAM} completions bash); COMP_WORDS=(rds-iam exec --re); COMP_CWORD=2
-            _rds__iam rds-iam --re exec; echo \"${{COMPREPLY[@]}}\""
-        );
-        let said = run(program("bash", &folder()).args(["-c", &script]));
-        assert_eq!(said.stdout, "--refresh --region\n", "{said:?}");
-    }
-
-    #[test]
-    fn where_nothing_can_be_written_the_exit_code_is_the_same() {
-        let script =
-            format!("{RDS_IAM} exec --database-url postgres://app@h/d --region eu-west-1 -- no-such 2>/dev/full");
-        let folder = folder();
-        let mut command = program("sh", &folder);
-        command.env("AWS_ACCESS_KEY_ID", "AKIA").env("AWS_SECRET_ACCESS_KEY", "hunter2");
-        assert_eq!(run(command.args(["-c", &script])).code, Some(127));
-    }
-
-    #[test]
-    fn unknown_flags_are_explained() {
-        let said = run(program(RDS_IAM, &folder()).args(["exec", "--refersh", "--", "true"]));
-        assert!(said.code == Some(2) && said.stderr.contains("--refresh"), "{said:?}");
-    }
-
-    #[test]
-    fn a_reader_that_has_seen_enough_is_no_panic() {
-        let folder = folder();
-        for (reader, code) in [("head -c 1 >/dev/null", 0), ("exec <&-", 0)] {
-            let script = format!("for i in 1 2 3; do {RDS_IAM} completions zsh; done | {{ {reader}; }}");
-            let said = run(program("sh", &folder).args(["-c", &script]));
-            assert_eq!((said.code, said.stderr.as_str()), (Some(code), ""), "{reader}");
-        }
-        let said = run(program("sh", &folder).args(["-c", &format!("{RDS_IAM} man >&-")]));
-        assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""), "the standard library puts /dev/null there");
-        let script = format!("{RDS_IAM} man > /dev/full");
-        let said = run(program("sh", &folder).args(["-c", &script]));
-        assert!(said.code == Some(1) && said.stderr.starts_with("rds-iam: cannot write: "), "{said:?}");
     }
 }

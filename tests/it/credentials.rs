@@ -14,7 +14,9 @@ use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Credentials, Error, RdsConnectionManager};
 use tokio::sync::Semaphore;
 
-use crate::support::{in_a_child, in_a_child_with_descriptors, last_verdict, log, minutes, refused, soon, start};
+use crate::support::{
+    in_a_child, in_a_child_with_descriptors, last_verdict, log, minutes, refused, soon, start,
+};
 
 const URL: &str = "postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app";
 
@@ -31,7 +33,12 @@ struct Told {
 impl Told {
     /// The argument is the number of calls before this one.
     fn to(does: impl Fn(usize) -> ProviderResult + Send + Sync + 'static) -> Told {
-        Told { calls: Arc::default(), does: Arc::new(does), takes: Duration::ZERO, gate: Arc::new(Semaphore::new(1)) }
+        Told {
+            calls: Arc::default(),
+            does: Arc::new(does),
+            takes: Duration::ZERO,
+            gate: Arc::new(Semaphore::new(1)),
+        }
     }
 
     fn to_fail_after_the_first(end: SystemTime) -> Told {
@@ -98,7 +105,11 @@ fn numbered(number: usize, end: Option<SystemTime>) -> Credentials {
 fn manager(source: &Told, clock: &WallClock) -> RdsConnectionManager {
     log();
     let builder = RdsConnectionManager::builder().credentials_provider(source.clone());
-    builder.credentials_timeout(Duration::from_secs(5)).time_source(clock.clone()).build(URL).unwrap()
+    builder
+        .credentials_timeout(Duration::from_secs(5))
+        .time_source(clock.clone())
+        .build(URL)
+        .unwrap()
 }
 
 /// The number of the call whose credentials sign now.
@@ -140,7 +151,8 @@ fn two_hundred_threads_on_a_cold_cache_ask_once() {
 fn near_their_end_they_are_refreshed_behind_the_callers_back() {
     let clock = WallClock::new();
     let now = clock.now();
-    let mut source = Told::to(move |number| Ok(numbered(number, Some(now + minutes(60 * (number as u64 + 1))))));
+    let mut source =
+        Told::to(move |number| Ok(numbered(number, Some(now + minutes(60 * (number as u64 + 1))))));
     source.gate = Arc::new(Semaphore::new(0));
     let manager = manager(&source, &clock);
     assert_eq!(signs_with(&manager), 0);
@@ -164,7 +176,8 @@ fn a_failed_refresh_keeps_the_old_pair_and_backs_off() {
     clock.forward(minutes(58));
     assert_eq!(signs_with(&manager), 0);
     soon(|| source.calls() == 2);
-    // The failure is answered soon after the call; from then on the source is left alone for a second.
+    // The failure is answered soon after the call; from then on the source is left alone for a
+    // second.
     let started = Instant::now();
     while started.elapsed() < Duration::from_millis(500) {
         assert_eq!(signs_with(&manager), 0);
@@ -179,9 +192,16 @@ fn a_failed_refresh_keeps_the_old_pair_and_backs_off() {
 
 #[test]
 fn a_streak_of_failures_is_warned_of_once() {
-    let shown = in_a_child("credentials::a_failed_refresh_keeps_the_old_pair_and_backs_off", &[("RUST_LOG", "debug")]);
+    let shown = in_a_child(
+        "credentials::a_failed_refresh_keeps_the_old_pair_and_backs_off",
+        &[("RUST_LOG", "debug")],
+    );
     let count = |text: &str| shown.lines().filter(|line| line.contains(text)).count();
-    assert_eq!(count("AWS credentials not refreshed, the old ones serve on: the source is down"), 1, "{shown}");
+    assert_eq!(
+        count("AWS credentials not refreshed, the old ones serve on: the source is down"),
+        1,
+        "{shown}"
+    );
     assert!(count("no AWS credentials: the source is down, after") >= 1, "{shown}");
 }
 
@@ -194,14 +214,19 @@ fn an_ended_pair_is_never_signed_with_and_the_error_says_why_there_is_no_other()
     assert_eq!(signs_with(&manager), 0);
     clock.forward(minutes(60));
     let text = manager.token().unwrap_err().to_string();
-    assert!(text.starts_with("no AWS credentials: the source is down (the last ones ended at 20"), "{text}");
+    assert!(
+        text.starts_with("no AWS credentials: the source is down (the last ones ended at 20"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_machine_that_slept_wakes_up_with_new_credentials() {
     let clock = WallClock::new();
     let now = clock.now();
-    let source = Told::to(move |number| Ok(numbered(number, Some(now + minutes(60 * (10 * number as u64 + 1))))));
+    let source = Told::to(move |number| {
+        Ok(numbered(number, Some(now + minutes(60 * (10 * number as u64 + 1)))))
+    });
     let manager = manager(&source, &clock);
     assert_eq!(signs_with(&manager), 0);
     clock.forward(minutes(8 * 60));
@@ -239,8 +264,9 @@ fn each_waiter_on_a_hung_source_gets_an_error_in_time() {
 
 #[test]
 fn a_source_that_panics_is_an_error_and_can_come_back() {
-    let source =
-        Told::to(|number| if number == 0 { panic!("a bug of somebody else") } else { Ok(numbered(number, None)) });
+    let source = Told::to(|number| {
+        if number == 0 { panic!("a bug of somebody else") } else { Ok(numbered(number, None)) }
+    });
     let manager = manager(&source, &WallClock::new());
     let text = manager.token().unwrap_err().to_string();
     assert!(text.contains("panicked"), "{text}");
@@ -262,8 +288,9 @@ fn a_source_that_failed_is_asked_again_at_once() {
 fn managers_share_what_one_of_them_has() {
     let source = Told::to(|number| Ok(numbered(number, None)));
     let first = manager(&source, &WallClock::new());
-    let others: Vec<_> =
-        (0..100).map(|_| RdsConnectionManager::builder().credentials_of(&first).build(URL).unwrap()).collect();
+    let others: Vec<_> = (0..100)
+        .map(|_| RdsConnectionManager::builder().credentials_of(&first).build(URL).unwrap())
+        .collect();
     assert!(others.iter().all(|manager| signs_with(manager) == 0));
     assert_eq!(source.calls(), 1);
 }
@@ -271,7 +298,8 @@ fn managers_share_what_one_of_them_has() {
 #[test]
 fn credentials_come_from_one_origin() {
     let source = Told::to(|number| Ok(numbered(number, None)));
-    let with_both = RdsConnectionManager::builder().credentials_provider(source).assume_role("arn").build(URL);
+    let with_both =
+        RdsConnectionManager::builder().credentials_provider(source).assume_role("arn").build(URL);
     assert!(with_both.unwrap_err().to_string().contains("assume_role are for AWS configuration"));
     let without_role = RdsConnectionManager::builder().external_id("x").build(URL);
     assert!(without_role.unwrap_err().to_string().contains("the role's ARN is empty"));
@@ -285,7 +313,11 @@ fn a_refused_pair_is_refreshed_once_and_a_new_one_tried_once() {
     let rds = start(LocalRds::builder());
     rds.add_key_pair(numbered(1, None));
     let source = Told::to(|number| Ok(numbered(number.min(1), None)));
-    let manager = rds.manager_builder().credentials_provider(source.clone()).build(rds.database_url()).unwrap();
+    let manager = rds
+        .manager_builder()
+        .credentials_provider(source.clone())
+        .build(rds.database_url())
+        .unwrap();
     manager.connect().unwrap();
     assert_eq!(source.calls(), 2);
     let verdicts: Vec<_> = rds.attempts().into_iter().map(|attempt| attempt.verdict).collect();
@@ -296,7 +328,11 @@ fn a_refused_pair_is_refreshed_once_and_a_new_one_tried_once() {
 fn a_pair_that_stays_refused_costs_neither_logins_nor_calls() {
     let rds = start(LocalRds::builder());
     let source = Told::to(|_| Ok(numbered(0, None)));
-    let manager = rds.manager_builder().credentials_provider(source.clone()).build(rds.database_url()).unwrap();
+    let manager = rds
+        .manager_builder()
+        .credentials_provider(source.clone())
+        .build(rds.database_url())
+        .unwrap();
     for logins in 1..=5 {
         refused(&manager);
         assert_eq!(rds.attempts().len(), logins);
@@ -311,7 +347,11 @@ fn all_who_were_refused_at_once_get_the_new_pair() {
     let mut source = Told::to(|number| Ok(numbered(number.min(1), None)));
     // Long enough for all to be refused before the answer comes.
     source.takes = Duration::from_millis(500);
-    let manager = rds.manager_builder().credentials_provider(source.clone()).build(rds.database_url()).unwrap();
+    let manager = rds
+        .manager_builder()
+        .credentials_provider(source.clone())
+        .build(rds.database_url())
+        .unwrap();
     manager.token().unwrap();
     thread::scope(|scope| {
         for _ in 0..8 {
@@ -327,7 +367,8 @@ fn a_second_rotation_soon_after_the_first_is_noticed_too() {
     let newest = Arc::new(AtomicUsize::new(0));
     let current = newest.clone();
     let source = Told::to(move |_| Ok(numbered(current.load(Ordering::SeqCst), None)));
-    let manager = rds.manager_builder().credentials_provider(source).build(rds.database_url()).unwrap();
+    let manager =
+        rds.manager_builder().credentials_provider(source).build(rds.database_url()).unwrap();
     for number in 0..4 {
         newest.store(number, Ordering::SeqCst);
         rds.add_key_pair(numbered(number, None));
@@ -350,7 +391,8 @@ fn a_source_that_fails_at_once_is_not_hammered() {
     assert!((2..=8).contains(&source.calls()), "{} calls", source.calls());
 }
 
-/// Found by a stranger: without file descriptors the worker could not start, and all who came later hung.
+/// Found by a stranger: without file descriptors the worker could not start, and all who came later
+/// hung.
 #[test]
 fn without_file_descriptors_there_is_an_error_and_later_none() {
     in_a_child_with_descriptors("credentials::out_of_descriptors", 64, &[]);
@@ -410,7 +452,11 @@ fn logs_through_itself() {
 fn a_server_that_cannot_be_reached_costs_no_refresh() {
     let rds = start(LocalRds::builder());
     let source = Told::to(|number| Ok(numbered(number, None)));
-    let manager = rds.manager_builder().credentials_provider(source.clone()).build(rds.database_url()).unwrap();
+    let manager = rds
+        .manager_builder()
+        .credentials_provider(source.clone())
+        .build(rds.database_url())
+        .unwrap();
     drop(rds);
     refused(&manager);
     assert_eq!(source.calls(), 1);
@@ -449,7 +495,9 @@ fn after_the_file_has_changed() {
 #[cfg(target_os = "linux")]
 fn workers() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let name = |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task.unwrap().path().join("comm"));
+    let name = |task: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(task.unwrap().path().join("comm"))
+    };
     tasks.filter_map(|task| name(task).ok()).filter(|name| name.starts_with("rds-iam")).count()
 }
 
@@ -471,8 +519,9 @@ fn one_thread() {
     assert!(managers.iter().all(|manager| signs_with(manager) == 7));
     // A database per tenant, each with a role or a source of its own.
     let source = || Told::to(|number| Ok(numbered(number, None)));
-    let tenants: Vec<_> =
-        (0..20).map(|_| RdsConnectionManager::builder().credentials_provider(source()).build(URL).unwrap()).collect();
+    let tenants: Vec<_> = (0..20)
+        .map(|_| RdsConnectionManager::builder().credentials_provider(source()).build(URL).unwrap())
+        .collect();
     assert!(tenants.iter().all(|manager| signs_with(manager) == 0));
     assert_eq!(workers(), 1);
     drop(managers);
@@ -504,7 +553,9 @@ fn never_in_the_way_of_a_plain_thread() {
 fn never_in_the_way_of_spawn_blocking() {
     let rds = start(LocalRds::builder());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::task::spawn_blocking(move || build_connect_and_drop(&rds)).await.unwrap() });
+    runtime.block_on(async {
+        tokio::task::spawn_blocking(move || build_connect_and_drop(&rds)).await.unwrap()
+    });
 }
 
 #[test]
@@ -517,6 +568,9 @@ fn never_in_the_way_of_a_current_thread_runtime() {
 #[test]
 fn never_in_the_way_of_a_multi_thread_runtime() {
     let rds = start(LocalRds::builder());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async { tokio::spawn(async move { build_connect_and_drop(&rds) }).await.unwrap() });
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        tokio::spawn(async move { build_connect_and_drop(&rds) }).await.unwrap()
+    });
 }

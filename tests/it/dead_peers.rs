@@ -1,4 +1,5 @@
-//! A host that vanishes without a word, as one that loses its power: how long we wait for it by our defaults.
+//! A host that vanishes without a word, as one that loses its power: how long we wait for it by our
+//! defaults.
 //!
 //! The server and the client each have a network of their own.
 
@@ -43,14 +44,16 @@ fn a_host_that_vanishes() {
 }
 
 fn the_clients_side(rds: &LocalRds, url: &str, cable: &Cable) {
-    let manager = rds.manager_builder().validate_after(Duration::from_secs(3600)).build(url).unwrap();
+    let manager =
+        rds.manager_builder().validate_after(Duration::from_secs(3600)).build(url).unwrap();
     let asking = rds.manager_builder().validate_after(Duration::ZERO).build(url).unwrap();
     let without = rds.manager_builder().build(format!("{url}&tcp_user_timeout=0")).unwrap();
 
     let pool = asking.pool_builder().max_size(1).build(asking).unwrap();
     let (used, used_without) = (manager.connect().unwrap(), without.connect().unwrap());
     let in_flight = ask("a query in flight", manager.connect().unwrap(), SLEEP);
-    let in_flight_without = ask("a query in flight, by keepalives alone", without.connect().unwrap(), SLEEP);
+    let in_flight_without =
+        ask("a query in flight, by keepalives alone", without.connect().unwrap(), SLEEP);
     let mut idle = manager.connect().unwrap();
     let idle_since = Instant::now();
     wait_until("the server works on both queries", || sleeping(&mut idle) == 2);
@@ -59,11 +62,16 @@ fn the_clients_side(rds: &LocalRds, url: &str, cable: &Cable) {
     let silence = Instant::now();
     cable.cut();
     let sent = ask("a query sent into the silence", used, "SELECT 1");
-    let sent_without = ask("a query sent into the silence, by keepalives alone", used_without, "SELECT 1");
-    let checkout = wait("a checkout that asks", move || pool.get().map(drop).unwrap_err().to_string());
+    let sent_without =
+        ask("a query sent into the silence, by keepalives alone", used_without, "SELECT 1");
+    let checkout =
+        wait("a checkout that asks", move || pool.get().map(drop).unwrap_err().to_string());
     let another = manager.clone();
     let login = wait("a login", move || another.connect().map(drop).unwrap_err().to_string());
-    let look = Wait { begun: idle_since, ..wait("a look at an idle connection", move || look(&manager, idle)) };
+    let look = Wait {
+        begun: idle_since,
+        ..wait("a look at an idle connection", move || look(&manager, idle))
+    };
 
     let gone = "Connection timed out";
     login.ends(silence, 9..10 + SLACK, "timeout expired");
@@ -97,13 +105,17 @@ fn ask(whose: &'static str, mut connection: PgConnection, query: &'static str) -
 }
 
 impl Wait {
-    /// Not sooner after its begin, and not later after the begin of the silence, than so many seconds.
+    /// Not sooner after its begin, and not later after the begin of the silence, than so many
+    /// seconds.
     fn ends(self, silence: Instant, seconds: Range<u64>, expected: &str) {
         let [soonest, latest] = [seconds.start, seconds.end].map(Duration::from_secs);
         let whose = self.whose;
         let (end, error) = match self.end.recv_timeout(latest.saturating_sub(silence.elapsed())) {
             Ok(end) => end,
-            Err(missing) => panic!("{whose}: no error {:?} after the silence began: {missing}", silence.elapsed()),
+            Err(missing) => panic!(
+                "{whose}: no error {:?} after the silence began: {missing}",
+                silence.elapsed()
+            ),
         };
         let (waited, silent) = (end - self.begun, end - silence);
         let shown = format!("{whose}: after {waited:.1?}, {silent:.1?} of them silent: {error}");
@@ -131,14 +143,17 @@ fn look(manager: &RdsConnectionManager, mut idle: PgConnection) -> String {
 
 /// How many queries are in flight to outlast the test.
 fn sleeping(connection: &mut PgConnection) -> i64 {
-    let query = format!("SELECT count(*) FROM pg_stat_activity WHERE query = '{SLEEP}' AND state = 'active'");
+    let query = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE query = '{SLEEP}' AND state = 'active'"
+    );
     diesel::dsl::sql::<BigInt>(&query).get_result(connection).unwrap()
 }
 
 /// Whether no socket of this network has something on its way: keepalives begin only then.
 fn is_all_acknowledged() -> bool {
     let sockets = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
-    let mut queues = sockets.lines().skip(1).map(|socket| socket.split_whitespace().nth(4).unwrap());
+    let mut queues =
+        sockets.lines().skip(1).map(|socket| socket.split_whitespace().nth(4).unwrap());
     queues.all(|sent_and_received| sent_and_received.starts_with("00000000:"))
 }
 

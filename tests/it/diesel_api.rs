@@ -22,7 +22,8 @@ type Pooled = PooledConnection<RdsConnectionManager>;
 fn with_connection(test: impl FnOnce(&mut Pooled)) {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
-    let pool: Pool<RdsConnectionManager> = manager.pool_builder().max_size(1).build(manager).unwrap();
+    let pool: Pool<RdsConnectionManager> =
+        manager.pool_builder().max_size(1).build(manager).unwrap();
     let mut connection = pool.get().unwrap();
     connection.run_pending_migrations(MIGRATIONS).unwrap();
     test(&mut connection);
@@ -104,15 +105,23 @@ struct NewNote {
     text: &'static str,
 }
 
-/// Through `&mut *`: diesel implements COPY for the connection itself and for its own manager's pool.
+/// Through `&mut *`: diesel implements COPY for the connection itself and for its own manager's
+/// pool.
 #[test]
 fn copy_in_and_out() {
     with_connection(|connection| {
         let rows = vec![NewNote { text: "one" }, NewNote { text: "two" }];
-        let copied = diesel::copy_from(notes::table).from_insertable(&rows).execute(&mut **connection).unwrap();
+        let copied = diesel::copy_from(notes::table)
+            .from_insertable(&rows)
+            .execute(&mut **connection)
+            .unwrap();
         assert_eq!(copied, 2);
         let mut out = String::new();
-        diesel::copy_to(notes::table).load_raw(&mut **connection).unwrap().read_to_string(&mut out).unwrap();
+        diesel::copy_to(notes::table)
+            .load_raw(&mut **connection)
+            .unwrap()
+            .read_to_string(&mut out)
+            .unwrap();
         assert!(out.contains("\tone\t") && out.contains("\ttwo\t"), "{out:?}");
     });
 }
@@ -122,7 +131,8 @@ fn listen_and_notify() {
     with_connection(|connection| {
         diesel::sql_query("LISTEN notes").execute(connection).unwrap();
         diesel::sql_query("NOTIFY notes, 'hello'").execute(connection).unwrap();
-        let notifications: Vec<_> = connection.notifications_iter().collect::<Result<_, _>>().unwrap();
+        let notifications: Vec<_> =
+            connection.notifications_iter().collect::<Result<_, _>>().unwrap();
         assert_eq!(notifications[0].payload, "hello");
     });
 }

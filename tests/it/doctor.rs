@@ -11,7 +11,9 @@ use diesel_rds_iam::local::{LocalRds, Refusal};
 use diesel_rds_iam::{Builder, Credentials, Endpoint, RdsConnectionManager};
 
 use crate::support::fake::{FakePostgres, error_response};
-use crate::support::{in_a_child, in_a_network_of_its_own, key_pair, last_verdict, log, manager, minutes, start};
+use crate::support::{
+    in_a_child, in_a_network_of_its_own, key_pair, last_verdict, log, manager, minutes, start,
+};
 
 const NAME: &str = "db.abc123.eu-west-1.rds.amazonaws.com";
 
@@ -75,8 +77,9 @@ fn that_does(serve: impl Fn(TcpStream) + Send + 'static) -> RdsConnectionManager
 /// Dials this machine, as a tunnel, with roots that are there.
 fn at_port(port: u16) -> RdsConnectionManager {
     let roots = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/roots.pem");
-    let url =
-        format!("host=localhost port={port} user=app dbname=app iam_host={NAME} iam_port=5432 sslrootcert={roots}");
+    let url = format!(
+        "host=localhost port={port} user=app dbname=app iam_host={NAME} iam_port=5432 sslrootcert={roots}"
+    );
     builder(&key_pair(None)).build(url).unwrap()
 }
 
@@ -86,10 +89,15 @@ fn a_login_that_works_is_told_step_by_step() {
     let report = report(&manager(&rds));
     assert!(report.lets_in() && report.first_failure().is_none());
     let names: Vec<&str> = report.steps.iter().map(|step| step.name).collect();
-    let expected = "connection string, region, credentials, DNS, TCP, TLS, token, login, libpq, session";
+    let expected =
+        "connection string, region, credentials, DNS, TCP, TLS, token, login, libpq, session";
     assert_eq!(names.join(", "), expected);
-    let facts: Vec<String> =
-        report.steps.iter().flat_map(|step| &step.facts).map(|fact| format!("{}: {}", fact.name, fact.value)).collect();
+    let facts: Vec<String> = report
+        .steps
+        .iter()
+        .flat_map(|step| &step.facts)
+        .map(|fact| format!("{}: {}", fact.name, fact.value))
+        .collect();
     let ca = rds.ca_file().display();
     for expected in [
         "told by: region_name",
@@ -139,11 +147,17 @@ fn a_wrong_region_is_named_first() {
 #[test]
 fn a_key_pair_that_is_not_trusted_gets_the_statement_to_paste() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
-    let stranger = rds.manager_builder().credentials_provider(key_pair(None)).build(rds.database_url()).unwrap();
+    let stranger = rds
+        .manager_builder()
+        .credentials_provider(key_pair(None))
+        .build(rds.database_url())
+        .unwrap();
     let (step, causes) = causes_of(&stranger);
     assert_eq!((step, last_verdict(&rds)), ("login", Err(Refusal::UnknownKeyPair)));
     assert!(
-        causes[0].cure.contains("\"Resource\": \"arn:aws:rds-db:eu-west-1:ACCOUNT:dbuser:RESOURCE-ID/app\""),
+        causes[0]
+            .cure
+            .contains("\"Resource\": \"arn:aws:rds-db:eu-west-1:ACCOUNT:dbuser:RESOURCE-ID/app\""),
         "{causes:?}"
     );
     assert_candidate(&causes, "may not log in", "--db-instance-identifier db --region eu-west-1");
@@ -160,17 +174,32 @@ fn the_account_of_the_credentials_is_filled_in() {
         .provider_name("test")
         .account_id("111122223333")
         .build();
-    let stranger = rds.manager_builder().credentials_provider(of_an_account).build(rds.database_url()).unwrap();
-    assert_cured(&stranger, "login", "may not log in", "arn:aws:rds-db:eu-west-1:111122223333:dbuser:");
+    let stranger = rds
+        .manager_builder()
+        .credentials_provider(of_an_account)
+        .build(rds.database_url())
+        .unwrap();
+    assert_cured(
+        &stranger,
+        "login",
+        "may not log in",
+        "arn:aws:rds-db:eu-west-1:111122223333:dbuser:",
+    );
 }
 
 #[test]
 fn a_missing_grant_is_to_be_run() {
     let rds = start(LocalRds::builder());
-    // Nobody looks at the token, whether or not there is such a user, and one with a password is asked by SCRAM.
+    // Nobody looks at the token, whether or not there is such a user, and one with a password is
+    // asked by SCRAM.
     for user in [LocalRds::USER_WITHOUT_GRANT, LocalRds::USER_WITH_PASSWORD, "nobody_knows"] {
         let manager = rds.manager_builder().build(rds.database_url_for(user)).unwrap();
-        assert_cured(&manager, "login", "lacks the role rds_iam", &format!("GRANT rds_iam TO \"{user}\";"));
+        assert_cured(
+            &manager,
+            "login",
+            "lacks the role rds_iam",
+            &format!("GRANT rds_iam TO \"{user}\";"),
+        );
     }
     assert!(rds.attempts().is_empty());
 }
@@ -179,8 +208,10 @@ fn a_missing_grant_is_to_be_run() {
 fn a_cname_is_cured_by_the_name_in_the_certificate() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432));
     let ca = rds.ca_file().display();
-    let dialled =
-        format!("host=localhost port={} user=app dbname=app sslrootcert='{ca}' region_name=us-east-1", rds.port());
+    let dialled = format!(
+        "host=localhost port={} user=app dbname=app sslrootcert='{ca}' region_name=us-east-1",
+        rds.port()
+    );
     let manager = rds.manager_builder().build(&dialled).unwrap();
     let cure = format!("iam_host={NAME}, and iam_port=5432");
     assert_cured(&manager, "login", "is the RDS endpoint behind localhost", &cure);
@@ -200,7 +231,12 @@ fn a_tunnel_needs_the_endpoints_own_name_and_port() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
     let without_port = rds.database_url().replace("&iam_port=5432", "");
     let manager = rds.manager_builder().build(without_port).unwrap();
-    assert_cured(&manager, "login", &format!("for port {} of a tunnel", rds.port()), "add iam_port=5432");
+    assert_cured(
+        &manager,
+        "login",
+        &format!("for port {} of a tunnel", rds.port()),
+        "add iam_port=5432",
+    );
 }
 
 #[test]
@@ -225,7 +261,8 @@ fn a_refusal_now_and_then_is_a_candidate() {
 fn credentials_that_have_ended_are_told_before_anything_is_dialled() {
     let rds = start(LocalRds::builder());
     let ended = key_pair(Some(SystemTime::now() - minutes(1)));
-    let manager = rds.manager_builder().credentials_provider(ended).build(rds.database_url()).unwrap();
+    let manager =
+        rds.manager_builder().credentials_provider(ended).build(rds.database_url()).unwrap();
     assert_cured(&manager, "credentials", "gave credentials that ended at", "aws sso login");
     assert!(rds.attempts().is_empty());
 }
@@ -234,7 +271,11 @@ fn credentials_that_have_ended_are_told_before_anything_is_dialled() {
 fn credentials_that_end_earlier_than_they_say_are_a_candidate() {
     let rds = start(LocalRds::builder());
     rds.add_key_pair(key_pair(Some(SystemTime::now() - minutes(1))));
-    let manager = rds.manager_builder().credentials_provider(key_pair(None)).build(rds.database_url()).unwrap();
+    let manager = rds
+        .manager_builder()
+        .credentials_provider(key_pair(None))
+        .build(rds.database_url())
+        .unwrap();
     let (_, causes) = causes_of(&manager);
     assert_eq!(last_verdict(&rds), Err(Refusal::KeyPairExpired));
     assert_candidate(&causes, "end earlier than they say", "new ones");
@@ -243,7 +284,8 @@ fn credentials_that_end_earlier_than_they_say_are_a_candidate() {
 #[test]
 fn no_credentials_in_an_ecs_task_are_the_task_roles_matter() {
     in_a_child("doctor::without_credentials", &[("CURE", "AWS_PROFILE")]);
-    let task = [("CURE", "taskRoleArn"), ("ECS_CONTAINER_METADATA_URI_V4", "http://169.254.170.2/v4/x")];
+    let task =
+        [("CURE", "taskRoleArn"), ("ECS_CONTAINER_METADATA_URI_V4", "http://169.254.170.2/v4/x")];
     in_a_child("doctor::without_credentials", &task);
 }
 
@@ -257,7 +299,8 @@ fn without_credentials() {
 #[test]
 fn another_authority_is_named() {
     let (rds, other) = (start(LocalRds::builder()), start(LocalRds::builder()));
-    let (ours, theirs) = (rds.ca_file().display().to_string(), other.ca_file().display().to_string());
+    let (ours, theirs) =
+        (rds.ca_file().display().to_string(), other.ca_file().display().to_string());
     let manager = rds.manager_builder().build(rds.database_url().replace(&ours, &theirs)).unwrap();
     let (step, causes) = causes_of(&manager);
     assert_eq!(step, "TLS");
@@ -280,7 +323,12 @@ fn a_wrong_name_is_cured_by_the_name_in_the_certificate() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432));
     let url = rds.database_url().replace(NAME, "db.example.com");
     let manager = rds.manager_builder().build(url).unwrap();
-    assert_cured(&manager, "TLS", "and the token is for db.example.com", &format!("iam_host={NAME}"));
+    assert_cured(
+        &manager,
+        "TLS",
+        "and the token is for db.example.com",
+        &format!("iam_host={NAME}"),
+    );
 
     let rds = start(LocalRds::builder());
     let url = rds.database_url() + "&iam_host=db.example.com";
@@ -314,10 +362,20 @@ fn a_server_without_tls_is_told() {
 #[test]
 fn a_server_that_is_not_postgresql_is_told() {
     let http = that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n");
-    assert_cured(&http, "TLS", "something else than PostgreSQL listens at localhost", "check host and port");
+    assert_cured(
+        &http,
+        "TLS",
+        "something else than PostgreSQL listens at localhost",
+        "check host and port",
+    );
     // Found by a stranger: its first letter is PostgreSQL's yes to TLS.
     let ssh = that_says(b"SSH-2.0-OpenSSH_9.2p1\r\n");
-    assert_cured(&ssh, "TLS", "something else than PostgreSQL listens at localhost", "check host and port");
+    assert_cured(
+        &ssh,
+        "TLS",
+        "something else than PostgreSQL listens at localhost",
+        "check host and port",
+    );
 }
 
 #[test]
@@ -339,14 +397,21 @@ fn a_server_that_falls_silent_inside_of_tls_is_left() {
 
 #[test]
 fn a_server_that_hangs_up_is_told() {
-    assert_cured(&that_does(drop), "TLS", "accepts for a server that it does not reach", "behind it");
+    assert_cured(
+        &that_does(drop),
+        "TLS",
+        "accepts for a server that it does not reach",
+        "behind it",
+    );
 }
 
 /// A login at a server with a certificate of these days, and with this answer to the token.
 fn at_fake(days: Range<i64>, answer: Vec<u8>) -> (&'static str, Vec<Cause>) {
     let server = FakePostgres::start(days, answer);
     let (port, roots) = (server.port, server.roots.path().display());
-    let url = format!("host=localhost port={port} user=app dbname=app region_name=us-east-1 sslrootcert='{roots}'");
+    let url = format!(
+        "host=localhost port={port} user=app dbname=app region_name=us-east-1 sslrootcert='{roots}'"
+    );
     causes_of(&builder(&key_pair(None)).build(url).unwrap())
 }
 
@@ -364,9 +429,17 @@ fn a_certificate_of_another_time_is_told() {
 #[test]
 fn what_rds_proxy_and_poolers_say_has_its_cure() {
     let cases = [
-        (error_response("28000", "IAM authentication failed for the role app"), "may not log in", "rds-db:connect"),
+        (
+            error_response("28000", "IAM authentication failed for the role app"),
+            "may not log in",
+            "rds-db:connect",
+        ),
         (error_response("53300", "too many competing requests"), "competing", "pool"),
-        (error_response("08P01", "string truncated"), "takes no password of", "raise its longest password"),
+        (
+            error_response("08P01", "string truncated"),
+            "takes no password of",
+            "raise its longest password",
+        ),
         (Vec::new(), "takes no password of", "raise its longest password"),
     ];
     for (answer, cause, cure) in cases {
@@ -413,8 +486,14 @@ fn a_name_without_an_address_is_told() {
 #[test]
 fn an_unknown_database_is_told() {
     let rds = start(LocalRds::builder());
-    let manager = rds.manager_builder().build(rds.database_url().replace("/app?", "/nowhere?")).unwrap();
-    assert_cured(&manager, "login", "database \"nowhere\" does not exist (SQLSTATE 3D000)", "names of database");
+    let manager =
+        rds.manager_builder().build(rds.database_url().replace("/app?", "/nowhere?")).unwrap();
+    assert_cured(
+        &manager,
+        "login",
+        "database \"nowhere\" does not exist (SQLSTATE 3D000)",
+        "names of database",
+    );
 }
 
 #[test]
@@ -427,7 +506,8 @@ fn too_many_connections_are_told() {
 #[test]
 fn what_libpq_alone_refuses_is_told_by_its_own_step() {
     let rds = start(LocalRds::builder());
-    let manager = rds.manager_builder().build(rds.database_url() + "&target_session_attrs=standby").unwrap();
+    let manager =
+        rds.manager_builder().build(rds.database_url() + "&target_session_attrs=standby").unwrap();
     assert_cured(&manager, "libpq", "standby", "target_session_attrs");
 }
 
@@ -436,8 +516,9 @@ fn of_several_hosts_each_is_walked_and_one_is_enough() {
     let (down, up) = (start(LocalRds::builder()), start(LocalRds::builder()));
     down.stop();
     let (ports, ca) = (format!("{},{}", down.port(), up.port()), up.ca_file().display());
-    let url =
-        format!("host=localhost,localhost port={ports} user=app dbname=app region_name=us-east-1 sslrootcert='{ca}'");
+    let url = format!(
+        "host=localhost,localhost port={ports} user=app dbname=app region_name=us-east-1 sslrootcert='{ca}'"
+    );
     let report = report(&up.manager_builder().build(url).unwrap());
     assert!(report.lets_in());
     let (step, _) = report.first_failure().unwrap();
@@ -451,8 +532,14 @@ fn a_login_by_password_is_told_too() {
     let manager = RdsConnectionManager::new(rds.password_url()).unwrap();
     let names: Vec<&str> = report(&manager).steps.iter().map(|step| step.name).collect();
     assert_eq!(names, ["connection string", "libpq", "session"]);
-    let wrong = RdsConnectionManager::new(rds.password_url().replace(rds.password(), "hunter2")).unwrap();
-    assert_cured(&wrong, "libpq", "the password is another one", "check it in the connection string");
+    let wrong =
+        RdsConnectionManager::new(rds.password_url().replace(rds.password(), "hunter2")).unwrap();
+    assert_cured(
+        &wrong,
+        "libpq",
+        "the password is another one",
+        "check it in the connection string",
+    );
 }
 
 #[test]
@@ -462,12 +549,19 @@ fn a_password_that_rds_iam_took_away_is_told() {
         format!("GRANT rds_iam TO {user}"),
         format!("CREATE ROLE staff; GRANT rds_iam TO staff; GRANT staff TO {user}"),
         // pg_hba.conf goes by membership: that the role is not inherited does not help.
-        format!("CREATE ROLE staff; GRANT rds_iam TO staff; GRANT staff TO {user}; ALTER ROLE {user} NOINHERIT"),
+        format!(
+            "CREATE ROLE staff; GRANT rds_iam TO staff; GRANT staff TO {user}; ALTER ROLE {user} NOINHERIT"
+        ),
     ] {
         let rds = start(LocalRds::builder());
         rds.superuser().unwrap().batch_execute(&grant).unwrap();
         let manager = RdsConnectionManager::new(rds.password_url()).unwrap();
-        assert_cured(&manager, "libpq", "takes its password away", &format!("REVOKE rds_iam FROM \"{user}\";"));
+        assert_cured(
+            &manager,
+            "libpq",
+            "takes its password away",
+            &format!("REVOKE rds_iam FROM \"{user}\";"),
+        );
     }
 }
 
@@ -475,8 +569,16 @@ fn a_password_that_rds_iam_took_away_is_told() {
 fn a_string_without_a_manager_has_a_report_too() {
     log();
     let cases = [
-        ("postgres://app@db.example.com/app?sslmode=disable&region_name=eu-west-1", "connection string", "verify-full"),
-        ("postgres://app:db:5432/?Action=connect&X-Amz-Signature=TOKEN@db/app", "connection string", "leave that out"),
+        (
+            "postgres://app@db.example.com/app?sslmode=disable&region_name=eu-west-1",
+            "connection string",
+            "verify-full",
+        ),
+        (
+            "postgres://app:db:5432/?Action=connect&X-Amz-Signature=TOKEN@db/app",
+            "connection string",
+            "leave that out",
+        ),
         ("postgres://app@my.global-abc.global.rds.amazonaws.com/app", "region", "set region_name="),
     ];
     for (url, step, cure) in cases {

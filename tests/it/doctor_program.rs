@@ -5,18 +5,20 @@ use std::process::{Command, Output};
 use diesel_rds_iam::local::LocalRds;
 use serde_json::Value;
 
-use crate::support::{start, with_no_settings};
-
-const DOCTOR: &str = env!("CARGO_BIN_EXE_rds-iam");
+use crate::support::{RDS_IAM, start, with_no_settings};
 
 /// With nobody else's settings.
 fn doctor(environment: &[(&'static str, String)], arguments: &[&str]) -> Output {
-    run(Command::new(DOCTOR).arg("doctor").args(arguments), environment)
+    run(Command::new(RDS_IAM).arg("doctor").args(arguments), environment)
 }
 
 fn run(command: &mut Command, environment: &[(&'static str, String)]) -> Output {
     // Nobody's file .env.
-    let output = with_no_settings(command).envs(environment.iter().cloned()).current_dir("/").output().unwrap();
+    let output = with_no_settings(command)
+        .envs(environment.iter().cloned())
+        .current_dir("/")
+        .output()
+        .unwrap();
     // For the search for secrets.
     eprint!("{}{}", text(&output), String::from_utf8_lossy(&output.stderr));
     output
@@ -57,8 +59,12 @@ fn json_is_one_object() {
     let parse = |output: &Output| serde_json::from_slice::<Value>(&output.stdout).unwrap();
     let works = parse(&doctor(&rds.environment(), &["--json"]));
     assert_eq!(works["lets_in"], true);
-    let names: Vec<&str> =
-        works["steps"].as_array().unwrap().iter().map(|step| step["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> = works["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["name"].as_str().unwrap())
+        .collect();
     assert_eq!(names.len(), 10, "{names:?}");
 
     let refused = doctor(&as_user(&rds, LocalRds::USER_WITHOUT_GRANT), &["--json"]);
@@ -87,7 +93,7 @@ fn a_pipe_gets_no_colour() {
 fn a_terminal_gets_colour_unless_no_color_says_otherwise() {
     let on_a_terminal = |no_color: &str| {
         // util-linux's script gives its command a terminal.
-        let line = format!("{DOCTOR} doctor --database-url hostt=x");
+        let line = format!("{RDS_IAM} doctor --database-url hostt=x");
         let mut script = Command::new("script");
         text(&run(script.args(["-qec", &line, "/dev/null"]), &[("NO_COLOR", no_color.into())]))
     };

@@ -14,7 +14,8 @@ fn keys(rds: &LocalRds) -> Vec<(&'static str, String)> {
 }
 
 fn run(test: &str, environment: &[(&str, String)]) -> String {
-    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let environment: Vec<(&str, &str)> =
+        environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     in_a_child(test, &environment)
 }
 
@@ -59,7 +60,9 @@ fn a_pgpassword_beside_a_database_url_is_left_alone() {
 fn warnings(mut environment: Vec<(&'static str, String)>) -> Vec<String> {
     environment.push(("RUST_LOG", "warn".into()));
     let shown = run("environment::logs_in", &environment);
-    let warned = shown.lines().filter_map(|line| Some(line.split_once("WARN ")?.1.split_once("] ")?.1.to_owned()));
+    let warned = shown
+        .lines()
+        .filter_map(|line| Some(line.split_once("WARN ")?.1.split_once("] ")?.1.to_owned()));
     warned.collect()
 }
 
@@ -68,14 +71,19 @@ fn what_works_but_not_as_meant_is_warned_of_once() {
     let rds = start(LocalRds::builder().endpoint("db.abc.eu-west-1.rds.amazonaws.com", 5432));
     assert_eq!(
         warnings(rds.environment()),
-        ["signing for the region us-east-1, as set, though db.abc.eu-west-1.rds.amazonaws.com says eu-west-1"]
+        [
+            "signing for the region us-east-1, as set, though db.abc.eu-west-1.rds.amazonaws.com says eu-west-1"
+        ]
     );
     let rds = start(LocalRds::builder());
     assert!(warnings(rds.environment()).is_empty());
     for sslmode in ["require", "verify-ca"] {
         let mut environment = rds.environment();
-        environment[0].1 = rds.database_url().replace("sslmode=verify-full", &format!("sslmode={sslmode}"));
-        let expected = format!("sslmode={sslmode} lets a server of another name take the token; use verify-full");
+        environment[0].1 =
+            rds.database_url().replace("sslmode=verify-full", &format!("sslmode={sslmode}"));
+        let expected = format!(
+            "sslmode={sslmode} lets a server of another name take the token; use verify-full"
+        );
         assert_eq!(warnings(environment), [expected]);
     }
 }
@@ -93,7 +101,10 @@ fn gssencmode_comes_from_its_variable() {
 fn shows_its_settings() {
     log();
     let shown = format!("{:?}", RdsConnectionManager::from_env().unwrap());
-    assert!(shown.contains("gssencmode='prefer'") && shown.contains("application_name='mine'"), "{shown}");
+    assert!(
+        shown.contains("gssencmode='prefer'") && shown.contains("application_name='mine'"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -127,21 +138,27 @@ fn services_by_variable_and_by_keyword() {
     let rds = start(LocalRds::builder());
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let (port, root) = (rds.port(), rds.ca_file().display());
-    writeln!(file, "[mine]\nhost=localhost\nport={port}\nuser=app\ndbname=app\nsslrootcert={root}").unwrap();
+    writeln!(file, "[mine]\nhost=localhost\nport={port}\nuser=app\ndbname=app\nsslrootcert={root}")
+        .unwrap();
     for (name, value) in [("PGSERVICE", "mine"), ("DATABASE_URL", "service=mine")] {
         let mut environment = keys(&rds);
-        environment.extend([("PGSERVICEFILE", file.path().display().to_string()), (name, value.into())]);
+        environment
+            .extend([("PGSERVICEFILE", file.path().display().to_string()), (name, value.into())]);
         run("environment::logs_in", &environment);
     }
 }
 
 #[test]
 fn what_the_environment_can_get_wrong() {
-    let url = || ("DATABASE_URL", "postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app".to_owned());
+    let url =
+        || ("DATABASE_URL", "postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app".to_owned());
     let cases: Vec<(&str, Vec<(&str, String)>)> = vec![
         ("DATABASE_URL is set to nothing", vec![("DATABASE_URL", String::new())]),
         ("it names no host", vec![]),
-        ("PGPASSWORD holds a password", vec![("PGHOST", "localhost".into()), ("PGPASSWORD", "hunter2".into())]),
+        (
+            "PGPASSWORD holds a password",
+            vec![("PGHOST", "localhost".into()), ("PGPASSWORD", "hunter2".into())],
+        ),
         ("sslmode=prefer can send", vec![url(), ("PGSSLMODE", "prefer".into())]),
         ("the port is not a number", vec![url(), ("PGPORT", "five".into())]),
         ("definition of service", vec![url(), ("PGSERVICE", "nowhere".into())]),
@@ -158,7 +175,8 @@ fn a_password_in_a_service_file_is_told_as_such() {
     writeln!(file, "[mine]\nhost=db.example.com\npassword=hunter2").unwrap();
     let path = file.path().display().to_string();
     let expected = "the service file holds a password".to_owned();
-    let environment = [("PGSERVICEFILE", path), ("PGSERVICE", "mine".into()), ("EXPECTED", expected)];
+    let environment =
+        [("PGSERVICEFILE", path), ("PGSERVICE", "mine".into()), ("EXPECTED", expected)];
     run("environment::tells_what_is_wrong", &environment);
 }
 
@@ -166,8 +184,12 @@ fn a_password_in_a_service_file_is_told_as_such() {
 fn a_region_that_is_none_is_told_as_such_and_an_empty_one_is_not_set() {
     let url = ("DATABASE_URL", "postgres://app@db.example.com/app".to_owned());
     let expected = |text: &str| ("EXPECTED", text.to_owned());
-    let nonsense = "AWS_REGION or the AWS profile says \"EU-WEST-1\", which is not of the form eu-west-1";
-    run("environment::tells_what_is_wrong", &[url.clone(), ("AWS_REGION", "EU-WEST-1".into()), expected(nonsense)]);
+    let nonsense =
+        "AWS_REGION or the AWS profile says \"EU-WEST-1\", which is not of the form eu-west-1";
+    run(
+        "environment::tells_what_is_wrong",
+        &[url.clone(), ("AWS_REGION", "EU-WEST-1".into()), expected(nonsense)],
+    );
     let none = "neither AWS_REGION nor the AWS profile does";
     run("environment::tells_what_is_wrong", &[url, ("AWS_REGION", String::new()), expected(none)]);
 }
@@ -185,6 +207,7 @@ fn the_region_comes_from_the_profile_when_nothing_else_tells() {
     )
     .unwrap();
     let url = rds.database_url().replace("region_name=eu-central-1", "region_name=");
-    let environment = [("AWS_CONFIG_FILE", file.path().display().to_string()), ("DATABASE_URL", url)];
+    let environment =
+        [("AWS_CONFIG_FILE", file.path().display().to_string()), ("DATABASE_URL", url)];
     run("environment::logs_in", &environment);
 }

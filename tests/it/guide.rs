@@ -1,5 +1,5 @@
-//! The guide's blocks: what a shell or a server can run is run as it is printed, and the rest is parsed. (Its blocks of
-//! Rust are doctests.)
+//! The guide's blocks: what a shell or a server can run is run as it is printed, and the rest is
+//! parsed. (Its blocks of Rust are doctests.)
 
 use std::fs;
 use std::io::Write;
@@ -13,7 +13,7 @@ use diesel_rds_iam::local::LocalRds;
 use tempfile::TempDir;
 
 use crate::support::moto::{Moto, python_bin};
-use crate::support::start;
+use crate::support::{RDS_IAM, start};
 
 /// A block of code in a chapter's Markdown.
 struct Block {
@@ -33,7 +33,8 @@ fn root() -> &'static Path {
 
 fn chapters() -> Vec<Chapter> {
     let files = fs::read_dir(root().join("src/guide")).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<PathBuf> = files.filter(|file| file.extension().is_some_and(|ending| ending == "md")).collect();
+    let mut files: Vec<PathBuf> =
+        files.filter(|file| file.extension().is_some_and(|ending| ending == "md")).collect();
     files.sort();
     let chapter = |file: PathBuf| Chapter {
         name: file.file_stem().unwrap().to_str().unwrap().to_owned(),
@@ -59,9 +60,10 @@ fn blocks(markdown: &str) -> Vec<Block> {
     blocks
 }
 
-/// What the chapters take for granted: a database that believes to be `db.abc123.eu-west-1.rds.amazonaws.com`, at the far
-/// end of a tunnel whose near end is at `$TUNNEL_PORT`, an AWS that knows the instance `db`, the cluster `cluster` and the
-/// role `app`, and a project with migrations.
+/// What the chapters take for granted: a database that believes to be
+/// `db.abc123.eu-west-1.rds.amazonaws.com`, at the far end of a tunnel whose near end is at
+/// `$TUNNEL_PORT`, an AWS that knows the instance `db`, the cluster `cluster` and the role `app`,
+/// and a project with migrations.
 struct Stage {
     rds: Arc<LocalRds>,
     folder: TempDir,
@@ -96,7 +98,10 @@ impl Stage {
 
     fn sh(&self, script: &str, what: &str) {
         let mut bash = Command::new("bash");
-        bash.args(["-eu", "-c", script]).current_dir(self.folder.path()).env_clear().env("HOME", self.folder.path());
+        bash.args(["-eu", "-c", script])
+            .current_dir(self.folder.path())
+            .env_clear()
+            .env("HOME", self.folder.path());
         let kept = ["TMPDIR", "LD_LIBRARY_PATH", "RUST_LOG"];
         bash.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         check(bash.envs(self.environment.iter().cloned()).output().unwrap(), what);
@@ -112,7 +117,7 @@ impl Stage {
 
 /// rds-iam, the diesel CLI and the AWS CLI, and then what the machine has.
 fn path() -> String {
-    let ours = Path::new(env!("CARGO_BIN_EXE_rds-iam")).parent().unwrap().to_owned();
+    let ours = Path::new(RDS_IAM).parent().unwrap().to_owned();
     let folders = [ours, root().join("target/diesel/bin"), python_bin()];
     let machine = std::env::var_os("PATH").unwrap();
     let all = folders.into_iter().chain(std::env::split_paths(&machine));
@@ -133,7 +138,8 @@ fn copy_migrations(to: &Path) {
 
 /// Shows what it showed, for the search for secrets.
 fn check(output: Output, what: &str) {
-    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    let [stdout, stderr] =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     eprint!("{stdout}{stderr}");
     assert!(output.status.success(), "{what}: {stdout}{stderr}");
 }
@@ -207,8 +213,12 @@ fn what_cannot_be_run_here_is_well_formed() {
                 ),
                 "json" => drop(serde_json::from_str::<serde_json::Value>(&text).expect(&what)),
                 "text" => parse_strings(&text, &what),
-                "toml" => parse_in_python("import tomllib; tomllib.loads(sys.stdin.read())", &text, &what),
-                "yaml" => parse_in_python("import yaml; assert yaml.safe_load(sys.stdin)", &text, &what),
+                "toml" => {
+                    parse_in_python("import tomllib; tomllib.loads(sys.stdin.read())", &text, &what)
+                }
+                "yaml" => {
+                    parse_in_python("import yaml; assert yaml.safe_load(sys.stdin)", &text, &what)
+                }
                 unknown => panic!("{what}: no test knows the language {unknown:?}"),
             }
         }
@@ -217,8 +227,8 @@ fn what_cannot_be_run_here_is_well_formed() {
 
 #[test]
 fn each_chapter_is_in_the_tables_of_contents() {
-    let [guide, crate_page] =
-        ["src/guide/mod.rs", "src/lib.rs"].map(|file| fs::read_to_string(root().join(file)).unwrap());
+    let [guide, crate_page] = ["src/guide/mod.rs", "src/lib.rs"]
+        .map(|file| fs::read_to_string(root().join(file)).unwrap());
     for Chapter { name, .. } in chapters() {
         assert!(guide.contains(&format!("//! | [`{name}`] |")), "{name}");
         assert!(guide.contains(&format!("include_str!(\"{name}.md\")")), "{name}");

@@ -1,4 +1,5 @@
-//! Logins that are nobody's: with a valid token that was changed, with one that was signed wrongly, and with nonsense.
+//! Logins that are nobody's: with a valid token that was changed, with one that was signed wrongly,
+//! and with nonsense.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -29,7 +30,13 @@ struct Login {
 #[test]
 fn of_10_000_hostile_logins_none_is_let_in() {
     let rds = start(LocalRds::builder().iam_user(ANOTHER));
-    let session = Credentials::new("ASIASESSION", "local-rds-secret-session", Some("SES/SION+".into()), None, "test");
+    let session = Credentials::new(
+        "ASIASESSION",
+        "local-rds-secret-session",
+        Some("SES/SION+".into()),
+        None,
+        "test",
+    );
     rds.add_key_pair(session.clone());
     let key_pairs = [rds.credentials().clone(), session];
     let seed = fastrand::u64(..);
@@ -54,8 +61,8 @@ fn of_10_000_hostile_logins_none_is_let_in() {
 /// All that a client can be refused for, but that its key pair has ended.
 const REASONS: usize = 14;
 
-/// How many logins were refused for each reason. (Of some the stand-in never hears: PostgreSQL asks it about users that
-/// log in by token, and LDAP takes passwords in Unicode.)
+/// How many logins were refused for each reason. (Of some the stand-in never hears: PostgreSQL asks
+/// it about users that log in by token, and LDAP takes passwords in Unicode.)
 fn shares(rds: &LocalRds) -> BTreeMap<String, usize> {
     let mut shares = BTreeMap::new();
     for attempt in rds.attempts() {
@@ -84,7 +91,8 @@ const LONGEST: usize = 65_530;
 /// By a URI, in which a password can be of any bytes.
 fn log_in(rds: &LocalRds, Login { user, password }: &Login) -> ConnectionResult<PgConnection> {
     let (port, root) = (rds.port(), rds.ca_file().to_str().unwrap());
-    let [password, root] = [password, root.as_bytes()].map(|bytes| percent_encode(bytes, NON_ALPHANUMERIC));
+    let [password, root] =
+        [password, root.as_bytes()].map(|bytes| percent_encode(bytes, NON_ALPHANUMERIC));
     PgConnection::establish(&format!(
         "postgres://{user}:{password}@localhost:{port}/app?sslmode=verify-full&sslrootcert={root}&gssencmode=disable"
     ))
@@ -98,7 +106,10 @@ fn hostile(rds: &LocalRds, key_pairs: &[Credentials], rng: &mut Rng) -> Login {
         0 => Login { user, password: nonsense(rng) },
         1 => Login { user: OTHERS[rng.usize(..OTHERS.len())], password: token },
         2 => Login { user, password: signed_wrongly(&endpoint, key_pair, now, rng) },
-        3 => Login { user, password: with_the_signature_of(&signed_wrongly(&endpoint, key_pair, now, rng), token) },
+        3 => Login {
+            user,
+            password: with_the_signature_of(&signed_wrongly(&endpoint, key_pair, now, rng), token),
+        },
         _ => Login { user, password: changed(&token, rng) },
     }
 }
@@ -108,11 +119,23 @@ fn sign(endpoint: &Endpoint, user: &str, key_pair: &Credentials, when: SystemTim
 }
 
 /// Well formed, and for another endpoint, another user or another time, or by somebody else.
-fn signed_wrongly(endpoint: &Endpoint, pair: &Credentials, now: SystemTime, rng: &mut Rng) -> Vec<u8> {
-    let (host, port, region, user) = (endpoint.host(), endpoint.port(), endpoint.region(), LocalRds::USER);
-    let at = |host, port, region| sign(&Endpoint::new(host, port, region).unwrap(), user, pair, now);
+fn signed_wrongly(
+    endpoint: &Endpoint,
+    pair: &Credentials,
+    now: SystemTime,
+    rng: &mut Rng,
+) -> Vec<u8> {
+    let (host, port, region, user) =
+        (endpoint.host(), endpoint.port(), endpoint.region(), LocalRds::USER);
+    let at =
+        |host, port, region| sign(&Endpoint::new(host, port, region).unwrap(), user, pair, now);
     let by = |id: &str, secret: &str, session: Option<&str>| {
-        sign(endpoint, user, &Credentials::new(id, secret, session.map(str::to_owned), None, "test"), now)
+        sign(
+            endpoint,
+            user,
+            &Credentials::new(id, secret, session.map(str::to_owned), None, "test"),
+            now,
+        )
     };
     let (id, secret) = (pair.access_key_id(), pair.secret_access_key());
     match rng.u8(..10) {
@@ -144,7 +167,9 @@ fn nonsense(rng: &mut Rng) -> Vec<u8> {
         _ => rng.usize(1..2_000),
     };
     let lowest_and_highest = [(1, 255), (b' ', b'~'), (0x80, 0xff)][rng.usize(..3)];
-    std::iter::repeat_with(|| rng.u8(lowest_and_highest.0..=lowest_and_highest.1)).take(length).collect()
+    std::iter::repeat_with(|| rng.u8(lowest_and_highest.0..=lowest_and_highest.1))
+        .take(length)
+        .collect()
 }
 
 /// Changed in one way, and another request to AWS than before.
@@ -159,8 +184,9 @@ fn changed(token: &[u8], rng: &mut Rng) -> Vec<u8> {
     }
 }
 
-/// What SigV4 signs of a token: the order of the parameters and the way in which a byte is written make no difference, so
-/// AWS may well take what differs in these alone. (The stand-in takes the one, and refuses the other.)
+/// What SigV4 signs of a token: the order of the parameters and the way in which a byte is written
+/// make no difference, so AWS may well take what differs in these alone. (The stand-in takes the
+/// one, and refuses the other.)
 fn request(token: &[u8]) -> Vec<Vec<u8>> {
     let mut ends = token.splitn(2, |byte| *byte == b'?');
     let (authority, query) = (ends.next().unwrap_or_default(), ends.next().unwrap_or_default());
@@ -188,11 +214,17 @@ const CHANGES: &[Change] = &[
     // Capital letters for small ones, and the reverse.
     |token, rng| {
         let range = range(token, rng);
-        token[range].iter_mut().for_each(|byte| *byte ^= if byte.is_ascii_alphabetic() { b' ' } else { 0 });
+        token[range]
+            .iter_mut()
+            .for_each(|byte| *byte ^= if byte.is_ascii_alphabetic() { b' ' } else { 0 });
     },
     // Encoded, once more where it was; and in the way that UTF-8 forbids.
     |token, rng| in_place_of_one(token, rng, |byte| format!("%{byte:02X}")),
-    |token, rng| in_place_of_one(token, rng, |byte| format!("%{:02X}%{:02X}", 0xc0 | byte >> 6, 0x80 | byte & 0x3f)),
+    |token, rng| {
+        in_place_of_one(token, rng, |byte| {
+            format!("%{:02X}%{:02X}", 0xc0 | byte >> 6, 0x80 | byte & 0x3f)
+        })
+    },
     // Parameters: one less, one twice, two that change their values.
     |token, rng| of_parameters(token, rng, |parameters, i, _| _ = parameters.remove(i)),
     |token, rng| of_parameters(token, rng, |parameters, i, j| parameters.insert(j, parameters[i])),
@@ -241,12 +273,18 @@ fn in_place_of_one(token: &mut Vec<u8>, rng: &mut Rng, written: fn(u8) -> String
 }
 
 /// With the places of two of them.
-fn of_parameters(token: &mut Vec<u8>, rng: &mut Rng, change: fn(&mut Vec<(&str, &str)>, usize, usize)) {
+fn of_parameters(
+    token: &mut Vec<u8>,
+    rng: &mut Rng,
+    change: fn(&mut Vec<(&str, &str)>, usize, usize),
+) {
     let text = String::from_utf8_lossy(token).into_owned();
     let (authority, query) = text.split_once("/?").unwrap();
-    let mut parameters: Vec<(&str, &str)> = query.split('&').map(|pair| pair.split_once('=').unwrap()).collect();
+    let mut parameters: Vec<(&str, &str)> =
+        query.split('&').map(|pair| pair.split_once('=').unwrap()).collect();
     let count = parameters.len();
     change(&mut parameters, rng.usize(..count), rng.usize(..count));
-    let parameters: Vec<String> = parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let parameters: Vec<String> =
+        parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
     *token = format!("{authority}/?{}", parameters.join("&")).into_bytes();
 }

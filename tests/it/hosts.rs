@@ -46,7 +46,9 @@ impl Two {
 }
 
 fn port(connection: &mut PgConnection) -> i32 {
-    diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("inet_server_port()")).get_result(connection).unwrap()
+    diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("inet_server_port()"))
+        .get_result(connection)
+        .unwrap()
 }
 
 #[test]
@@ -78,7 +80,10 @@ fn the_error_names_each_host_and_its_cause() {
     let expected = [(&two.a, "Connection refused"), (&two.b, "authentication failed for user")];
     for (failure, (rds, cause)) in failures.iter().zip(expected) {
         let (own, all) = (failure.to_string(), error.to_string());
-        assert!(own.contains(&format!("app@localhost:{}", rds.port())) && own.contains(cause), "{own}");
+        assert!(
+            own.contains(&format!("app@localhost:{}", rds.port())) && own.contains(cause),
+            "{own}"
+        );
         assert!(all.contains(&own), "{all}");
     }
 }
@@ -96,18 +101,40 @@ fn target_session_attrs_chooses_as_libpq_does() {
         ("prefer-standby", "a"),
     ];
     for (wanted, expected) in cases {
-        assert_eq!(two.goes_to(&format!("target_session_attrs={wanted}")).unwrap(), expected, "{wanted}");
+        assert_eq!(
+            two.goes_to(&format!("target_session_attrs={wanted}")).unwrap(),
+            expected,
+            "{wanted}"
+        );
     }
     two.a.promote().unwrap();
     two.b.demote().unwrap();
-    let cases = [("read-write", "a"), ("read-only", "b"), ("primary", "a"), ("standby", "b"), ("prefer-standby", "b")];
+    let cases = [
+        ("read-write", "a"),
+        ("read-only", "b"),
+        ("primary", "a"),
+        ("standby", "b"),
+        ("prefer-standby", "b"),
+    ];
     for (wanted, expected) in cases {
-        assert_eq!(two.goes_to(&format!("target_session_attrs={wanted}")).unwrap(), expected, "{wanted}");
+        assert_eq!(
+            two.goes_to(&format!("target_session_attrs={wanted}")).unwrap(),
+            expected,
+            "{wanted}"
+        );
     }
     two.b.promote().unwrap();
-    assert_eq!(two.goes_to("target_session_attrs=prefer-standby").unwrap(), "a", "there is no standby");
-    let error = two.goes_to("target_session_attrs=standby connect_timeout=2").unwrap_err().to_string();
-    assert!(error.contains("not in hot standby mode") && error.contains("check target_session_attrs"), "{error}");
+    assert_eq!(
+        two.goes_to("target_session_attrs=prefer-standby").unwrap(),
+        "a",
+        "there is no standby"
+    );
+    let error =
+        two.goes_to("target_session_attrs=standby connect_timeout=2").unwrap_err().to_string();
+    assert!(
+        error.contains("not in hot standby mode") && error.contains("check target_session_attrs"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -208,17 +235,23 @@ fn load_balance_hosts_is_read_from_libpqs_variable() {
 #[test]
 #[ignore = "runs in a child, which has PGLOADBALANCEHOSTS"]
 fn balances_by_variable() {
-    let error = diesel_rds_iam::RdsConnectionManager::new("postgres://app@a.example.com/app").unwrap_err();
+    let error =
+        diesel_rds_iam::RdsConnectionManager::new("postgres://app@a.example.com/app").unwrap_err();
     println!("{error}");
 }
 
 #[test]
 fn each_host_has_its_own_iam_host() {
     let names = ["a.abc.us-east-1.rds.amazonaws.com", "b.abc.eu-west-1.rds.amazonaws.com"];
-    let conninfo = format!("host=localhost,localhost port=5001,5002 user=app iam_host={}", names.join(","));
-    let manager = diesel_rds_iam::RdsConnectionManager::builder().iam_port(5432).build(&conninfo).unwrap();
-    let shown: Vec<String> = manager.endpoints().map(|it| format!("{it} in {}", it.region())).collect();
-    let expected =
-        ["us-east-1", "eu-west-1"].iter().zip(names).map(|(region, name)| format!("{name}:5432 in {region}"));
+    let conninfo =
+        format!("host=localhost,localhost port=5001,5002 user=app iam_host={}", names.join(","));
+    let manager =
+        diesel_rds_iam::RdsConnectionManager::builder().iam_port(5432).build(&conninfo).unwrap();
+    let shown: Vec<String> =
+        manager.endpoints().map(|it| format!("{it} in {}", it.region())).collect();
+    let expected = ["us-east-1", "eu-west-1"]
+        .iter()
+        .zip(names)
+        .map(|(region, name)| format!("{name}:5432 in {region}"));
     assert_eq!(shown, expected.collect::<Vec<_>>());
 }

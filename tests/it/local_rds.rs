@@ -22,7 +22,10 @@ fn several_at_once_know_nothing_of_each_other() {
     });
     let [first, second, third] = servers.as_slice() else { panic!("not three") };
     assert!(manager(first).connect().is_ok());
-    assert_eq!((first.attempts().len(), second.attempts().len(), third.attempts().len()), (1, 0, 0));
+    assert_eq!(
+        (first.attempts().len(), second.attempts().len(), third.attempts().len()),
+        (1, 0, 0)
+    );
     let with_anothers_keys = first.manager_builder().build(second.database_url()).unwrap();
     assert!(with_anothers_keys.connect().is_err());
 }
@@ -55,7 +58,8 @@ fn nothing_is_left_after_a_panic() {
     assert!(!receiver.recv().unwrap().exists());
 }
 
-/// The watchdog works after the process has gone, so there is nothing to join: the folder's end is awaited.
+/// The watchdog works after the process has gone, so there is nothing to join: the folder's end is
+/// awaited.
 #[test]
 fn nothing_is_left_after_a_process_that_ends_without_a_drop() {
     nothing_is_left_after("local_rds::leaks");
@@ -163,10 +167,16 @@ fn nothing_is_left_when_the_watchdog_was_killed() {
     let folder = folder(&rds);
     let watches = |process: &std::fs::DirEntry| {
         let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        line.starts_with(b"sh\0-c\0") && line.ends_with(format!("{}\0", folder.display()).as_bytes())
+        line.starts_with(b"sh\0-c\0")
+            && line.ends_with(format!("{}\0", folder.display()).as_bytes())
     };
     let watchdog = std::fs::read_dir("/proc").unwrap().flatten().find(watches).unwrap();
-    let kill = Command::new("sh").arg("-c").arg("kill -KILL \"$0\"").arg(watchdog.file_name()).status().unwrap();
+    let kill = Command::new("sh")
+        .arg("-c")
+        .arg("kill -KILL \"$0\"")
+        .arg(watchdog.file_name())
+        .status()
+        .unwrap();
     assert!(kill.success());
     // Dead, but not waited for: its command line is empty.
     while watches(&watchdog) {
@@ -199,7 +209,11 @@ fn a_certificate_of_another_authority_lets_in_who_trusts_that() {
 
 #[test]
 fn an_endpoint_is_known_by_its_name_in_any_case() {
-    let rds = start(LocalRds::builder().endpoint("DB.ABC.eu-west-1.rds.amazonaws.com.", 5432).region("eu-west-1"));
+    let rds = start(
+        LocalRds::builder()
+            .endpoint("DB.ABC.eu-west-1.rds.amazonaws.com.", 5432)
+            .region("eu-west-1"),
+    );
     assert!(manager(&rds).connect().is_ok());
 }
 

@@ -6,7 +6,9 @@ use diesel_rds_iam::local::{LocalRds, Refusal};
 use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Credentials, Endpoint, RdsConnectionManager, presign};
 
-use crate::support::{current_user, key_pair, last_verdict, log_in, manager, minutes, refused, start, token_of};
+use crate::support::{
+    current_user, key_pair, last_verdict, log_in, manager, minutes, refused, start, token_of,
+};
 
 const NAME: &str = "db.abc123.eu-west-1.rds.amazonaws.com";
 
@@ -25,7 +27,8 @@ fn a_refused_token_and_a_wrong_password_are_told_apart() {
     assert!(text.contains("LDAP authentication failed for user \"app\""), "{text}");
     assert!(text.contains("rds-db:connect"), "{text}");
 
-    let without_grant = rds.manager_builder().build(rds.database_url_for(LocalRds::USER_WITHOUT_GRANT)).unwrap();
+    let without_grant =
+        rds.manager_builder().build(rds.database_url_for(LocalRds::USER_WITHOUT_GRANT)).unwrap();
     let text = refused(&without_grant);
     assert!(text.contains("password authentication failed for user \"without_grant\""), "{text}");
     assert!(text.contains("GRANT rds_iam"), "{text}");
@@ -105,8 +108,20 @@ fn a_token_of_another_user_is_refused() {
 
 #[test]
 fn odd_user_names_log_in() {
-    let names = ["a&b", "a+b", "a b", "a#b", "a%b", "é", "user@example.com", "o'neil", r"back\slash", "\"quoted\""];
-    let rds = start(names.iter().fold(LocalRds::builder(), |builder, name| builder.iam_user(*name)));
+    let names = [
+        "a&b",
+        "a+b",
+        "a b",
+        "a#b",
+        "a%b",
+        "é",
+        "user@example.com",
+        "o'neil",
+        r"back\slash",
+        "\"quoted\"",
+    ];
+    let rds =
+        start(names.iter().fold(LocalRds::builder(), |builder, name| builder.iam_user(*name)));
     for name in names {
         let manager = rds.manager_builder().build(rds.database_url_for(name)).unwrap();
         assert_eq!(current_user(&mut manager.connect().unwrap()), name);
@@ -153,7 +168,11 @@ fn open_connections_outlive_their_tokens_and_new_ones_get_new_tokens() {
 fn key_pairs_can_be_added_and_revoked() {
     let rds = start(LocalRds::builder());
     let other = key_pair(None);
-    let manager = rds.manager_builder().credentials_provider(other.clone()).build(rds.database_url()).unwrap();
+    let manager = rds
+        .manager_builder()
+        .credentials_provider(other.clone())
+        .build(rds.database_url())
+        .unwrap();
     refused(&manager);
     assert_eq!(last_verdict(&rds), Err(Refusal::UnknownKeyPair));
     rds.add_key_pair(other.clone());
@@ -167,10 +186,13 @@ fn key_pairs_can_be_added_and_revoked() {
 fn a_session_token_of_role_credentials_is_part_of_the_token() {
     let rds = start(LocalRds::builder());
     let session_token = "SES/SION+TOK=EN==".repeat(70);
-    let role = |token: &str| Credentials::new("ASIAROLE", "local-rds-secret-role", Some(token.into()), None, "test");
+    let role = |token: &str| {
+        Credentials::new("ASIAROLE", "local-rds-secret-role", Some(token.into()), None, "test")
+    };
     rds.add_key_pair(role(&session_token));
-    let manager =
-        |credentials| rds.manager_builder().credentials_provider(credentials).build(rds.database_url()).unwrap();
+    let manager = |credentials| {
+        rds.manager_builder().credentials_provider(credentials).build(rds.database_url()).unwrap()
+    };
     let with_it = manager(role(&session_token));
     assert!(with_it.token().unwrap().as_str().len() > 1_500);
     assert!(with_it.connect().is_ok());
@@ -213,8 +235,12 @@ fn a_tunnel_to_an_address_works_with_iam_host_and_iam_port() {
 
 #[test]
 fn a_dsql_cluster_gets_dsql_tokens() {
-    let rds =
-        start(LocalRds::builder().endpoint("abc123.dsql.us-west-2.on.aws", 5432).region("us-west-2").iam_user("admin"));
+    let rds = start(
+        LocalRds::builder()
+            .endpoint("abc123.dsql.us-west-2.on.aws", 5432)
+            .region("us-west-2")
+            .iam_user("admin"),
+    );
     for user in [LocalRds::USER, "admin"] {
         let manager = rds.manager_builder().build(rds.database_url_for(user)).unwrap();
         let token = manager.token().unwrap();
@@ -236,7 +262,8 @@ fn the_case_and_the_dot_of_a_host_do_not_matter() {
 #[test]
 fn verify_full_refuses_another_authority() {
     let (rds, other) = (start(LocalRds::builder()), start(LocalRds::builder()));
-    let (ours, theirs) = (rds.ca_file().display().to_string(), other.ca_file().display().to_string());
+    let (ours, theirs) =
+        (rds.ca_file().display().to_string(), other.ca_file().display().to_string());
     let url = rds.database_url().replace(&ours, &theirs);
     let text = refused(&rds.manager_builder().build(&url).unwrap());
     assert!(text.contains("certificate verify failed"), "{text}");
@@ -265,9 +292,17 @@ fn a_missing_ca_file_says_where_to_get_one() {
 #[test]
 fn a_token_as_long_as_postgresql_takes_is_let_in() {
     let rds = start(LocalRds::builder());
-    let key_pair =
-        |length| Credentials::new("ASIALONG", "local-rds-secret-long", Some("s".repeat(length)), None, "test");
-    let sign = |length| presign(&rds.endpoint(), LocalRds::USER, &key_pair(length), SystemTime::now());
+    let key_pair = |length| {
+        Credentials::new(
+            "ASIALONG",
+            "local-rds-secret-long",
+            Some("s".repeat(length)),
+            None,
+            "test",
+        )
+    };
+    let sign =
+        |length| presign(&rds.endpoint(), LocalRds::USER, &key_pair(length), SystemTime::now());
     let longest = 65_530 - sign(1).unwrap().as_str().len() + 1;
     assert!(sign(longest).is_ok() && sign(longest + 1).is_err());
     rds.add_key_pair(key_pair(longest));

@@ -12,7 +12,10 @@ fn of_libpqs_memory_none_is_lost_and_none_is_used_after_its_end() {
     let environment = environment.iter().map(|(name, value)| (*name, value.as_str()));
     let options = ("VALGRIND_OPTS", "--leak-check=full --errors-for-leak-kinds=definite");
     in_a_child_under_valgrind("bad_input::table", &[options]);
-    in_a_child_under_valgrind("memory::good_strings_and_logins", &environment.chain([options]).collect::<Vec<_>>());
+    in_a_child_under_valgrind(
+        "memory::good_strings_and_logins",
+        &environment.chain([options]).collect::<Vec<_>>(),
+    );
 }
 
 #[test]
@@ -21,14 +24,27 @@ fn good_strings_and_logins() {
     log();
     let manager = RdsConnectionManager::from_env().unwrap();
     let login = manager.libpq_login().unwrap();
-    for conninfo in [login.database_url(), format!("{}&rds_iam_auth=false", login.database_url_with_token().unwrap())] {
-        assert!(!RdsConnectionManager::new(conninfo).unwrap().libpq_login().unwrap().variables().is_empty());
+    for conninfo in [
+        login.database_url(),
+        format!("{}&rds_iam_auth=false", login.database_url_with_token().unwrap()),
+    ] {
+        assert!(
+            !RdsConnectionManager::new(conninfo)
+                .unwrap()
+                .libpq_login()
+                .unwrap()
+                .variables()
+                .is_empty()
+        );
     }
     let connections = PerThread::new(manager);
     let in_a_thread = || assert_eq!(current_user(&mut connections.get().unwrap()), LocalRds::USER);
     // Joined, a thread has closed its connection.
     std::thread::scope(|scope| scope.spawn(in_a_thread).join().unwrap());
-    let without_grant =
-        std::env::var("DATABASE_URL").unwrap().replacen(LocalRds::USER, LocalRds::USER_WITHOUT_GRANT, 1);
+    let without_grant = std::env::var("DATABASE_URL").unwrap().replacen(
+        LocalRds::USER,
+        LocalRds::USER_WITHOUT_GRANT,
+        1,
+    );
     assert!(refused(&RdsConnectionManager::new(without_grant).unwrap()).contains("GRANT rds_iam"));
 }

@@ -57,7 +57,9 @@ impl Running {
 }
 
 fn count(connection: &mut PgConnection, from: &str) -> i64 {
-    diesel::dsl::sql::<BigInt>(&format!("SELECT count(*) FROM {from}")).get_result(connection).unwrap()
+    diesel::dsl::sql::<BigInt>(&format!("SELECT count(*) FROM {from}"))
+        .get_result(connection)
+        .unwrap()
 }
 
 fn lock(connection: &mut PgConnection) {
@@ -69,7 +71,11 @@ fn migrates_where_nothing_is_set() {
     let output = run(&mut example("migrate"));
     assert!(output.status.success(), "{}", logged(&output));
     assert!(printed(&output).starts_with("DATABASE_URL is not set: "), "{}", printed(&output));
-    assert!(printed(&output).ends_with(&format!("3 of 3: {LAST}\n{UP_TO_DATE}3\n")), "{}", printed(&output));
+    assert!(
+        printed(&output).ends_with(&format!("3 of 3: {LAST}\n{UP_TO_DATE}3\n")),
+        "{}",
+        printed(&output)
+    );
 }
 
 #[test]
@@ -123,10 +129,15 @@ fn a_session_that_ends_while_it_waits_for_the_lock_is_the_cause() {
     waiting.line();
     // A CASE, for AND has no order.
     let asks = "query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid()";
-    let end = format!("pg_stat_activity WHERE CASE WHEN {asks} THEN pg_terminate_backend(pid) ELSE FALSE END");
+    let end = format!(
+        "pg_stat_activity WHERE CASE WHEN {asks} THEN pg_terminate_backend(pid) ELSE FALSE END"
+    );
     assert_eq!(count(&mut other, &end), 1);
     let (success, _, logged) = waiting.end();
-    assert!(!success && logged.contains("while waiting for the program that migrates: "), "{logged}");
+    assert!(
+        !success && logged.contains("while waiting for the program that migrates: "),
+        "{logged}"
+    );
 }
 
 #[test]
@@ -139,7 +150,8 @@ fn a_broken_migration_leaves_nothing_behind_and_is_named() {
     assert!(printed(&output).ends_with(&format!("3 of 3: {LAST}\n")), "{}", printed(&output));
     assert!(logged(&output).contains(LAST), "{}", logged(&output));
     assert!(logged(&output).contains("relation \"ledger\" already exists"), "{}", logged(&output));
-    // The table before the one that was there has gone again; those of the migrations before are there.
+    // The table before the one that was there has gone again; those of the migrations before are
+    // there.
     let tables = "pg_tables WHERE schemaname = 'public' AND tablename IN ";
     assert_eq!(count(&mut connection, &format!("{tables} ('jobs')")), 0);
     assert_eq!(count(&mut connection, &format!("{tables} ('notes', 'entries')")), 2);
@@ -156,7 +168,10 @@ fn waits_for_a_server_that_is_down_and_tells_why_once() {
     rds.stop();
     let mut waiting = Running::start(&mut migrate(&rds));
     let why = waiting.line();
-    assert!(why.starts_with("waiting for the database: ") && why.contains("Connection refused"), "{why}");
+    assert!(
+        why.starts_with("waiting for the database: ") && why.contains("Connection refused"),
+        "{why}"
+    );
     rds.restart().unwrap();
     let (success, printed, logged) = waiting.end();
     assert!(success && printed.ends_with(&format!("{UP_TO_DATE}3\n")), "{printed}{logged}");
@@ -211,7 +226,10 @@ fn what_waiting_does_not_mend_is_told_at_once() {
 fn where_there_are_no_credentials_it_does_not_wait() {
     let rds = start(LocalRds::builder());
     let mut command = migrate(&rds);
-    command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").env("HOME", "/nonexistent");
+    command
+        .env_remove("AWS_ACCESS_KEY_ID")
+        .env_remove("AWS_SECRET_ACCESS_KEY")
+        .env("HOME", "/nonexistent");
     let output = run(command.env("AWS_EC2_METADATA_DISABLED", "true").args(["--wait", "600"]));
     assert_eq!(output.status.code(), Some(1));
     assert!(logged(&output).contains("migrate: no AWS credentials: "), "{}", logged(&output));
@@ -222,18 +240,34 @@ fn a_user_without_rights_is_told_which() {
     let rds = start(LocalRds::builder());
     let mut superuser = rds.superuser().unwrap();
     superuser
-        .batch_execute("ALTER SCHEMA public OWNER TO CURRENT_USER; REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        .batch_execute(
+            "ALTER SCHEMA public OWNER TO CURRENT_USER; REVOKE ALL ON SCHEMA public FROM PUBLIC",
+        )
         .unwrap();
     let output = run(&mut migrate(&rds));
     assert_eq!(output.status.code(), Some(1));
-    assert!(logged(&output).contains("the user has to create tables in this schema"), "{}", logged(&output));
+    assert!(
+        logged(&output).contains("the user has to create tables in this schema"),
+        "{}",
+        logged(&output)
+    );
 }
 
 #[test]
 fn unknown_arguments_are_explained() {
-    for arguments in [["--wait", "soon"].as_slice(), &["--wait", "0"], &["--wait"], &["--now"], &["--wait", "1", "2"]] {
+    for arguments in [
+        ["--wait", "soon"].as_slice(),
+        &["--wait", "0"],
+        &["--wait"],
+        &["--now"],
+        &["--wait", "1", "2"],
+    ] {
         let output = run(example("migrate").args(arguments));
         assert_eq!(output.status.code(), Some(1));
-        assert!(logged(&output).ends_with("usage: migrate [--wait SECONDS]\n"), "{}", logged(&output));
+        assert!(
+            logged(&output).ends_with("usage: migrate [--wait SECONDS]\n"),
+            "{}",
+            logged(&output)
+        );
     }
 }

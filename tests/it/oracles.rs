@@ -1,5 +1,6 @@
-//! Tokens and URLs of ours against those who do not know us: AWS's own Python library, and Python's own reading of URLs.
-//! (What libpq reads in a connection string is held against ours in src/conninfo.)
+//! Tokens and URLs of ours against those who do not know us: AWS's own Python library, and Python's
+//! own reading of URLs. (What libpq reads in a connection string is held against ours in
+//! src/conninfo.)
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -13,8 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::moto::python_bin;
 
-/// Hands `cases` to a program in Python, as JSON, and takes its answers. They hold tokens, so nobody sees them.
-fn ask_python<Case: Serialize, Answer: for<'a> Deserialize<'a>>(program: &str, cases: &[Case]) -> Vec<Answer> {
+/// Hands `cases` to a program in Python, as JSON, and takes its answers. They hold tokens, so
+/// nobody sees them.
+fn ask_python<Case: Serialize, Answer: for<'a> Deserialize<'a>>(
+    program: &str,
+    cases: &[Case],
+) -> Vec<Answer> {
     let mut python = Command::new(python_bin().join("python3"));
     // A profile that this machine may have is nothing to botocore here.
     python.args(["-c", program]).env_remove("AWS_PROFILE");
@@ -28,7 +33,10 @@ fn ask_python<Case: Serialize, Answer: for<'a> Deserialize<'a>>(program: &str, c
 }
 
 fn some<S: Strategy>(count: usize, strategy: S) -> Vec<S::Value> {
-    proptest::collection::vec(strategy, count).new_tree(&mut TestRunner::default()).unwrap().current()
+    proptest::collection::vec(strategy, count)
+        .new_tree(&mut TestRunner::default())
+        .unwrap()
+        .current()
 }
 
 #[derive(Debug, Serialize)]
@@ -44,13 +52,15 @@ struct Token {
     seconds: u64,
 }
 
-/// The names that RDS gives, others, and either as people write them. (Of letters that are not ASCII's there is no host: it
-/// is refused before anything is signed.)
+/// The names that RDS gives, others, and either as people write them. (Of letters that are not
+/// ASCII's there is no host: it is refused before anything is signed.)
 fn hosts() -> impl Strategy<Value = String> {
-    let of_rds =
-        "[a-z][a-z0-9-]{0,62}\\.(cluster-|cluster-ro-|proxy-)?[a-z0-9]{12}\\.eu-west-1\\.rds\\.amazonaws\\.com";
-    let written =
-        (prop_oneof![of_rds, "[a-zA-Z0-9_-]{1,20}(\\.[a-zA-Z0-9_-]{1,20}){0,4}"], any::<bool>(), any::<bool>());
+    let of_rds = "[a-z][a-z0-9-]{0,62}\\.(cluster-|cluster-ro-|proxy-)?[a-z0-9]{12}\\.eu-west-1\\.rds\\.amazonaws\\.com";
+    let written = (
+        prop_oneof![of_rds, "[a-zA-Z0-9_-]{1,20}(\\.[a-zA-Z0-9_-]{1,20}){0,4}"],
+        any::<bool>(),
+        any::<bool>(),
+    );
     written.prop_map(|(host, is_loud, has_dot)| {
         let host = if is_loud { host.to_uppercase() } else { host };
         if has_dot { host + "." } else { host }
@@ -96,7 +106,9 @@ fn botocore_signs_2_000_tokens_as_we_do() {
     let mut cases = some(2_000, tokens());
     let ours: Vec<String> = cases.iter().map(sign).collect();
     // botocore takes a host as it is written.
-    cases.iter_mut().for_each(|case| case.host = HostName::parse(&case.host).unwrap().as_str().to_owned());
+    cases
+        .iter_mut()
+        .for_each(|case| case.host = HostName::parse(&case.host).unwrap().as_str().to_owned());
     let theirs: Vec<String> = ask_python(BOTOCORE, &cases);
     for ((ours, theirs), case) in ours.iter().zip(&theirs).zip(&cases) {
         assert!(sorted(ours) == sorted(theirs), "{case:?}");
@@ -105,8 +117,11 @@ fn botocore_signs_2_000_tokens_as_we_do() {
 
 fn sign(case: &Token) -> String {
     let endpoint = Endpoint::new(&case.host, case.port, &case.region).unwrap();
-    let key_pair = Credentials::new(&case.key, &case.secret, case.session_token.clone(), None, "test");
-    let token = presign(&endpoint, &case.user, &key_pair, UNIX_EPOCH + Duration::from_secs(case.seconds)).unwrap();
+    let key_pair =
+        Credentials::new(&case.key, &case.secret, case.session_token.clone(), None, "test");
+    let token =
+        presign(&endpoint, &case.user, &key_pair, UNIX_EPOCH + Duration::from_secs(case.seconds))
+            .unwrap();
     token.as_str().to_owned()
 }
 
@@ -181,9 +196,20 @@ fn pythons_urllib_reads_500_urls_as_they_were_meant() {
 }
 
 fn manager_of(Parts { user, host, port, dbname, options, .. }: &Parts) -> RdsConnectionManager {
-    let [user, dbname, options] = [user, dbname, options].map(|text| text.replace('\\', r"\\").replace('\'', r"\'"));
-    let key_pair =
-        Credentials::new("ASIAEXAMPLE", "local-rds-secret-python", Some("SES/SION+/==".into()), None, "test");
-    let builder = RdsConnectionManager::builder().credentials_provider(key_pair).region("eu-west-1");
-    builder.build(format!("host={host} port={port} user='{user}' dbname='{dbname}' options='{options}'")).unwrap()
+    let [user, dbname, options] =
+        [user, dbname, options].map(|text| text.replace('\\', r"\\").replace('\'', r"\'"));
+    let key_pair = Credentials::new(
+        "ASIAEXAMPLE",
+        "local-rds-secret-python",
+        Some("SES/SION+/==".into()),
+        None,
+        "test",
+    );
+    let builder =
+        RdsConnectionManager::builder().credentials_provider(key_pair).region("eu-west-1");
+    builder
+        .build(format!(
+            "host={host} port={port} user='{user}' dbname='{dbname}' options='{options}'"
+        ))
+        .unwrap()
 }

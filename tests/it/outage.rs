@@ -49,8 +49,14 @@ fn connect_gives_up_on_a_server_that_stays_away() {
         let started = Instant::now();
         let error = manager.connect().map(drop).unwrap_err().to_string();
         let elapsed = started.elapsed();
-        assert!(error.contains("Connection refused") && error.contains("check host and port"), "{error}");
-        assert!((Duration::from_millis(1800)..Duration::from_secs(8)).contains(&elapsed), "{elapsed:?}");
+        assert!(
+            error.contains("Connection refused") && error.contains("check host and port"),
+            "{error}"
+        );
+        assert!(
+            (Duration::from_millis(1800)..Duration::from_secs(8)).contains(&elapsed),
+            "{elapsed:?}"
+        );
     }
 }
 
@@ -62,7 +68,10 @@ fn a_waiter_learns_the_cause_while_connect_still_tries() {
     let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
     rds.stop();
     let error = pool.get_timeout(Duration::from_secs(2)).map(drop).unwrap_err().to_string();
-    assert!(error.contains("Connection refused") && error.contains("check host and port"), "{error}");
+    assert!(
+        error.contains("Connection refused") && error.contains("check host and port"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -76,7 +85,9 @@ fn a_refused_token_is_not_tried_again() {
 /// Works on connections of the pool until `done`; counts what failed.
 fn work(pool: &Pool, done: &AtomicBool, failures: &AtomicUsize, successes: &AtomicUsize) {
     while !done.load(SeqCst) {
-        let worked = pool.get().is_ok_and(|mut connection| connection.batch_execute("SELECT pg_sleep(0.001)").is_ok());
+        let worked = pool
+            .get()
+            .is_ok_and(|mut connection| connection.batch_execute("SELECT pg_sleep(0.001)").is_ok());
         if worked { successes } else { failures }.fetch_add(1, SeqCst);
     }
 }
@@ -88,7 +99,8 @@ fn a_restart_under_load_fails_only_what_was_in_flight() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let pool = manager.build_pool(manager.pool_builder().max_size(8)).unwrap();
-    let (done, failures, successes) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    let (done, failures, successes) =
+        (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| work(&pool, &done, &failures, &successes));
@@ -125,7 +137,10 @@ fn after_an_outage_a_pool_is_back_at_once() {
 }
 
 /// What keeps a pool from being built, and a part of the text that tells so.
-fn refused(rds: &LocalRds, others: &LocalRds) -> Vec<(&'static str, RdsConnectionManager, &'static str)> {
+fn refused(
+    rds: &LocalRds,
+    others: &LocalRds,
+) -> Vec<(&'static str, RdsConnectionManager, &'static str)> {
     let build = |builder: diesel_rds_iam::Builder, url: &str| builder.build(url).unwrap();
     let plain = || rds.manager_builder();
     let ungranted = rds.database_url_for(LocalRds::USER_WITHOUT_GRANT);
@@ -161,7 +176,8 @@ fn a_pool_takes_the_connection_that_it_was_tried_with() {
     for (min_idle, logins) in [(None, 3), (Some(0), 1)] {
         let before = rds.attempts().len();
         let manager = manager(&rds);
-        let pool = manager.build_pool(manager.pool_builder().max_size(3).min_idle(min_idle)).unwrap();
+        let pool =
+            manager.build_pool(manager.pool_builder().max_size(3).min_idle(min_idle)).unwrap();
         assert_eq!(pool.state().connections, if min_idle.is_none() { 3 } else { 1 });
         assert_eq!(current_user(&mut pool.get().unwrap()), LocalRds::USER);
         assert_eq!(rds.attempts().len() - before, logins);
@@ -174,7 +190,9 @@ fn each_of_30_waiters_on_a_wrong_password_gets_the_cause() {
     let manager = rds.manager_builder().build(rds.password_url()).unwrap();
     let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
     let user = LocalRds::USER_WITH_PASSWORD;
-    let end = format!("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = '{user}'");
+    let end = format!(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = '{user}'"
+    );
     let change = format!("ALTER ROLE {user} PASSWORD 'another'; {end}");
     rds.superuser().unwrap().batch_execute(&change).unwrap();
     let errors: Vec<Error> = thread::scope(|scope| {
@@ -186,7 +204,10 @@ fn each_of_30_waiters_on_a_wrong_password_gets_the_cause() {
     for error in errors {
         let text = error.to_string();
         assert!(matches!(error, Error::Timeout { .. }), "{text}");
-        assert!(text.contains("password authentication failed") && text.contains("rds_iam_auth=false"), "{text}");
+        assert!(
+            text.contains("password authentication failed") && text.contains("rds_iam_auth=false"),
+            "{text}"
+        );
     }
 }
 
@@ -199,14 +220,22 @@ fn a_pool_that_is_all_in_use_says_so() {
     // Somebody else's trouble.
     rds.refuse_next(1);
     manager.connect().map(drop).unwrap_err();
-    let error = pool.get_timeout(Duration::from_millis(50)).map(drop).expect_err("a second one").to_string();
-    assert!(error.contains("all 1 connections are in use") && error.contains("raise max_size"), "{error}");
+    let error = pool
+        .get_timeout(Duration::from_millis(50))
+        .map(drop)
+        .expect_err("a second one")
+        .to_string();
+    assert!(
+        error.contains("all 1 connections are in use") && error.contains("raise max_size"),
+        "{error}"
+    );
 }
 
 #[test]
 fn after_a_refusal_that_waiting_does_not_mend_the_next_logins_are_spaced() {
     let rds = start(LocalRds::builder());
-    let manager = rds.manager_builder().build(rds.database_url_for(LocalRds::USER_WITHOUT_GRANT)).unwrap();
+    let manager =
+        rds.manager_builder().build(rds.database_url_for(LocalRds::USER_WITHOUT_GRANT)).unwrap();
     assert_eq!(manager.last_error(), None);
     let refused = manager.connect().map(drop).unwrap_err().to_string();
     assert_eq!(manager.last_error().as_deref(), Some(refused.as_str()));
@@ -242,10 +271,15 @@ const OTHERS: &[u8] = include_bytes!("../data/roots.pem");
 
 #[test]
 fn a_wrong_region_is_told_in_spite_of_the_trimmed_roots() {
-    // Found by a stranger: the root that was needed had been trimmed, so the error blamed the bundle.
+    // Found by a stranger: the root that was needed had been trimmed, so the error blamed the
+    // bundle.
     let amazons = LocalRds::builder().authority("Amazon RDS us-east-1 Root CA RSA2048 G1");
     let (rds, bundle) = (start(amazons), tempfile::NamedTempFile::new().unwrap());
-    let manager = rds.manager_builder().region("eu-west-1").build(url_with_roots(&rds, OTHERS, &bundle)).unwrap();
+    let manager = rds
+        .manager_builder()
+        .region("eu-west-1")
+        .build(url_with_roots(&rds, OTHERS, &bundle))
+        .unwrap();
     let error = manager.connect().map(drop).unwrap_err().to_string();
     assert!(error.contains("in its region"), "{error}");
     assert_eq!(last_verdict(&rds), Err(Refusal::Region));

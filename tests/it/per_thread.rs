@@ -45,7 +45,10 @@ fn after_an_error_a_connection_is_kept_only_if_it_proves_usable() {
     assert_eq!(backend(&connections), first, "it was usable");
     let mut connection = connections.get().unwrap();
     connection.batch_execute("SELECT nonsense").unwrap_err();
-    rds.superuser().unwrap().batch_execute(&format!("SELECT pg_terminate_backend({first}, 5000)")).unwrap();
+    rds.superuser()
+        .unwrap()
+        .batch_execute(&format!("SELECT pg_terminate_backend({first}, 5000)"))
+        .unwrap();
     drop(connection);
     assert_ne!(backend(&connections), first);
 }
@@ -55,7 +58,10 @@ fn with_health_checks_a_connection_that_the_server_closed_is_replaced() {
     let rds = start(LocalRds::builder());
     let connections = PerThread::new(manager(&rds)).test_on_check_out(true);
     let first = backend(&connections);
-    rds.superuser().unwrap().batch_execute(&format!("SELECT pg_terminate_backend({first}, 5000)")).unwrap();
+    rds.superuser()
+        .unwrap()
+        .batch_execute(&format!("SELECT pg_terminate_backend({first}, 5000)"))
+        .unwrap();
     assert_ne!(backend(&connections), first);
 }
 
@@ -66,7 +72,10 @@ fn with_a_users_own_instrumentation_a_dead_connection_is_still_replaced() {
     let first = backend(&connections);
     let mut connection = connections.get().unwrap();
     connection.set_instrumentation(|_: diesel::connection::InstrumentationEvent<'_>| {});
-    rds.superuser().unwrap().batch_execute(&format!("SELECT pg_terminate_backend({first}, 5000)")).unwrap();
+    rds.superuser()
+        .unwrap()
+        .batch_execute(&format!("SELECT pg_terminate_backend({first}, 5000)"))
+        .unwrap();
     connection.batch_execute("SELECT 1").unwrap_err();
     drop(connection);
     assert_ne!(backend(&connections), first);
@@ -76,7 +85,8 @@ fn with_a_users_own_instrumentation_a_dead_connection_is_still_replaced() {
 fn with_a_users_own_instrumentation_the_managers_max_lifetime_still_holds() {
     let rds = start(LocalRds::builder());
     let lifetime = std::time::Duration::from_millis(100);
-    let manager = rds.manager_builder().max_lifetime(Some(lifetime)).build(rds.database_url()).unwrap();
+    let manager =
+        rds.manager_builder().max_lifetime(Some(lifetime)).build(rds.database_url()).unwrap();
     let connections = PerThread::new(manager);
     let mut connection = connections.get().unwrap();
     connection.set_instrumentation(|_: diesel::connection::InstrumentationEvent<'_>| {});
@@ -94,7 +104,8 @@ fn a_transaction_left_open_closes_the_connection() {
     let connections = PerThread::new(manager(&rds));
     let first = backend(&connections);
     let mut connection = connections.get().unwrap();
-    diesel::connection::AnsiTransactionManager::begin_transaction_sql(&mut *connection, "BEGIN").unwrap();
+    diesel::connection::AnsiTransactionManager::begin_transaction_sql(&mut *connection, "BEGIN")
+        .unwrap();
     drop(connection);
     assert_ne!(backend(&connections), first);
 }
@@ -118,7 +129,8 @@ fn the_end_of_the_process_is_clean_with_guards_and_connections_alive() {
 #[cfg(target_os = "linux")]
 #[ignore = "runs as a process of its own, which ends with connections in use"]
 fn ends_with_guards_alive() {
-    let connections: &'static _ = Box::leak(Box::new(PerThread::new(RdsConnectionManager::from_env().unwrap())));
+    let connections: &'static _ =
+        Box::leak(Box::new(PerThread::new(RdsConnectionManager::from_env().unwrap())));
     let (sender, receiver) = std::sync::mpsc::channel();
     for in_use in [true, false] {
         let sender = sender.clone();

@@ -15,7 +15,11 @@ fn many_threads_share_few_logins() {
     let pool = manager.pool_builder().max_size(4).build(manager).unwrap();
     thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| (0..20).for_each(|_| assert_eq!(current_user(&mut pool.get().unwrap()), LocalRds::USER)));
+            scope.spawn(|| {
+                (0..20).for_each(|_| {
+                    assert_eq!(current_user(&mut pool.get().unwrap()), LocalRds::USER)
+                })
+            });
         }
     });
     assert_eq!(rds.attempts().len(), 4);
@@ -42,7 +46,8 @@ fn a_connection_left_in_a_transaction_is_not_given_out_again() {
     drop(connection);
     let mut connection = pool.get().unwrap();
     assert_eq!(backend(&mut connection), first);
-    diesel::connection::AnsiTransactionManager::begin_transaction_sql(&mut *connection, "BEGIN").unwrap();
+    diesel::connection::AnsiTransactionManager::begin_transaction_sql(&mut *connection, "BEGIN")
+        .unwrap();
     drop(connection);
     assert_ne!(backend(&mut pool.get().unwrap()), first);
 }

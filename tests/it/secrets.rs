@@ -1,5 +1,5 @@
-//! Nothing that any of these tests prints, logs, hands to a program or leaves lying about holds a secret: not the library,
-//! not an example, not a subcommand, not under the faults.
+//! Nothing that any of these tests prints, logs, hands to a program or leaves lying about holds a
+//! secret: not the library, not an example, not a subcommand, not under the faults.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use openssl::base64;
 
-/// What tokens, LocalRds' secret keys and passwords, and the passwords and session tokens of these tests begin with.
+/// What tokens, LocalRds' secret keys and passwords, and the passwords and session tokens of these
+/// tests begin with.
 const MARKS: &[&str] = &[
     "X-Amz-Signature=",
     "X-Amz-Security-Token=",
@@ -27,9 +28,10 @@ const MARKS: &[&str] = &[
     "SES/SION",
 ];
 
-/// Somebody's own files and commands, which tests write with a secret in them: sources of credentials, and the clients that
-/// `exec --in-url` is warned about (Debian's are in perl).
-const GIVEN: &[&str] = &[".env", "answer.json", "config", "credentials", "perl", "pg_dump", "psql", "sh"];
+/// Somebody's own files and commands, which tests write with a secret in them: sources of
+/// credentials, and the clients that `exec --in-url` is warned about (Debian's are in perl).
+const GIVEN: &[&str] =
+    &[".env", "answer.json", "config", "credentials", "perl", "pg_dump", "psql", "sh"];
 
 /// Signs that the run did what it is to be searched for.
 const DONE: &[&str] = &[
@@ -67,7 +69,11 @@ fn a_run_at_trace_level_shows_none() {
     let shown = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}", failures(&shown, &forms));
     DONE.iter().for_each(|sign| assert!(shown.contains(sign), "it did not do {sign}"));
-    assert!(["rds-iam", "initdb", "psql"].iter().all(|program| seen.programs.contains(program)), "{:?}", seen.programs);
+    assert!(
+        ["rds-iam", "initdb", "psql"].iter().all(|program| seen.programs.contains(program)),
+        "{:?}",
+        seen.programs
+    );
     seen.search("what is printed", &shown, &forms);
     visit(folder.path(), &mut |file| seen.search_file(file, &forms));
     assert!(seen.secrets.is_empty(), "{:#?}", seen.secrets);
@@ -79,14 +85,19 @@ fn a_secret_is_found_in_each_form() {
     let token = "host:5432/?Action=connect&X-Amz-Signature=0123456789abcdef";
     let encoded = token.replace('&', "%26").replace('=', "%3D");
     let bytes = token.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
-    let blocks = (0..3).map(|shift| base64::encode_block(format!("{}{token}", "x".repeat(shift)).as_bytes()));
+    let blocks = (0..3)
+        .map(|shift| base64::encode_block(format!("{}{token}", "x".repeat(shift)).as_bytes()));
     let pair = format!("{:?}", ("X-Amz-Signature", "0123456789abcdef"));
     let json = serde_json::json!({ "X-Amz-Signature": "0123456789abcdef" }).to_string();
     let hex = token.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
     let percent = [encoded.replace("%3D", "%3d"), encoded.replace('%', "%25"), encoded];
     let shown = [token.to_owned(), bytes, hex, pair, json].into_iter().chain(percent);
     for shown in shown.chain(blocks) {
-        assert_eq!(found(&format!("password: {shown};"), &forms).as_deref(), Some("X-Am"), "{shown}");
+        assert_eq!(
+            found(&format!("password: {shown};"), &forms).as_deref(),
+            Some("X-Am"),
+            "{shown}"
+        );
     }
     assert_eq!(found("host:5432/?Action=connect&X-Amz-Sign", &forms), None);
 }
@@ -98,12 +109,14 @@ struct Seen {
     programs: Vec<&'static str>,
 }
 
-/// Looks, ten times a second, at the arguments of the session's processes, and at what others can read of the temporary
-/// folder, until the run has ended. A process that is gone sooner may not be seen.
+/// Looks, ten times a second, at the arguments of the session's processes, and at what others can
+/// read of the temporary folder, until the run has ended. A process that is gone sooner may not be
+/// seen.
 fn watch(has_ended: &AtomicBool, folder: &Path, forms: &[(String, String)]) -> Seen {
     let (mut seen, ours) = (Seen::default(), session(Path::new("/proc/self")));
     while !has_ended.load(Ordering::SeqCst) {
-        let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|process| process.path());
+        let processes =
+            fs::read_dir("/proc").into_iter().flatten().flatten().map(|process| process.path());
         for process in processes.filter(|process| session(process) == ours) {
             let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
             seen.arguments(&String::from_utf8_lossy(&arguments), forms);
@@ -122,7 +135,11 @@ fn session(process: &Path) -> Option<String> {
 
 impl Seen {
     fn arguments(&mut self, arguments: &str, forms: &[(String, String)]) {
-        let program = arguments.split('\0').next().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
+        let program = arguments
+            .split('\0')
+            .next()
+            .and_then(|path| path.rsplit('/').next())
+            .unwrap_or_default();
         for known in ["rds-iam", "initdb", "psql"] {
             if program == known && !self.programs.contains(&known) {
                 self.programs.push(known);
@@ -152,8 +169,9 @@ fn found(text: &str, forms: &[(String, String)]) -> Option<String> {
     forms.iter().find(|(_, form)| text.contains(form)).map(|(beginning, _)| beginning.clone())
 }
 
-/// How each mark begins, and one of the forms in which it can appear: as it is, percent-encoded once and twice, as bytes
-/// in decimal and hexadecimal, and in base64, wherever in a longer text it stands.
+/// How each mark begins, and one of the forms in which it can appear: as it is, percent-encoded
+/// once and twice, as bytes in decimal and hexadecimal, and in base64, wherever in a longer text it
+/// stands.
 fn forms() -> Vec<(String, String)> {
     let mut forms = Vec::new();
     for mark in MARKS {
@@ -161,9 +179,14 @@ fn forms() -> Vec<(String, String)> {
         let [bytes, hex] = [|byte: u8| byte.to_string(), |byte: u8| format!("{byte:02x}")]
             .map(|written| mark.bytes().map(written).collect::<Vec<_>>());
         let lists = [bytes.join(", "), hex.join(", "), hex.concat()];
-        let all = [(*mark).to_owned(), encoded.to_lowercase(), encoded.replace('%', "%25"), encoded];
+        let all =
+            [(*mark).to_owned(), encoded.to_lowercase(), encoded.replace('%', "%25"), encoded];
         let lower = mark.replace('/', "%2f").replace('+', "%2b").replace('=', "%3d");
-        let all = all.into_iter().chain([lower]).chain(lists).chain((0..3).map(|shift| in_base64(mark, shift)));
+        let all = all
+            .into_iter()
+            .chain([lower])
+            .chain(lists)
+            .chain((0..3).map(|shift| in_base64(mark, shift)));
         forms.extend(all.map(|form| (mark[..4].to_owned(), form)));
     }
     forms

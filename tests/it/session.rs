@@ -63,8 +63,11 @@ fn busy_connections_are_retired_at_their_end() {
 #[test]
 fn a_checkout_makes_a_round_trip_only_after_validate_after() {
     let rds = start(LocalRds::builder());
-    for (validate_after, last) in [(Duration::from_secs(3600), "SELECT 'mine'"), (Duration::ZERO, "SELECT 1")] {
-        let pool = pool_of(1, rds.manager_builder().validate_after(validate_after), &rds.database_url());
+    for (validate_after, last) in
+        [(Duration::from_secs(3600), "SELECT 'mine'"), (Duration::ZERO, "SELECT 1")]
+    {
+        let pool =
+            pool_of(1, rds.manager_builder().validate_after(validate_after), &rds.database_url());
         let backend = backend(&mut pool.get().unwrap());
         pool.get().unwrap().batch_execute("SELECT 'mine'").unwrap();
         drop(pool.get().unwrap());
@@ -75,7 +78,11 @@ fn a_checkout_makes_a_round_trip_only_after_validate_after() {
 #[test]
 fn after_an_error_the_server_is_asked() {
     let rds = start(LocalRds::builder());
-    let pool = pool_of(1, rds.manager_builder().validate_after(Duration::from_secs(3600)), &rds.database_url());
+    let pool = pool_of(
+        1,
+        rds.manager_builder().validate_after(Duration::from_secs(3600)),
+        &rds.database_url(),
+    );
     let mut connection = pool.get().unwrap();
     let backend = backend(&mut connection);
     connection.batch_execute("CREATE TABLE t (id INTEGER UNIQUE)").unwrap();
@@ -84,7 +91,11 @@ fn after_an_error_the_server_is_asked() {
     connection.batch_execute(violation).unwrap_err();
     drop(connection);
     drop(pool.get().unwrap());
-    assert_eq!(last_query(&rds, backend), violation, "a violated constraint is nothing of the connection's");
+    assert_eq!(
+        last_query(&rds, backend),
+        violation,
+        "a violated constraint is nothing of the connection's"
+    );
     pool.get().unwrap().batch_execute("SELECT nonsense").unwrap_err();
     drop(pool.get().unwrap());
     assert_eq!(last_query(&rds, backend), "SELECT 1");
@@ -96,13 +107,18 @@ fn after_an_error_the_server_is_asked() {
 
 #[test]
 fn a_dead_connection_found_by_a_load_does_not_go_back_into_the_pool() {
-    // Found in diesel: `is_broken` stays false after a load on a connection that the server has closed.
+    // Found in diesel: `is_broken` stays false after a load on a connection that the server has
+    // closed.
     let rds = start(LocalRds::builder());
     let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
     let mut connection = pool.get().unwrap();
     let first = backend(&mut connection);
-    rds.superuser().unwrap().batch_execute(&format!("SELECT pg_terminate_backend({first}, 5000)")).unwrap();
-    let load: QueryResult<i32> = diesel::select(diesel::dsl::sql::<Integer>("1")).get_result(&mut connection);
+    rds.superuser()
+        .unwrap()
+        .batch_execute(&format!("SELECT pg_terminate_backend({first}, 5000)"))
+        .unwrap();
+    let load: QueryResult<i32> =
+        diesel::select(diesel::dsl::sql::<Integer>("1")).get_result(&mut connection);
     assert!(load.is_err());
     assert!(pool.state().connections == 1);
     let manager = rds.manager_builder().build(rds.database_url()).unwrap();
@@ -114,7 +130,11 @@ fn a_dead_connection_found_by_a_load_does_not_go_back_into_the_pool() {
 #[test]
 fn the_look_at_the_socket_takes_no_notifications() {
     let rds = start(LocalRds::builder());
-    let pool = pool_of(1, rds.manager_builder().validate_after(Duration::from_secs(3600)), &rds.database_url());
+    let pool = pool_of(
+        1,
+        rds.manager_builder().validate_after(Duration::from_secs(3600)),
+        &rds.database_url(),
+    );
     pool.get().unwrap().batch_execute("LISTEN jobs").unwrap();
     rds.superuser().unwrap().batch_execute("NOTIFY jobs, 'hello'").unwrap();
     let mut connection = pool.get().unwrap();
@@ -141,7 +161,10 @@ fn a_demoted_server_loses_its_connections_at_the_next_check() {
     let error = loop {
         match manager.is_valid(&mut connection) {
             Err(error) => break error,
-            Ok(()) => assert!(started.elapsed() < Duration::from_secs(10), "it still counts as the primary"),
+            Ok(()) => assert!(
+                started.elapsed() < Duration::from_secs(10),
+                "it still counts as the primary"
+            ),
         }
     };
     assert!(matches!(error, Error::Retired { .. }), "{error}");
@@ -165,8 +188,10 @@ fn a_read_only_transaction_of_the_users_own_costs_no_login() {
     let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
     let mut connection = pool.get().unwrap();
     let first = backend(&mut connection);
-    let written: QueryResult<()> =
-        connection.build_transaction().read_only().run(|connection| connection.batch_execute("CREATE TABLE t ()"));
+    let written: QueryResult<()> = connection
+        .build_transaction()
+        .read_only()
+        .run(|connection| connection.batch_execute("CREATE TABLE t ()"));
     assert!(written.is_err());
     drop(connection);
     assert_eq!(backend(&mut pool.get().unwrap()), first);
@@ -221,7 +246,8 @@ fn a_query_that_diesel_cannot_build_is_an_error_and_no_panic() {
 #[test]
 fn a_max_lifetime_longer_than_time_has_no_end() {
     let rds = start(LocalRds::builder());
-    let manager = rds.manager_builder().max_lifetime(Some(Duration::MAX)).build(rds.database_url()).unwrap();
+    let manager =
+        rds.manager_builder().max_lifetime(Some(Duration::MAX)).build(rds.database_url()).unwrap();
     let mut connection = manager.connect().unwrap();
     assert!(!manager.has_broken(&mut connection));
 }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+};
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use diesel_rds_iam::local::LocalRds;
@@ -26,7 +28,8 @@ struct Stage {
 
 impl Stage {
     fn new() -> Stage {
-        let rds = Arc::new(start(LocalRds::builder().certificate_name("sts.us-east-1.amazonaws.com")));
+        let rds =
+            Arc::new(start(LocalRds::builder().certificate_name("sts.us-east-1.amazonaws.com")));
         let role = role_credentials("ROLE");
         rds.add_key_pair(role.clone());
         rds.revoke_key_pair(rds.credentials().access_key_id());
@@ -123,7 +126,8 @@ fn credential_process() {
     let json = cloud::json(&stage.role).replace("\"Code\"", "\"Version\":1,\"Code\"");
     let json = json.replace("\"Token\"", "\"SessionToken\"");
     let answer = stage.write("answer.json", &json);
-    stage.write(".aws/config", &format!("[default]\ncredential_process=cat {}\n", answer.display()));
+    stage
+        .write(".aws/config", &format!("[default]\ncredential_process=cat {}\n", answer.display()));
     stage.logs_in();
 }
 
@@ -170,7 +174,8 @@ fn sso_with_a_cached_token() {
             "[default]\nsso_start_url={start_url}\nsso_region=us-east-1\nsso_account_id=111122223333\nsso_role_name=r\n"
         ),
     );
-    let name: String = openssl::sha::sha1(start_url.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let name: String =
+        openssl::sha::sha1(start_url.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     stage.write(
         &format!(".aws/sso/cache/{name}.json"),
         r#"{"accessToken": "sso-token", "expiresAt": "2100-01-01T00:00:00Z", "region": "us-east-1", "startUrl": "https://example.awsapps.com/start"}"#,
@@ -221,10 +226,11 @@ fn a_container_by_relative_uri_as_on_ecs() {
 fn on_ecs() {
     let stage = Stage::new();
     let role = stage.role.clone();
-    let container = Cloud::start_at("169.254.170.2:80", move |request: &Request| match request.line.as_str() {
-        "GET /v2/credentials/1" => reply(200, cloud::json(&role)),
-        line => reply(404, line),
-    });
+    let container =
+        Cloud::start_at("169.254.170.2:80", move |request: &Request| match request.line.as_str() {
+            "GET /v2/credentials/1" => reply(200, cloud::json(&role)),
+            line => reply(404, line),
+        });
     let manager = RdsConnectionManager::new(stage.rds.database_url()).unwrap();
     assert_eq!(current_user(&mut manager.connect().unwrap()), "app");
     assert_eq!(container.calls(), 1);
@@ -279,7 +285,11 @@ fn a_client_of_the_builder() {
         count.fetch_add(1, Ordering::SeqCst);
         SharedHttpConnector::new(Refuses)
     });
-    let manager = RdsConnectionManager::builder().assume_role("arn").http_client(client).build_from_env().unwrap();
+    let manager = RdsConnectionManager::builder()
+        .assume_role("arn")
+        .http_client(client)
+        .build_from_env()
+        .unwrap();
     let text = manager.token().unwrap_err().to_string();
     assert!(text.contains("not through this client"), "{text}");
     assert!(asked.load(Ordering::SeqCst) > 0);
@@ -306,8 +316,11 @@ fn https_goes_through_the_proxy_and_is_verified() {
     let mut stage = Stage::new();
     stage.set_keys();
     let folder = stage.rds.ca_file().parent().unwrap().display().to_string();
-    let proxy =
-        https_proxy(&format!("{folder}/server.pem"), &format!("{folder}/server.key"), cloud::sts(stage.role.clone()));
+    let proxy = https_proxy(
+        &format!("{folder}/server.pem"),
+        &format!("{folder}/server.key"),
+        cloud::sts(stage.role.clone()),
+    );
     stage.set("HTTPS_PROXY", proxy.url());
     stage.set("SSL_CERT_FILE", stage.rds.ca_file().display().to_string());
     stage.run("sources::a_role_of_the_builder");
@@ -330,7 +343,11 @@ fn tells_what_is_wrong() {
 const BAD_FILES: &[(&str, &str, &str)] = &[
     (".aws/config", "[default\nregion", "profile \"default\": "),
     (".aws/config", "[default]\naws_access_key_id=AKIA1\n", "profile \"default\": "),
-    (".aws/config", "[default]\nsource_profile=nowhere\nrole_arn=arn:aws:iam::111122223333:role/r\n", "nowhere"),
+    (
+        ".aws/config",
+        "[default]\nsource_profile=nowhere\nrole_arn=arn:aws:iam::111122223333:role/r\n",
+        "nowhere",
+    ),
     (".aws/config", "[default]\ncredential_process=exit 1\n", "profile \"default\": "),
     (".aws/config", "[default]\ncredential_process=echo nonsense\n", "profile \"default\": "),
     (
@@ -383,7 +400,9 @@ fn a_proxy_of_another_kind_gets_no_password() {
 #[ignore = "runs as a process of its own, with the environment that the other tests give it"]
 fn has_no_proxy() {
     log();
-    let manager = RdsConnectionManager::builder().assume_role("arn:aws:iam::111122223333:role/r").build_from_env();
+    let manager = RdsConnectionManager::builder()
+        .assume_role("arn:aws:iam::111122223333:role/r")
+        .build_from_env();
     let text = manager.unwrap().token().unwrap_err().to_string();
     assert!(text.contains("names a proxy that is not http://"), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
@@ -423,9 +442,10 @@ fn an_sts_that_says_nothing_or_hangs_is_an_error_in_time() {
         std::thread::park();
         cloud::hang_up()
     };
-    for (sts, expected) in
-        [(Cloud::start(quiet), "io error"), (Cloud::start(hangs), "web identity: no answer within 10s; see why")]
-    {
+    for (sts, expected) in [
+        (Cloud::start(quiet), "io error"),
+        (Cloud::start(hangs), "web identity: no answer within 10s; see why"),
+    ] {
         let mut stage = Stage::new();
         stage.set_web_identity(&sts);
         stage.set("EXPECTED", expected);
@@ -456,7 +476,8 @@ fn recovers() {
 fn a_source_that_is_mended_is_used_at_once() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("http://127.0.0.1:{port}");
-    let keys = [("AWS_ACCESS_KEY_ID", "AKIABASE"), ("AWS_SECRET_ACCESS_KEY", "local-rds-secret-base")];
+    let keys =
+        [("AWS_ACCESS_KEY_ID", "AKIABASE"), ("AWS_SECRET_ACCESS_KEY", "local-rds-secret-base")];
     in_a_child("sources::recovers", &[keys[0], keys[1], ("AWS_ENDPOINT_URL_STS", &url)]);
 }
 

@@ -12,17 +12,29 @@ use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionMa
 use diesel::prelude::*;
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
-use diesel_rds_iam::{Builder, Credentials, LoginFailure, PerThread, RdsConnectionManager, Retirement, Stats};
+use diesel_rds_iam::{
+    Builder, Credentials, LoginFailure, PerThread, RdsConnectionManager, Retirement, Stats,
+};
 
 use crate::support::{end_sessions, in_a_child, key_pair, manager, minutes, soon, start};
 
 /// What was counted, without the zeros.
 fn failures(stats: &Stats) -> Vec<(LoginFailure, u64)> {
-    stats.failed_logins.iter().map(|(cause, count)| (*cause, *count)).filter(|(_, count)| *count > 0).collect()
+    stats
+        .failed_logins
+        .iter()
+        .map(|(cause, count)| (*cause, *count))
+        .filter(|(_, count)| *count > 0)
+        .collect()
 }
 
 fn retirements(stats: &Stats) -> Vec<(Retirement, u64)> {
-    stats.retirements.iter().map(|(reason, count)| (*reason, *count)).filter(|(_, count)| *count > 0).collect()
+    stats
+        .retirements
+        .iter()
+        .map(|(reason, count)| (*reason, *count))
+        .filter(|(_, count)| *count > 0)
+        .collect()
 }
 
 #[test]
@@ -42,9 +54,13 @@ fn logins_are_counted_as_the_server_sees_them() {
 fn each_failed_login_is_counted_by_its_cause() {
     let rds = start(LocalRds::builder());
     let url = |suffix: &str| rds.database_url() + suffix;
-    let no_credentials = Source { key_pair: key_pair(None), fails: Arc::new(AtomicBool::new(true)) };
+    let no_credentials =
+        Source { key_pair: key_pair(None), fails: Arc::new(AtomicBool::new(true)) };
     let other_roots = format!("&sslrootcert={}/tests/data/roots.pem", env!("CARGO_MANIFEST_DIR"));
-    rds.superuser().unwrap().batch_execute("CREATE ROLE full LOGIN CONNECTION LIMIT 0; GRANT rds_iam TO full").unwrap();
+    rds.superuser()
+        .unwrap()
+        .batch_execute("CREATE ROLE full LOGIN CONNECTION LIMIT 0; GRANT rds_iam TO full")
+        .unwrap();
     let plain = || rds.manager_builder();
     let cases: [(LoginFailure, Builder, String); 7] = [
         (LoginFailure::Credentials, plain().credentials_provider(no_credentials), url("")),
@@ -59,7 +75,10 @@ fn each_failed_login_is_counted_by_its_cause() {
         let manager = builder.build(url).unwrap();
         let error = manager.connect().map(drop).unwrap_err();
         let stats = manager.stats();
-        assert!(matches!(failures(&stats)[..], [(it, count)] if it == cause && count == stats.logins), "{error}");
+        assert!(
+            matches!(failures(&stats)[..], [(it, count)] if it == cause && count == stats.logins),
+            "{error}"
+        );
     }
 }
 
@@ -73,7 +92,8 @@ fn a_refused_token_counts_once_and_a_pause_not_at_all() {
     refused.connect().unwrap();
     assert_eq!((refused.stats().logins, failures(&refused.stats()).len()), (2, 1));
 
-    let without_grant = rds.manager_builder().build(rds.database_url_for(LocalRds::USER_WITHOUT_GRANT)).unwrap();
+    let without_grant =
+        rds.manager_builder().build(rds.database_url_for(LocalRds::USER_WITHOUT_GRANT)).unwrap();
     (0..3).for_each(|_| drop(without_grant.connect().map(drop).unwrap_err()));
     assert_eq!(
         (without_grant.stats().logins, failures(&without_grant.stats())),
@@ -105,11 +125,13 @@ impl ProvideCredentials for Source {
 fn refreshes_and_failed_ones_are_counted() {
     let rds = start(LocalRds::builder());
     let (id, secret) = (rds.credentials().access_key_id(), rds.credentials().secret_access_key());
-    let key_pair = Credentials::new(id, secret, None, Some(SystemTime::now() + minutes(20)), "test");
+    let key_pair =
+        Credentials::new(id, secret, None, Some(SystemTime::now() + minutes(20)), "test");
     rds.add_key_pair(key_pair.clone());
     let fails = Arc::new(AtomicBool::new(false));
     let source = Source { key_pair, fails: fails.clone() };
-    let manager = rds.manager_builder().credentials_provider(source).build(rds.database_url()).unwrap();
+    let manager =
+        rds.manager_builder().credentials_provider(source).build(rds.database_url()).unwrap();
     let refreshes = || (manager.stats().refreshes, manager.stats().failed_refreshes);
     assert_eq!(refreshes(), (0, 0));
     manager.connect().unwrap();
@@ -123,7 +145,11 @@ fn refreshes_and_failed_ones_are_counted() {
 }
 
 /// Uses a connection of a pool in a way that ends it, and tells how that was counted.
-fn end_of(builder: Builder, url: &str, use_up: impl FnOnce(&mut PgConnection)) -> Vec<(Retirement, u64)> {
+fn end_of(
+    builder: Builder,
+    url: &str,
+    use_up: impl FnOnce(&mut PgConnection),
+) -> Vec<(Retirement, u64)> {
     let manager = builder.build(url).unwrap();
     let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
     let _ = catch_unwind(AssertUnwindSafe(|| use_up(&mut pool.get().unwrap())));
@@ -143,11 +169,15 @@ fn each_retirement_is_counted_by_its_reason() {
         connection.batch_execute("SELECT pg_terminate_backend(pg_backend_pid())").unwrap_err();
     };
     assert_eq!(end_of(plain(), url, close), [(Retirement::Closed, 1)]);
-    let begin = |connection: &mut PgConnection| AnsiTransactionManager::begin_transaction(connection).unwrap();
+    let begin = |connection: &mut PgConnection| {
+        AnsiTransactionManager::begin_transaction(connection).unwrap()
+    };
     assert_eq!(end_of(plain(), url, begin), [(Retirement::Transaction, 1)]);
     let panic = |_: &mut PgConnection| panic!("a handler's");
     assert_eq!(end_of(plain(), url, panic), [(Retirement::Panic, 1)]);
-    let abort = |connection: &mut PgConnection| drop(connection.batch_execute("BEGIN; SELECT 1/0").unwrap_err());
+    let abort = |connection: &mut PgConnection| {
+        drop(connection.batch_execute("BEGIN; SELECT 1/0").unwrap_err())
+    };
     assert_eq!(end_of(plain(), url, abort), [(Retirement::FailedCheck, 1)]);
     let read_only = |connection: &mut PgConnection| {
         connection.batch_execute("SET default_transaction_read_only = on").unwrap();
@@ -176,7 +206,8 @@ fn checkouts(manager: &RdsConnectionManager) -> (u64, u64) {
 #[test]
 fn checkouts_are_counted_by_what_they_cost() {
     let rds = start(LocalRds::builder());
-    let manager = rds.manager_builder().validate_after(minutes(1)).build(rds.database_url()).unwrap();
+    let manager =
+        rds.manager_builder().validate_after(minutes(1)).build(rds.database_url()).unwrap();
     let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
     let (asked, looked) = checkouts(&manager);
     drop(pool.get().unwrap());
@@ -221,7 +252,10 @@ fn the_log_of_a_pool_has_its_levels() {
         ("WARN", "the connection is no longer usable"),
     ];
     for (level, text) in lines {
-        assert!(shown.lines().any(|line| line.contains(level) && line.contains(text)), "{level} {text}: {shown}");
+        assert!(
+            shown.lines().any(|line| line.contains(level) && line.contains(text)),
+            "{level} {text}: {shown}"
+        );
     }
 }
 

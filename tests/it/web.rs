@@ -31,13 +31,20 @@ impl Reply {
 }
 
 fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).timeout_global(Some(LIMIT));
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .timeout_global(Some(LIMIT));
     config.build().into()
 }
 
 fn reply(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Reply {
     let (head, mut body) = answer.unwrap().into_parts();
-    Reply { status: head.status.as_u16(), headers: head.headers, body: body.read_to_string().unwrap() }
+    Reply {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        body: body.read_to_string().unwrap(),
+    }
 }
 
 /// Shows the answer, for the search for secrets.
@@ -67,12 +74,18 @@ fn texts(rds: &LocalRds) -> Vec<String> {
         text: String,
     }
     let query = diesel::sql_query("SELECT text FROM entries ORDER BY id");
-    query.load::<Entry>(&mut rds.superuser().unwrap()).unwrap().into_iter().map(|entry| entry.text).collect()
+    query
+        .load::<Entry>(&mut rds.superuser().unwrap())
+        .unwrap()
+        .into_iter()
+        .map(|entry| entry.text)
+        .collect()
 }
 
 /// How many sessions of the app there are of which this holds.
 fn sessions(superuser: &mut PgConnection, condition: &str) -> i64 {
-    let query = format!("(SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND {condition})");
+    let query =
+        format!("(SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND {condition})");
     diesel::select(diesel::dsl::sql::<BigInt>(&query)).get_result(superuser).unwrap()
 }
 
@@ -98,7 +111,10 @@ fn entries_are_added_listed_and_finished() {
     for _ in 0..2 {
         let finished = post(&web, "/entries/1/finish", b"");
         assert_eq!((finished.status, finished.header("location")), (303, Some("/")));
-        assert_eq!(get(&web, "/entries.json").body, r#"[{"id":1,"text":"buy milk","finished":true}]"#);
+        assert_eq!(
+            get(&web, "/entries.json").body,
+            r#"[{"id":1,"text":"buy milk","finished":true}]"#
+        );
     }
     assert!(get(&web, "/").body.contains("<s>buy milk</s>"));
 }
@@ -108,7 +124,8 @@ fn the_newest_hundred_are_listed() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let fill = |count: u8| {
-        let query = format!("INSERT INTO entries (text) SELECT 'entry' FROM generate_series(1, {count})");
+        let query =
+            format!("INSERT INTO entries (text) SELECT 'entry' FROM generate_series(1, {count})");
         rds.superuser().unwrap().batch_execute(&query).unwrap();
     };
     fill(99);
@@ -169,7 +186,11 @@ fn bodies_that_are_none() {
     assert_eq!(post(&web, "/entries", body_of(16 * 1024).as_bytes()).status, 422);
     assert_eq!(post(&web, "/entries", body_of(16 * 1024 + 1).as_bytes()).status, 413);
     for content_type in ["application/json", "multipart/form-data; boundary=x", "text/plain", ""] {
-        assert_eq!(post_as(&web, "/entries", content_type, b"text=a").status, 415, "{content_type}");
+        assert_eq!(
+            post_as(&web, "/entries", content_type, b"text=a").status,
+            415,
+            "{content_type}"
+        );
     }
     assert_eq!(post(&web, "/entries", b"text=a&text=b").status, 422);
     assert_eq!(texts(&rds), [""; 0]);
@@ -197,7 +218,18 @@ fn a_body_that_is_cut_off_stores_nothing() {
 fn what_is_not_there_is_not_found() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
-    for id in ["1", "0", "-1", "one", "2147483647", "2147483648", "99999999999999999999", "%ff", "%00", "1;DROP"] {
+    for id in [
+        "1",
+        "0",
+        "-1",
+        "one",
+        "2147483647",
+        "2147483648",
+        "99999999999999999999",
+        "%ff",
+        "%00",
+        "1;DROP",
+    ] {
         assert_eq!(post(&web, &format!("/entries/{id}/finish"), b"").status, 404, "{id}");
     }
     for path in ["/nothing", "/entries/1", "/entries.json/", "//", "/..%2fCargo.toml"] {
@@ -214,14 +246,17 @@ fn no_answer_lets_scripts_run() {
     let web = Web::on(&rds);
     for path in ["/", "/entries.json", "/status", "/health", "/metrics", "/nothing"] {
         let reply = get(&web, path);
-        assert!(reply.header("content-security-policy").unwrap().starts_with("default-src 'none'; "), "{path}");
+        assert!(
+            reply.header("content-security-policy").unwrap().starts_with("default-src 'none'; "),
+            "{path}"
+        );
         assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{path}");
         assert!(!reply.body.contains("<script"), "{path}");
     }
 }
 
-/// Posts an entry from each of so many clients at once, and counts the answers as they come. Returns the texts that were
-/// acknowledged, and the answers of the others.
+/// Posts an entry from each of so many clients at once, and counts the answers as they come.
+/// Returns the texts that were acknowledged, and the answers of the others.
 fn crowd(web: &Web, clients: usize, answered: &AtomicUsize) -> (BTreeSet<String>, Vec<Reply>) {
     thread::scope(|scope| {
         let client = |i| {
@@ -231,7 +266,8 @@ fn crowd(web: &Web, clients: usize, answered: &AtomicUsize) -> (BTreeSet<String>
         };
         let clients: Vec<_> = (0..clients).map(|i| scope.spawn(move || client(i))).collect();
         let answers = clients.into_iter().map(|client| client.join().unwrap());
-        let (acknowledged, others): (Vec<_>, Vec<_>) = answers.partition(|(_, reply)| reply.status == 303);
+        let (acknowledged, others): (Vec<_>, Vec<_>) =
+            answers.partition(|(_, reply)| reply.status == 303);
         let texts = acknowledged.into_iter().map(|(text, _)| text);
         (texts.collect(), others.into_iter().map(|(_, reply)| reply).collect())
     })
@@ -280,7 +316,8 @@ fn while_the_database_is_stuck_clients_are_told_to_come_again_and_hold_no_thread
     assert_eq!(texts(&rds).into_iter().collect::<BTreeSet<_>>(), acknowledged);
 }
 
-/// Workers of tokio, r2d2's three, those that hold a connection, and a few more: but not one for each client.
+/// Workers of tokio, r2d2's three, those that hold a connection, and a few more: but not one for
+/// each client.
 fn assert_threads(web: &Web) {
     #[cfg(target_os = "linux")]
     {
@@ -303,14 +340,25 @@ fn health_tells_why_the_database_cannot_be_reached() {
     assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
     assert_eq!(health.status, 503);
     assert!(health.body.contains("Connection refused"), "{}", health.body);
-    assert!(health.body.contains("check host and port, and that the server is running"), "{}", health.body);
-    assert_all_are_told_to_come_again(&[get(&web, "/"), add(&web, "lost"), get(&web, "/entries.json")]);
+    assert!(
+        health.body.contains("check host and port, and that the server is running"),
+        "{}",
+        health.body
+    );
+    assert_all_are_told_to_come_again(&[
+        get(&web, "/"),
+        add(&web, "lost"),
+        get(&web, "/entries.json"),
+    ]);
     let status = get(&web, "/status");
     assert_eq!(status.status, 200);
     assert_eq!(number(&status.body, "in use"), Some(0));
     assert!(status.body.contains("Connection refused"), "{}", status.body);
     for reply in [health, status] {
-        assert!(!reply.body.contains(rds.credentials().secret_access_key()) && !reply.body.contains("X-Amz-"));
+        assert!(
+            !reply.body.contains(rds.credentials().secret_access_key())
+                && !reply.body.contains("X-Amz-")
+        );
     }
 
     rds.restart().unwrap();
@@ -352,7 +400,8 @@ fn through_a_restart_no_acknowledged_entry_is_lost() {
     assert!(acknowledged.iter().all(|text| stored.contains(text)));
 }
 
-/// The backends of the app, stopped by a signal: the server's end of each connection is there, and silent.
+/// The backends of the app, stopped by a signal: the server's end of each connection is there, and
+/// silent.
 struct Silent(Vec<i32>);
 
 impl Silent {
@@ -392,7 +441,11 @@ fn health_answers_in_time_also_while_the_database_is_silent() {
                 let asked = Instant::now();
                 let health = get(&web, "/health");
                 assert_eq!(health.status, 503);
-                assert!(health.body.starts_with("the database has not answered within 3 s; "), "{}", health.body);
+                assert!(
+                    health.body.starts_with("the database has not answered within 3 s; "),
+                    "{}",
+                    health.body
+                );
                 assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
             });
         }
@@ -413,10 +466,15 @@ fn status_tells_what_becomes_of_connections() {
     assert_eq!(number(&status, "logins"), Some(rds.attempts().len() as u64));
     assert_eq!(status.matches("class=\"idle\"").count(), 8);
     assert!(
-        status.contains("<desc id=\"picture-desc\">0 in use, 8 idle. Each ends in the last tenth of 0:03 min."),
+        status.contains(
+            "<desc id=\"picture-desc\">0 in use, 8 idle. Each ends in the last tenth of 0:03 min."
+        ),
         "{status}"
     );
-    assert!(status.contains("ends in here, at 0:03 min") && status.contains("None: the last login was a success."));
+    assert!(
+        status.contains("ends in here, at 0:03 min")
+            && status.contains("None: the last login was a success.")
+    );
     assert!(status.contains("<meta http-equiv=\"refresh\" content=\"2\">"));
 
     // A checkout tries the connections in turn, and retires those that are too old.
@@ -452,9 +510,11 @@ fn metrics_are_as_prometheus_reads_them() {
     assert_eq!(value("rds_iam_max_connections"), 8);
 }
 
-/// Reads the text format 0.0.4 as strictly as its text allows: HELP, TYPE and samples of one family after the other.
+/// Reads the text format 0.0.4 as strictly as its text allows: HELP, TYPE and samples of one family
+/// after the other.
 fn samples(text: &str) -> Vec<(String, u64)> {
-    let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    let is_name =
+        |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     let (mut samples, mut families) = (Vec::new(), BTreeSet::new());
     assert!(text.ends_with('\n'));
     for family in text.split("# HELP ").skip(1) {
@@ -469,7 +529,11 @@ fn samples(text: &str) -> Vec<(String, u64)> {
             let labels = sample.strip_prefix(name).unwrap();
             let label = labels.strip_prefix('{').and_then(|labels| labels.strip_suffix("\"}"));
             let label = label.and_then(|label| label.split_once("=\""));
-            assert!(labels.is_empty() || label.is_some_and(|(name, value)| is_name(name) && is_name(value)), "{line}");
+            assert!(
+                labels.is_empty()
+                    || label.is_some_and(|(name, value)| is_name(name) && is_name(value)),
+                "{line}"
+            );
             samples.push((sample.to_owned(), value.parse().unwrap()));
         }
         assert!(samples.len() > before, "{family}");
@@ -484,7 +548,8 @@ fn two_replicas_start_at_once_and_one_of_them_migrates() {
     let rds = start(LocalRds::builder());
     let replica = || Web::start(web().envs(rds.environment()).env("RUST_LOG", "info"));
     let outputs = thread::scope(|scope| {
-        let replicas = [scope.spawn(replica), scope.spawn(replica)].map(|replica| replica.join().unwrap());
+        let replicas =
+            [scope.spawn(replica), scope.spawn(replica)].map(|replica| replica.join().unwrap());
         replicas.map(|web| {
             assert_eq!(add(&web, "hello").status, 303);
             web.signal("TERM");
@@ -522,7 +587,8 @@ fn connect(web: &Web) -> std::io::Result<TcpStream> {
     Ok(client)
 }
 
-/// Sends these bytes, and returns what comes until the server closes the connection, and after how many seconds.
+/// Sends these bytes, and returns what comes until the server closes the connection, and after how
+/// many seconds.
 fn say(web: &Web, bytes: &[u8]) -> (String, f64) {
     let mut client = connect(web).unwrap();
     let begun = Instant::now();
@@ -538,10 +604,12 @@ fn a_request_ends_after_ten_seconds_whoever_is_silent() {
     let web = Web::on(&rds);
     let _lock = lock_entries(&rds);
     let stuck_query = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
-    let half_a_body = b"POST /entries HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-www-form-urlencoded\r\n\
+    let half_a_body =
+        b"POST /entries HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-www-form-urlencoded\r\n\
         connection: close\r\ncontent-length: 20\r\n\r\ntext=half";
     thread::scope(|scope| {
-        let clients = [stuck_query.as_slice(), half_a_body].map(|bytes| scope.spawn(|| say(&web, bytes)));
+        let clients =
+            [stuck_query.as_slice(), half_a_body].map(|bytes| scope.spawn(|| say(&web, bytes)));
         for client in clients {
             let (answer, took) = client.join().unwrap();
             assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
@@ -586,7 +654,8 @@ fn with_nothing_set_it_has_a_local_rds_and_leaves_nothing_behind() {
     web.signal("TERM");
     let Ended { status, output } = web.wait();
     assert_eq!(status.code(), Some(0));
-    let port = output.split_once("a local RDS listens on port ").unwrap().1.split_once(',').unwrap().0;
+    let port =
+        output.split_once("a local RDS listens on port ").unwrap().1.split_once(',').unwrap().0;
     TcpStream::connect(format!("127.0.0.1:{port}")).unwrap_err();
 }
 

@@ -22,8 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// As in examples/worker/workers.rs.
 const POLL: Duration = Duration::from_secs(5);
 
-const IN_A_JOB: &str =
-    "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state = 'active' AND query LIKE '%pg_sleep%'";
+const IN_A_JOB: &str = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state = 'active' AND query LIKE '%pg_sleep%'";
 const LISTENERS: &str = "SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN jobs'";
 const LEFT: &str = "SELECT count(*) FROM jobs WHERE died_at IS NULL";
 const DONE: &str = "SELECT count(*) FROM ledger";
@@ -98,18 +97,26 @@ fn count(connection: &mut PgConnection, query: &str) -> i64 {
 
 fn insert(connection: &mut PgConnection, jobs: i64, seconds: f64) {
     let payload = "json_build_object('account', n % 10, 'amount', 1, 'seconds', $2)::text";
-    let insert = format!("INSERT INTO jobs (payload) SELECT {payload} FROM generate_series(1, $1) n");
-    diesel::sql_query(insert).bind::<BigInt, _>(jobs).bind::<Double, _>(seconds).execute(connection).unwrap();
+    let insert =
+        format!("INSERT INTO jobs (payload) SELECT {payload} FROM generate_series(1, $1) n");
+    diesel::sql_query(insert)
+        .bind::<BigInt, _>(jobs)
+        .bind::<Double, _>(seconds)
+        .execute(connection)
+        .unwrap();
 }
 
 /// Ends a session of the workers, whichever, and says whether it was at work.
 fn end_a_session(superuser: &mut PgConnection) -> bool {
-    let victim = "SELECT pid, state FROM pg_stat_activity WHERE usename = 'app' ORDER BY random() LIMIT 1";
-    let end = format!("SELECT state <> 'idle' AND pg_terminate_backend(pid) FROM ({victim}) victim");
+    let victim =
+        "SELECT pid, state FROM pg_stat_activity WHERE usename = 'app' ORDER BY random() LIMIT 1";
+    let end =
+        format!("SELECT state <> 'idle' AND pg_terminate_backend(pid) FROM ({victim}) victim");
     diesel::dsl::sql::<Bool>(&end).get_result(superuser).optional().unwrap().unwrap_or(false)
 }
 
-/// Ends a session for each 20 jobs, until there are only so many jobs left. Returns how many were at work.
+/// Ends a session for each 20 jobs, until there are only so many jobs left. Returns how many were
+/// at work.
 fn end_sessions_until(left: i64, rds: &LocalRds) -> usize {
     let mut superuser = rds.superuser().unwrap();
     let mut hits = 0;
@@ -126,17 +133,27 @@ fn end_sessions_until(left: i64, rds: &LocalRds) -> usize {
 fn does_each_job_once(jobs: i64, options: &[&str]) -> (usize, usize) {
     let rds = migrated();
     insert(&mut rds.superuser().unwrap(), jobs, 0.01);
-    let running = Running::start(worker(&rds, &[["--until-empty", "--threads", "8"].as_slice(), options].concat()));
+    let running = Running::start(worker(
+        &rds,
+        &[["--until-empty", "--threads", "8"].as_slice(), options].concat(),
+    ));
     let mut hits = 0;
     for left in [jobs * 2 / 3, jobs / 3] {
         hits += end_sessions_until(left, &rds);
         rds.restart().unwrap();
-        assert!(count(&mut rds.superuser().unwrap(), LEFT) > left / 2, "it restarted too late to disturb anybody");
+        assert!(
+            count(&mut rds.superuser().unwrap(), LEFT) > left / 2,
+            "it restarted too late to disturb anybody"
+        );
     }
     hits += end_sessions_until(0, &rds);
     let output = running.end();
     assert!(output.status.success(), "{}", logged(&output));
-    assert!(printed(&output).ends_with(", to be tried again: 0, dead: 0\n"), "{}", printed(&output));
+    assert!(
+        printed(&output).ends_with(", to be tried again: 0, dead: 0\n"),
+        "{}",
+        printed(&output)
+    );
     let mut superuser = rds.superuser().unwrap();
     assert_eq!(count(&mut superuser, DONE), jobs);
     assert_eq!(count(&mut superuser, "SELECT count(DISTINCT job_id) FROM ledger"), jobs);
@@ -192,14 +209,20 @@ fn a_job_that_fails_or_panics_is_tried_again_later_and_later_and_dies() {
     assert!(output.status.success(), "{}", logged(&output));
     assert_eq!(printed(&output), tell([3, 8, 2]));
     for (job, error) in [(1, "violates check constraint"), (2, "it panicked")] {
-        let seconds = format!("SELECT array_agg(seconds ORDER BY attempts) FROM history WHERE job_id = {job}");
+        let seconds = format!(
+            "SELECT array_agg(seconds ORDER BY attempts) FROM history WHERE job_id = {job}"
+        );
         let seconds: Vec<f64> = ask::<Array<Double>, _>(&mut superuser, &seconds);
         let expected = [1.0, 2.0, 4.0, 8.0];
-        assert!(seconds.iter().zip(expected).all(|(is, to_be)| (to_be - 0.5..=to_be).contains(is)), "{seconds:?}");
+        assert!(
+            seconds.iter().zip(expected).all(|(is, to_be)| (to_be - 0.5..=to_be).contains(is)),
+            "{seconds:?}"
+        );
         assert_eq!(seconds.len(), expected.len());
         let dead = format!("FROM jobs WHERE id = {job} AND died_at IS NOT NULL");
         assert_eq!(ask::<Integer, i32>(&mut superuser, &format!("SELECT attempts {dead}")), 5);
-        let last_error: String = ask::<Text, _>(&mut superuser, &format!("SELECT last_error {dead}"));
+        let last_error: String =
+            ask::<Text, _>(&mut superuser, &format!("SELECT last_error {dead}"));
         assert!(last_error.contains(error), "{last_error}");
     }
     assert_eq!(count(&mut superuser, DONE), 3, "what failed left nothing");
@@ -211,7 +234,16 @@ fn a_payload_that_makes_no_sense_is_dead_at_once() {
     let mut superuser = rds.superuser().unwrap();
     let good = r#"{"account": 1, "amount": 1}"#;
     let nul = r#"{"account": 1, "amount": 1, "\u0000": 1}"#;
-    let payloads = ["enqueue", "", good, "{", r#"{"account": 1}"#, nul, good, r#"{"account": 1, "amount": 1, "x": 1}"#];
+    let payloads = [
+        "enqueue",
+        "",
+        good,
+        "{",
+        r#"{"account": 1}"#,
+        nul,
+        good,
+        r#"{"account": 1, "amount": 1, "x": 1}"#,
+    ];
     assert!(run(&mut worker(&rds, &payloads)).status.success());
     // One that has failed more often than can be counted.
     let worn = r#"INSERT INTO jobs (payload, attempts) VALUES ('{"account": 1, "amount": 0}', 2147483647)"#;
@@ -219,7 +251,8 @@ fn a_payload_that_makes_no_sense_is_dead_at_once() {
     let output = run(&mut worker(&rds, &["--until-empty", "--threads", "1"]));
     assert!(output.status.success(), "{}", logged(&output));
     assert_eq!(printed(&output), tell([2, 0, 6]));
-    let dead = "SELECT count(*) FROM jobs WHERE attempts = 1 AND last_error LIKE 'unusable payload: %'";
+    let dead =
+        "SELECT count(*) FROM jobs WHERE attempts = 1 AND last_error LIKE 'unusable payload: %'";
     assert_eq!([DONE, LEFT, dead].map(|query| count(&mut superuser, query)), [2, 0, 5]);
 }
 
@@ -238,9 +271,11 @@ fn notify_wakes_it_also_after_the_listener_lost_its_connection() {
     let mut superuser = rds.superuser().unwrap();
     let running = Running::start(worker(&rds, &["--threads", "1"]));
     eventually(|| count(&mut superuser, LISTENERS) == 1);
-    let mut latencies: Vec<Duration> = (0..5).map(|_| latency(&mut superuser, "SELECT 1")).collect();
+    let mut latencies: Vec<Duration> =
+        (0..5).map(|_| latency(&mut superuser, "SELECT 1")).collect();
     // With nobody to hear of the job.
-    let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query = 'LISTEN jobs'";
+    let end =
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query = 'LISTEN jobs'";
     let without_listener = latency(&mut superuser, end);
     latencies.extend((0..5).map(|_| latency(&mut superuser, "SELECT 1")));
     eprintln!("{latencies:?}; {without_listener:?} without a listener");
@@ -341,7 +376,13 @@ fn says_why_it_does_not_start() {
     let local = run(example("worker").args(["enqueue", "{}"]));
     assert_eq!(local.status.code(), Some(1));
     assert!(logged(&local).contains("enqueue wants a DATABASE_URL"), "{}", logged(&local));
-    for arguments in [["--threads", "0"].as_slice(), &["--threads", "1001"], &["--threads"], &["--now"], &["enqueue"]] {
+    for arguments in [
+        ["--threads", "0"].as_slice(),
+        &["--threads", "1001"],
+        &["--threads"],
+        &["--now"],
+        &["enqueue"],
+    ] {
         let output = run(example("worker").args(arguments));
         assert_eq!(output.status.code(), Some(1));
         assert!(logged(&output).contains("usage: worker "), "{}", logged(&output));

@@ -51,7 +51,8 @@ impl Bench {
             Way::Far => self.far,
         };
         // Each side signs for the port that it dials.
-        self.rds.set_endpoint(Endpoint::new("localhost", port, self.rds.endpoint().region()).unwrap());
+        self.rds
+            .set_endpoint(Endpoint::new("localhost", port, self.rds.endpoint().region()).unwrap());
         let mut command = program(peer.language);
         command.args([peer.side, measure]).envs(self.rds.environment()).envs([
             ("PGHOST", "localhost"),
@@ -71,7 +72,9 @@ fn program(language: Language) -> Command {
     if language == Language::Rust {
         return Command::new(env::current_exe().unwrap());
     }
-    let mut command = Command::new(env::var_os("PEERS_PYTHON").expect("PEERS_PYTHON, as benches/peers/run sets it"));
+    let mut command = Command::new(
+        env::var_os("PEERS_PYTHON").expect("PEERS_PYTHON, as benches/peers/run sets it"),
+    );
     // -B: nothing is written beside the sources.
     command.arg("-B").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/python/peers.py"));
     command

@@ -1,10 +1,11 @@
-//! The peers, side by side: pools and persistent connections of other libraries on the same server, in one table.
+//! The peers, side by side: pools and persistent connections of other libraries on the same server,
+//! in one table.
 //!
 //!     benches/peers/run
 //!
-//! Each side is measured in a process of its own, which is this program with arguments, or python/peers.py. It says
-//! "ready" where it has to wait for what is done to the server, goes on at a line on its standard input, and prints its
-//! result in one line.
+//! Each side is measured in a process of its own, which is this program with arguments, or
+//! python/peers.py. It says "ready" where it has to wait for what is done to the server, goes on at
+//! a line on its standard input, and prints its result in one line.
 
 #[path = "../../support/relay.rs"]
 mod relay;

@@ -133,7 +133,8 @@ fn oldest(side: &dyn Side) -> String {
     })
 }
 
-/// Seconds until a server that restarted when the first tokens were dead served again, or why it did not.
+/// Seconds until a server that restarted when the first tokens were dead served again, or why it
+/// did not.
 fn later(side: &dyn Side, clock: &Clock) -> String {
     side.ask(NUMBER).unwrap();
     wait_for_server();
@@ -142,7 +143,9 @@ fn later(side: &dyn Side, clock: &Clock) -> String {
     loop {
         match side.ask(NUMBER) {
             Ok(_) => return after(started, "works"),
-            Err(text) if started.elapsed() > Duration::from_secs(35) => return after(started, &text),
+            Err(text) if started.elapsed() > Duration::from_secs(35) => {
+                return after(started, &text);
+            }
             Err(_) => {}
         }
     }

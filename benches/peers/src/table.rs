@@ -47,7 +47,8 @@ fn columns(rounds: usize) -> [Column; 10] {
     let [near, far] = [Way::Near, Way::Far].map(|way| medians(&bench, rounds, "checkout", way));
     let logins = medians(&bench, rounds, "login", Way::Far);
     let restarts = medians(&bench, rounds, "restart", Way::Near);
-    let oldest = start_all(&bench, "oldest").into_iter().map(|running| running.result().parse().unwrap());
+    let oldest =
+        start_all(&bench, "oldest").into_iter().map(|running| running.result().parse().unwrap());
     let oldest: Vec<f64> = oldest.collect();
     let (seconds, texts): (Vec<f64>, Vec<String>) = refused(&bench).into_iter().unzip();
     [
@@ -64,17 +65,24 @@ fn columns(rounds: usize) -> [Column; 10] {
     ]
 }
 
-/// Of each number in a result, of each side. All sides take their turn in each round, in an order of chance.
+/// Of each number in a result, of each side. All sides take their turn in each round, in an order
+/// of chance.
 fn medians(bench: &Bench, rounds: usize, measure: &str, way: Way) -> Vec<Vec<f64>> {
     eprintln!("{measure}: {rounds} rounds");
     let mut order: Vec<usize> = (0..PEERS.len()).collect();
     let mut samples = vec![Vec::new(); PEERS.len()];
     for _ in 0..rounds {
         fastrand::shuffle(&mut order);
-        order.iter().for_each(|&side| samples[side].push(sample(bench, &PEERS[side], measure, way)));
+        order
+            .iter()
+            .for_each(|&side| samples[side].push(sample(bench, &PEERS[side], measure, way)));
     }
-    let of = |index: usize, samples: &Vec<Vec<f64>>| median(samples.iter().map(|numbers| numbers[index]).collect());
-    (0..samples[0][0].len()).map(|index| samples.iter().map(|samples| of(index, samples)).collect()).collect()
+    let of = |index: usize, samples: &Vec<Vec<f64>>| {
+        median(samples.iter().map(|numbers| numbers[index]).collect())
+    };
+    (0..samples[0][0].len())
+        .map(|index| samples.iter().map(|samples| of(index, samples)).collect())
+        .collect()
 }
 
 fn sample(bench: &Bench, peer: &Peer, measure: &str, way: Way) -> Vec<f64> {
@@ -91,7 +99,8 @@ fn sample(bench: &Bench, peer: &Peer, measure: &str, way: Way) -> Vec<f64> {
 fn refused(bench: &Bench) -> Vec<(f64, String)> {
     eprintln!("refused: one after the other");
     bench.rds.refuse_next(usize::MAX);
-    // Those that tell at once are not to wait for the processor, and those that wait half a minute wait together.
+    // Those that tell at once are not to wait for the processor, and those that wait half a minute
+    // wait together.
     let start = |peer| {
         let running = bench.measure(peer, "refused", Way::Near);
         thread::sleep(Duration::from_millis(1500));
@@ -107,14 +116,16 @@ fn refused(bench: &Bench) -> Vec<(f64, String)> {
     results.into_iter().map(split).collect()
 }
 
-/// A server restarts when the tokens of the start are dead. The last measure: its clock does not go back.
+/// A server restarts when the tokens of the start are dead. The last measure: its clock does not go
+/// back.
 fn later(bench: &Bench) -> Vec<String> {
     let mut running = start_all(bench, "later");
     running.iter_mut().for_each(Running::ready);
     bench.rds.clock().advance(LATER);
     bench.rds.restart().unwrap();
     running.iter_mut().for_each(Running::go_on);
-    let verdict = |result: String| if result.ends_with(" works") { "works" } else { "no login" }.to_owned();
+    let verdict =
+        |result: String| if result.ends_with(" works") { "works" } else { "no login" }.to_owned();
     running.into_iter().map(|running| verdict(running.result())).collect()
 }
 
@@ -127,7 +138,8 @@ fn start_all(bench: &Bench, measure: &str) -> Vec<Running> {
 /// A long text is not said twice.
 fn once(texts: &[String]) -> Vec<String> {
     let is_told = |side: usize| side > 0 && texts[side] == texts[side - 1];
-    let text = |side: usize| if is_told(side) { "the same".to_owned() } else { texts[side].clone() };
+    let text =
+        |side: usize| if is_told(side) { "the same".to_owned() } else { texts[side].clone() };
     (0..texts.len()).map(text).collect()
 }
 
@@ -164,7 +176,11 @@ fn name(peer: &Peer) -> String {
     let version = |package: &&str| format!("{package} {}", version(package, peer.language));
     match peer.packages {
         [] => peer.name.to_owned(),
-        packages => format!("{} ({})", peer.name, packages.iter().map(version).collect::<Vec<_>>().join(", ")),
+        packages => format!(
+            "{} ({})",
+            peer.name,
+            packages.iter().map(version).collect::<Vec<_>>().join(", ")
+        ),
     }
 }
 

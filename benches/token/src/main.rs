@@ -1,5 +1,5 @@
-//! What a token costs with a warm cache, beside aws-sigv4 called directly and aws-sdk-rds' AuthTokenGenerator; and
-//! what a cold cache costs 200 threads.
+//! What a token costs with a warm cache, beside aws-sigv4 called directly and aws-sdk-rds'
+//! AuthTokenGenerator; and what a cold cache costs 200 threads.
 //!
 //!     cargo run --release --manifest-path benches/token/Cargo.toml
 
@@ -12,7 +12,9 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_sdk_rds::auth_token::{AuthTokenGenerator, Config};
 use aws_sdk_rds::config::Region;
-use aws_sigv4::http_request::{SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign};
+use aws_sigv4::http_request::{
+    SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign,
+};
 use aws_sigv4::sign::v4;
 use diesel_rds_iam::RdsConnectionManager;
 
@@ -21,8 +23,13 @@ const ROUNDS: usize = 301;
 const TOKENS: u32 = 200;
 
 fn main() {
-    println!("{:<24} {:>10} {:>14} {:>14}", "us for one token", "us", "/ aws-sigv4", "/ aws-sdk-rds");
-    for (name, session_token) in [("without session token", None), ("with 1,100 characters", Some("A/b+".repeat(275)))] {
+    println!(
+        "{:<24} {:>10} {:>14} {:>14}",
+        "us for one token", "us", "/ aws-sigv4", "/ aws-sdk-rds"
+    );
+    for (name, session_token) in
+        [("without session token", None), ("with 1,100 characters", Some("A/b+".repeat(275)))]
+    {
         warm_cache(name, &Credentials::new("AKIDEXAMPLE", "secret", session_token, None, "bench"));
     }
     cold_cache();
@@ -73,10 +80,12 @@ fn directly(credentials: &Credentials) -> String {
     settings.expires_in = Some(Duration::from_secs(900));
     settings.signature_location = SignatureLocation::QueryParams;
     let identity = credentials.clone().into();
-    let params = v4::SigningParams::builder().identity(&identity).region("eu-west-1").name("rds-db");
+    let params =
+        v4::SigningParams::builder().identity(&identity).region("eu-west-1").name("rds-db");
     let params = params.time(SystemTime::now()).settings(settings).build().unwrap().into();
     let url = format!("https://{HOST}:5432/?Action=connect&DBUser=app");
-    let request = SignableRequest::new("GET", &url, std::iter::empty(), SignableBody::Bytes(&[])).unwrap();
+    let request =
+        SignableRequest::new("GET", &url, std::iter::empty(), SignableBody::Bytes(&[])).unwrap();
     let (instructions, _) = sign(request, &params).unwrap().into_parts();
     let mut request = http::Request::builder().uri(&url).body(()).unwrap();
     instructions.apply_to_request_http1x(&mut request);
@@ -109,7 +118,12 @@ fn cold_cache() {
     let builder = RdsConnectionManager::builder().credentials_provider(source.clone());
     let manager = builder.build(format!("postgres://app@{HOST}/app")).unwrap();
     let started = Instant::now();
-    std::thread::scope(|scope| (0..200).for_each(|_| drop(scope.spawn(|| manager.token().unwrap()))));
+    std::thread::scope(|scope| {
+        (0..200).for_each(|_| drop(scope.spawn(|| manager.token().unwrap())))
+    });
     let ratio = started.elapsed().as_secs_f64() / TAKES.as_secs_f64();
-    println!("200 threads on a cold cache: {} source call, {ratio:.2} times its time", source.0.load(Ordering::SeqCst));
+    println!(
+        "200 threads on a cold cache: {} source call, {ratio:.2} times its time",
+        source.0.load(Ordering::SeqCst)
+    );
 }

@@ -26,7 +26,8 @@ pub(crate) struct Scene {
 /// Breaks something, leaves it so for a while, and mends it.
 pub(crate) type Fault = fn(&Scene);
 
-/// By the names of the table in the guide, which tells within what time there is to be full service again.
+/// By the names of the table in the guide, which tells within what time there is to be full service
+/// again.
 pub(crate) const FAULTS: &[(&str, Fault)] = &[
     ("all backends terminated", |scene| end_sessions(&scene.rds)),
     ("server restarted", |scene| scene.rds.restart().unwrap()),
@@ -92,7 +93,8 @@ fn last(seconds: u64) {
     thread::sleep(Duration::from_secs(seconds));
 }
 
-/// Cuts when the server has committed and nobody has been told. False: the last commit was through already.
+/// Cuts when the server has committed and nobody has been told. False: the last commit was through
+/// already.
 fn cut_a_commit(scene: &Scene) -> bool {
     soon(|| scene.load.committing() > 0);
     scene.proxy.set(Weather::Mute);
@@ -111,7 +113,8 @@ fn freeze(scene: &Scene) {
     drop(session);
     // It first, so that no backend begins in between.
     send("STOP", &server);
-    let backends: Vec<String> = processes().filter(|process| parent(process).as_ref() == Some(&server)).collect();
+    let backends: Vec<String> =
+        processes().filter(|process| parent(process).as_ref() == Some(&server)).collect();
     backends.iter().for_each(|backend| send("STOP", backend));
     last(10);
     backends.iter().for_each(|backend| send("CONT", backend));
@@ -119,7 +122,9 @@ fn freeze(scene: &Scene) {
 }
 
 fn processes() -> impl Iterator<Item = String> {
-    let names = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names = fs::read_dir("/proc")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
 }
 

@@ -22,7 +22,8 @@ diesel::table! {
     }
 }
 
-/// Each commit takes 20 ms: a cut is likely to come in one. Without a key, so that a row can be there twice.
+/// Each commit takes 20 ms: a cut is likely to come in one. Without a key, so that a row can be
+/// there twice.
 const SCHEMA: &str = "
     CREATE TABLE ledger (thread integer NOT NULL, number bigint NOT NULL);
     CREATE INDEX ON ledger (thread, number);
@@ -105,7 +106,12 @@ impl Load {
         superuser.batch_execute(SCHEMA).unwrap();
         let (last, outcomes, wrong) = (vec![Instant::now(); THREADS], HashMap::new(), Vec::new());
         let state = Mutex::new(State { last, outcomes, tally: Tally::default(), wrong });
-        Load { done: AtomicBool::new(false), committing: AtomicUsize::new(0), state, served: Condvar::new() }
+        Load {
+            done: AtomicBool::new(false),
+            committing: AtomicUsize::new(0),
+            state,
+            served: Condvar::new(),
+        }
     }
 
     /// One of the threads, until the end.
@@ -132,7 +138,11 @@ impl Load {
                 is_to_be_committed = true;
                 self.committing.fetch_add(1, SeqCst);
                 if read != (thread, number, Some(number)) {
-                    self.state.lock().unwrap().wrong.push(format!("{read:?} instead of {thread}, {number}"));
+                    self.state
+                        .lock()
+                        .unwrap()
+                        .wrong
+                        .push(format!("{read:?} instead of {thread}, {number}"));
                 }
                 Ok(())
             });
@@ -174,13 +184,18 @@ impl Load {
     pub(crate) fn full_service(&self, since: Instant, bound: Duration) -> Result<Duration, String> {
         let is_missing = |state: &mut State| state.last.iter().any(|last| *last <= since);
         let left = bound.saturating_sub(since.elapsed());
-        let (state, _) = self.served.wait_timeout_while(self.state.lock().unwrap(), left, is_missing).unwrap();
+        let (state, _) =
+            self.served.wait_timeout_while(self.state.lock().unwrap(), left, is_missing).unwrap();
         let stuck = state.last.iter().filter(|last| **last <= since).count();
-        if stuck == 0 { Ok(since.elapsed()) } else { Err(format!("{stuck} threads were not served within {bound:?}")) }
+        if stuck == 0 {
+            Ok(since.elapsed())
+        } else {
+            Err(format!("{stuck} threads were not served within {bound:?}"))
+        }
     }
 
-    /// Compares the table with what the threads were told: no committed row is lost, none is there twice, and none that
-    /// failed. Returns how many rows there are.
+    /// Compares the table with what the threads were told: no committed row is lost, none is there
+    /// twice, and none that failed. Returns how many rows there are.
     pub(crate) fn check(&self, superuser: &mut PgConnection) -> usize {
         let state = self.state.lock().unwrap();
         assert_eq!(state.wrong, Vec::<String>::new());
@@ -201,9 +216,17 @@ impl Load {
     }
 }
 
-fn write_and_read(connection: &mut PgConnection, thread: i32, number: i64) -> QueryResult<(i32, i64, Option<i64>)> {
+fn write_and_read(
+    connection: &mut PgConnection,
+    thread: i32,
+    number: i64,
+) -> QueryResult<(i32, i64, Option<i64>)> {
     let row = (ledger::thread.eq(thread), ledger::number.eq(number));
-    let (thread, number): (i32, i64) = diesel::insert_into(ledger::table).values(row).get_result(connection)?;
-    let latest = ledger::table.filter(ledger::thread.eq(thread)).select(max(ledger::number)).first(connection)?;
+    let (thread, number): (i32, i64) =
+        diesel::insert_into(ledger::table).values(row).get_result(connection)?;
+    let latest = ledger::table
+        .filter(ledger::thread.eq(thread))
+        .select(max(ledger::number))
+        .first(connection)?;
     Ok((thread, number, latest))
 }

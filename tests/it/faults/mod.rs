@@ -1,5 +1,6 @@
-//! What befalls a database, one after the other and twice over, while 16 threads work on it. The clients have a network of
-//! their own, and a proxy stands before the server. The bounds are those of the guide's chapter.
+//! What befalls a database, one after the other and twice over, while 16 threads work on it. The
+//! clients have a network of their own, and a proxy stands before the server. The bounds are those
+//! of the guide's chapter.
 
 mod fault;
 mod load;
@@ -49,7 +50,10 @@ fn per_thread() {
 }
 
 /// All faults under load. The server may be asked for so many logins in a second.
-fn suffer<C: Connections + Send>(most_logins: usize, connections: impl FnOnce(RdsConnectionManager) -> C + Send) {
+fn suffer<C: Connections + Send>(
+    most_logins: usize,
+    connections: impl FnOnce(RdsConnectionManager) -> C + Send,
+) {
     let scene = set_the_scene();
     let manager = manager(&scene);
     let connections = scene.cable.across(|| connections(manager));
@@ -86,11 +90,14 @@ fn set_the_scene() -> Scene {
 }
 
 fn manager(scene: &Scene) -> RdsConnectionManager {
-    let [direct, by_proxy] = [format!("localhost:{}", scene.rds.port()), format!("{SERVER}:{}", scene.proxy.port)];
-    let url = scene.rds.database_url().replace(&direct, &by_proxy) + "&target_session_attrs=read-write";
+    let [direct, by_proxy] =
+        [format!("localhost:{}", scene.rds.port()), format!("{SERVER}:{}", scene.proxy.port)];
+    let url =
+        scene.rds.database_url().replace(&direct, &by_proxy) + "&target_session_attrs=read-write";
     let builder = RdsConnectionManager::builder().credentials_provider(scene.source.clone());
     // Soon, so that connections are retired and made while all is well, too.
-    let builder = builder.time_source(scene.rds.clock()).max_lifetime(Some(Duration::from_secs(20)));
+    let builder =
+        builder.time_source(scene.rds.clock()).max_lifetime(Some(Duration::from_secs(20)));
     builder.build(url).unwrap()
 }
 
@@ -103,15 +110,26 @@ impl Drop for End<'_> {
     }
 }
 
-fn befall(scene: &Scene, connections: &dyn Connections, name: &str, fault: Fault, most_logins: usize) {
+fn befall(
+    scene: &Scene,
+    connections: &dyn Connections,
+    name: &str,
+    fault: Fault,
+    most_logins: usize,
+) {
     let load = &scene.load;
     let (tally, logins) = (load.tally(), scene.rds.attempts().len());
     fault(scene);
-    let took = load.full_service(Instant::now(), bound(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let took = load
+        .full_service(Instant::now(), bound(name))
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
     eventually(|| sessions(&scene.rds) == i64::from(connections.open()));
     let Tally { failed, unknown } = load.tally() - tally;
     let rate = busiest_second(&scene.rds.attempts()[logins..]);
-    eprintln!("| {name} | {failed} failed, {unknown} unknown, {rate} logins/s, {:.1} s", took.as_secs_f64());
+    eprintln!(
+        "| {name} | {failed} failed, {unknown} unknown, {rate} logins/s, {:.1} s",
+        took.as_secs_f64()
+    );
     assert!(rate < most_logins, "{name}: {rate} logins in a second");
     assert!(unknown > 0 || !name.contains("commits"), "no commit was cut");
 }
@@ -119,7 +137,9 @@ fn befall(scene: &Scene, connections: &dyn Connections, name: &str, fault: Fault
 /// In the guide's table: the fault, the bound in seconds, what was measured.
 fn bound(name: &str) -> Duration {
     let mut rows = GUIDE.lines().map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
-    let row = rows.find(|row| row.get(1) == Some(&name)).unwrap_or_else(|| panic!("the guide does not tell of {name}"));
+    let row = rows
+        .find(|row| row.get(1) == Some(&name))
+        .unwrap_or_else(|| panic!("the guide does not tell of {name}"));
     Duration::from_secs(row[2].parse().unwrap())
 }
 

@@ -32,7 +32,13 @@ impl Source {
     /// Hands out this key pair from now on.
     pub(crate) fn give(&self, rds: &LocalRds, number: usize) {
         let end = self.clock.now() + LIFE;
-        let key_pair = Credentials::new(id(number), format!("local-rds-secret-{number}"), None, Some(end), "test");
+        let key_pair = Credentials::new(
+            id(number),
+            format!("local-rds-secret-{number}"),
+            None,
+            Some(end),
+            "test",
+        );
         rds.add_key_pair(key_pair.clone());
         *self.key_pair.lock().unwrap() = Some(key_pair);
     }

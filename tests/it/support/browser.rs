@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// As root there is no sandbox, a container's /dev/shm is small, and nothing is to be asked of the internet.
+/// As root there is no sandbox, a container's /dev/shm is small, and nothing is to be asked of the
+/// internet.
 const FLAGS: &[&str] = &[
     "--headless=new",
     "--no-sandbox",
@@ -63,7 +64,8 @@ impl Browser {
         let mut builder = ClientBuilder::new(HttpConnector::new());
         builder.capabilities([("goog:chromeOptions".to_owned(), options)].into_iter().collect());
         let runtime = Runtime::new().unwrap();
-        let client = runtime.block_on(builder.connect(&format!("http://127.0.0.1:{}", driver.port)))?;
+        let client =
+            runtime.block_on(builder.connect(&format!("http://127.0.0.1:{}", driver.port)))?;
         Ok(Browser { runtime, client, driver })
     }
 
@@ -104,7 +106,9 @@ impl Browser {
     }
 
     pub(crate) fn evaluate(&self, expression: &str) -> Value {
-        self.runtime.block_on(self.client.execute(&format!("return {expression}"), Vec::new())).unwrap()
+        self.runtime
+            .block_on(self.client.execute(&format!("return {expression}"), Vec::new()))
+            .unwrap()
     }
 
     /// Waits until it is there.
@@ -119,10 +123,15 @@ impl Driver {
         let mut command = Command::new("chromedriver");
         // All that they leave lying about is in the folder, and goes with it.
         command.arg("--port=0").env("TMPDIR", folder.path()).process_group(0);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("chromedriver starts");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("chromedriver starts");
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let port =
-            |line: String| line.split_once("started successfully on port ")?.1.trim_end_matches('.').parse().ok();
+        let port = |line: String| {
+            line.split_once("started successfully on port ")?.1.trim_end_matches('.').parse().ok()
+        };
         let port = lines.filter_map(port).next().expect("chromedriver tells its port");
         Driver { child, port, folder }
     }
@@ -141,13 +150,14 @@ impl Drop for Driver {
     }
 }
 
-/// Whether a process of this group runs. One that has ended and that nobody has waited for does not count.
+/// Whether a process of this group runs. One that has ended and that nobody has waited for does not
+/// count.
 pub(crate) fn is_there(group: u32) -> bool {
     let output = Command::new("ps").args(["-A", "-o", "pgid=,stat="]).output().unwrap();
     let runs = |line: &str| {
-        line.trim()
-            .split_once(' ')
-            .is_some_and(|(pgid, state)| pgid == group.to_string() && !state.trim_start().starts_with('Z'))
+        line.trim().split_once(' ').is_some_and(|(pgid, state)| {
+            pgid == group.to_string() && !state.trim_start().starts_with('Z')
+        })
     };
     String::from_utf8_lossy(&output.stdout).lines().any(runs)
 }

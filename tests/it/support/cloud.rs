@@ -35,7 +35,8 @@ impl Request {
             headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
         let mut request = Request { line, headers, body: String::new() };
-        let length = request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        let length =
+            request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
         stream.take(length).read_to_string(&mut request.body)?;
         Ok(request)
     }
@@ -70,7 +71,10 @@ impl Cloud {
         Self::start_at("127.0.0.1:0", play)
     }
 
-    pub(crate) fn start_at(address: &str, play: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Cloud {
+    pub(crate) fn start_at(
+        address: &str,
+        play: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Cloud {
         let (listener, cloud) = Self::listen(address, play);
         let (calls, play) = (cloud.calls.clone(), cloud.play.clone());
         thread::spawn(move || {
@@ -82,7 +86,10 @@ impl Cloud {
         cloud
     }
 
-    fn listen(address: &str, play: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> (TcpListener, Cloud) {
+    fn listen(
+        address: &str,
+        play: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> (TcpListener, Cloud) {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let play: Arc<Play> = Arc::new(Box::new(play));
@@ -123,8 +130,13 @@ fn answer_all(
         if status == 0 {
             return Ok(());
         }
-        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        write!(output, "HTTP/1.1 {status} x\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len())?;
+        let headers: String =
+            headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        write!(
+            output,
+            "HTTP/1.1 {status} x\r\ncontent-length: {}\r\n{headers}\r\n{body}",
+            body.len()
+        )?;
     }
 }
 
@@ -134,7 +146,8 @@ pub(crate) fn https_proxy(
     key: &str,
     play: impl Fn(&Request) -> Reply + Send + Sync + 'static,
 ) -> Cloud {
-    let mut tls = openssl::ssl::SslAcceptor::mozilla_intermediate_v5(openssl::ssl::SslMethod::tls()).unwrap();
+    let mut tls =
+        openssl::ssl::SslAcceptor::mozilla_intermediate_v5(openssl::ssl::SslMethod::tls()).unwrap();
     tls.set_private_key_file(key, openssl::ssl::SslFiletype::PEM).unwrap();
     tls.set_certificate_chain_file(certificate).unwrap();
     let tls = tls.build();
@@ -164,14 +177,24 @@ fn serve_tls(
     calls.fetch_add(1, Ordering::SeqCst);
     let play = play.lock().unwrap().clone();
     let Reply { status, body, .. } = play(&request);
-    write!(stream, "HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+    write!(
+        stream,
+        "HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 /// Credentials as a role's: with a session token and an end.
 pub(crate) fn role_credentials(name: &str) -> Credentials {
     let end = SystemTime::now() + Duration::from_secs(3600);
     let secret = format!("local-rds-secret-{name}");
-    Credentials::new(format!("ASIA{name}"), secret, Some(format!("TOKEN/+=={name}")), Some(end), "test")
+    Credentials::new(
+        format!("ASIA{name}"),
+        secret,
+        Some(format!("TOKEN/+=={name}")),
+        Some(end),
+        "test",
+    )
 }
 
 fn end_of(credentials: &Credentials) -> DateTime {
@@ -182,7 +205,8 @@ fn end_of(credentials: &Credentials) -> DateTime {
 /// STS' answer to `action`.
 pub(crate) fn sts_reply(action: &str, credentials: &Credentials) -> Reply {
     let (id, secret) = (credentials.access_key_id(), credentials.secret_access_key());
-    let (token, end) = (credentials.session_token().unwrap(), end_of(credentials).fmt(Format::DateTime).unwrap());
+    let (token, end) =
+        (credentials.session_token().unwrap(), end_of(credentials).fmt(Format::DateTime).unwrap());
     let keys = format!(
         "<Credentials><AccessKeyId>{id}</AccessKeyId><SecretAccessKey>{secret}</SecretAccessKey><SessionToken>{token}</SessionToken><Expiration>{end}</Expiration></Credentials>"
     );
@@ -199,7 +223,10 @@ pub(crate) fn sts_reply(action: &str, credentials: &Credentials) -> Reply {
 pub(crate) fn sts(credentials: Credentials) -> impl Fn(&Request) -> Reply + Send + Sync {
     move |request| {
         let web_identity = request.body.contains("Action=AssumeRoleWithWebIdentity&");
-        sts_reply(if web_identity { "AssumeRoleWithWebIdentity" } else { "AssumeRole" }, &credentials)
+        sts_reply(
+            if web_identity { "AssumeRoleWithWebIdentity" } else { "AssumeRole" },
+            &credentials,
+        )
     }
 }
 

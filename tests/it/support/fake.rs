@@ -26,8 +26,8 @@ pub(crate) struct FakePostgres {
 const DAY: i64 = 24 * 60 * 60;
 
 impl FakePostgres {
-    /// With a certificate for localhost that holds on these days, counted from today. Whoever has sent a password gets
-    /// `answer`, and is hung up on.
+    /// With a certificate for localhost that holds on these days, counted from today. Whoever has
+    /// sent a password gets `answer`, and is hung up on.
     pub(crate) fn start(days: Range<i64>, answer: Vec<u8>) -> FakePostgres {
         let (acceptor, roots) = acceptor(days);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -71,21 +71,28 @@ fn read_message(stream: &mut impl Read) -> std::io::Result<()> {
 }
 
 fn acceptor(days: Range<i64>) -> (SslAcceptor, NamedTempFile) {
-    let key = PKey::from_ec_key(EcKey::generate(&EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap()).unwrap());
+    let key = PKey::from_ec_key(
+        EcKey::generate(&EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap()).unwrap(),
+    );
     let (key, mut name) = (key.unwrap(), X509NameBuilder::new().unwrap());
-    name.append_entry_by_nid(Nid::COMMONNAME, &format!("FakePostgres {}", std::process::id())).unwrap();
+    name.append_entry_by_nid(Nid::COMMONNAME, &format!("FakePostgres {}", std::process::id()))
+        .unwrap();
     let name = name.build();
     let today = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let at = |day: i64| Asn1Time::from_unix(today.cast_signed() + day * DAY).unwrap();
     let mut certificate = X509::builder().unwrap();
     certificate.set_version(2).unwrap();
-    certificate.set_serial_number(&BigNum::from_u32(1).unwrap().to_asn1_integer().unwrap()).unwrap();
+    certificate
+        .set_serial_number(&BigNum::from_u32(1).unwrap().to_asn1_integer().unwrap())
+        .unwrap();
     certificate.set_subject_name(&name).unwrap();
     certificate.set_issuer_name(&name).unwrap();
     certificate.set_pubkey(&key).unwrap();
     certificate.set_not_before(&at(days.start)).unwrap();
     certificate.set_not_after(&at(days.end)).unwrap();
-    let names = SubjectAlternativeName::new().dns("localhost").build(&certificate.x509v3_context(None, None));
+    let names = SubjectAlternativeName::new()
+        .dns("localhost")
+        .build(&certificate.x509v3_context(None, None));
     certificate.append_extension(names.unwrap()).unwrap();
     certificate.sign(&key, MessageDigest::sha256()).unwrap();
     let certificate = certificate.build();

@@ -22,6 +22,13 @@ use diesel_rds_iam::local::{Builder, LocalRds, Refusal};
 use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Credentials, Error, RdsConnectionManager, presign};
 
+/// The program `rds-iam`. `cargo test --workspace` builds it.
+pub(crate) const RDS_IAM: &str = if cfg!(debug_assertions) {
+    concat!(env!("CARGO_TARGET_TMPDIR"), "/../debug/rds-iam")
+} else {
+    concat!(env!("CARGO_TARGET_TMPDIR"), "/../release/rds-iam")
+};
+
 /// A server, with our log on standard error as RUST_LOG says.
 pub(crate) fn start(builder: Builder) -> LocalRds {
     log();
@@ -110,9 +117,16 @@ fn within(limit: Duration, mut happens: impl FnMut() -> bool) {
     }
 }
 
-/// Sends a signal, named as kill(1) names it. By the shell's own kill: not each machine has the program.
+/// Sends a signal, named as kill(1) names it. By the shell's own kill: not each machine has the
+/// program.
 pub(crate) fn send(signal: &str, pid: impl Display) {
-    assert!(Command::new("sh").args(["-c", &format!("kill -s {signal} {pid}")]).status().unwrap().success());
+    assert!(
+        Command::new("sh")
+            .args(["-c", &format!("kill -s {signal} {pid}")])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 /// Ends all sessions of the user that logs in by token, and waits until they have ended.
@@ -125,8 +139,9 @@ pub(crate) const fn minutes(count: u64) -> Duration {
     Duration::from_secs(60 * count)
 }
 
-/// Runs one ignored test of this binary in a process of its own, with these environment variables and no others: a
-/// process that has threads cannot change its own. Returns what it printed and logged.
+/// Runs one ignored test of this binary in a process of its own, with these environment variables
+/// and no others: a process that has threads cannot change its own. Returns what it printed and
+/// logged.
 pub(crate) fn in_a_child(test: &str, environment: &[(&str, &str)]) -> String {
     let program = std::env::current_exe().unwrap();
     run_alone(Command::new(program), test, environment)
@@ -141,7 +156,11 @@ pub(crate) fn in_a_child_under_valgrind(test: &str, environment: &[(&str, &str)]
 }
 
 /// The same with so few file descriptors.
-pub(crate) fn in_a_child_with_descriptors(test: &str, descriptors: usize, environment: &[(&str, &str)]) {
+pub(crate) fn in_a_child_with_descriptors(
+    test: &str,
+    descriptors: usize,
+    environment: &[(&str, &str)],
+) {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"")]);
     command.arg(std::env::current_exe().unwrap());
@@ -152,24 +171,32 @@ pub(crate) fn in_a_child_with_descriptors(test: &str, descriptors: usize, enviro
 pub(crate) fn in_a_network_of_its_own(test: &str, address: &str, environment: &[(&str, &str)]) {
     let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
     let rights: &[&str] = if is_root { &[] } else { &["--map-current-user", "--keep-caps"] };
-    let set_up = format!("ip link set lo up && ip address add {address}/32 dev lo && exec \"$0\" \"$@\"");
+    let set_up =
+        format!("ip link set lo up && ip address add {address}/32 dev lo && exec \"$0\" \"$@\"");
     let mut command = Command::new("unshare");
-    command.arg("--net").args(rights).args(["sh", "-c", &set_up]).arg(std::env::current_exe().unwrap());
+    command
+        .arg("--net")
+        .args(rights)
+        .args(["sh", "-c", &set_up])
+        .arg(std::env::current_exe().unwrap());
     run_alone(command, test, environment);
 }
 
-/// Takes all from a program's environment but what it needs. Nobody's profile, and no metadata service: there are no AWS
-/// credentials but those that it is given.
+/// Takes all from a program's environment but what it needs. Nobody's profile, and no metadata
+/// service: there are no AWS credentials but those that it is given.
 pub(crate) fn with_no_settings(command: &mut Command) -> &mut Command {
     let kept = ["PATH", "TMPDIR", "RUST_LOG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"];
-    command.env_clear().envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    command
+        .env_clear()
+        .envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command.envs([("HOME", "/nonexistent"), ("AWS_EC2_METADATA_DISABLED", "true")])
 }
 
 fn run_alone(mut command: Command, test: &str, environment: &[(&str, &str)]) -> String {
     command.args(["--exact", test, "--include-ignored", "--nocapture"]);
     let output = with_no_settings(&mut command).envs(environment.iter().copied()).output().unwrap();
-    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    let [stdout, stderr] =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     // For the search for secrets.
     eprint!("{stdout}{stderr}");
     // "1 passed": a name that no test has passes, too.

@@ -1,4 +1,5 @@
-//! moto's server, which plays AWS and which we did not write. script/bootstrap installs it; its absence is a failure.
+//! moto's server, which plays AWS and which we did not write. script/bootstrap installs it; its
+//! absence is a failure.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -24,9 +25,15 @@ pub(crate) struct Moto {
 impl Moto {
     pub(crate) fn start() -> Moto {
         let mut command = Command::new(python_bin().join("moto_server"));
-        let mut process = command.args(["--port", "0"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut process = command
+            .args(["--port", "0"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
-        let running = log.find_map(|line| Some(line.split_once("Running on http://127.0.0.1:")?.1.to_owned()));
+        let running = log
+            .find_map(|line| Some(line.split_once("Running on http://127.0.0.1:")?.1.to_owned()));
         std::thread::spawn(move || log.for_each(drop));
         Moto { process, port: running.unwrap().trim().parse().unwrap() }
     }
@@ -58,10 +65,13 @@ impl Drop for Moto {
 fn ask(port: u16, request: &Request) -> Reply {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let forwarded = ["authorization", "content-type", "host", "x-amz-date"];
-    let headers: String =
-        forwarded.iter().filter_map(|name| Some(format!("{name}: {}\r\n", request.header(name)?))).collect();
+    let headers: String = forwarded
+        .iter()
+        .filter_map(|name| Some(format!("{name}: {}\r\n", request.header(name)?)))
+        .collect();
     let (line, body) = (&request.line, &request.body);
-    write!(stream, "{line} HTTP/1.0\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len()).unwrap();
+    write!(stream, "{line} HTTP/1.0\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len())
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -70,6 +80,13 @@ fn ask(port: u16, request: &Request) -> Reply {
 
 /// None where the answer was to another question.
 fn keys_in(xml: &str) -> Option<Credentials> {
-    let text = |name: &str| Some(xml.split_once(&format!("<{name}>"))?.1.split_once('<')?.0.to_owned());
-    Some(Credentials::new(text("AccessKeyId")?, text("SecretAccessKey")?, Some(text("SessionToken")?), None, "moto"))
+    let text =
+        |name: &str| Some(xml.split_once(&format!("<{name}>"))?.1.split_once('<')?.0.to_owned());
+    Some(Credentials::new(
+        text("AccessKeyId")?,
+        text("SecretAccessKey")?,
+        Some(text("SessionToken")?),
+        None,
+        "moto",
+    ))
 }

@@ -18,8 +18,8 @@ const TO_SERVER: &str = "02:00:00:00:00:01";
 const TO_CLIENT: &str = "02:00:00:00:00:02";
 const NOBODY: &str = "02:00:00:00:00:03";
 
-/// Each end knows the other's address for good, as behind a router: without one a silent host is soon a "No route to
-/// host". $PPID is this process.
+/// Each end knows the other's address for good, as behind a router: without one a silent host is
+/// soon a "No route to host". $PPID is this process.
 const JOIN: &str = "
     at_server() { nsenter --net=/proc/$PPID/ns/net \"$@\"; }
     ip link set lo up &&
@@ -39,7 +39,10 @@ pub(crate) struct Cable {
 impl Cable {
     pub(crate) fn lay() -> Cable {
         let mut unshare = Command::new("unshare");
-        unshare.args(["--net", "sh", "-c", &named(JOIN)]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        unshare
+            .args(["--net", "sh", "-c", &named(JOIN)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut keeper = unshare.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -77,15 +80,39 @@ impl Cable {
         let here = format!("--net=/proc/{}/ns/net", std::process::id());
         let ends = [(there, SERVER, "to-server", server), (here, CLIENT, "to-client", client)];
         for (network, peer, interface, address) in ends {
-            let neighbour = ["neighbour", "replace", peer, "dev", interface, "lladdr", address, "nud", "permanent"];
-            assert!(Command::new("nsenter").args([&network, "ip"]).args(neighbour).status().unwrap().success());
+            let neighbour = [
+                "neighbour",
+                "replace",
+                peer,
+                "dev",
+                interface,
+                "lladdr",
+                address,
+                "nud",
+                "permanent",
+            ];
+            assert!(
+                Command::new("nsenter")
+                    .args([&network, "ip"])
+                    .args(neighbour)
+                    .status()
+                    .unwrap()
+                    .success()
+            );
         }
     }
 }
 
 fn named(commands: &str) -> String {
-    let names = [("TO_SERVER", TO_SERVER), ("TO_CLIENT", TO_CLIENT), ("SERVER", SERVER), ("CLIENT", CLIENT)];
-    names.into_iter().fold(commands.to_owned(), |commands, (name, value)| commands.replace(name, value))
+    let names = [
+        ("TO_SERVER", TO_SERVER),
+        ("TO_CLIENT", TO_CLIENT),
+        ("SERVER", SERVER),
+        ("CLIENT", CLIENT),
+    ];
+    names
+        .into_iter()
+        .fold(commands.to_owned(), |commands, (name, value)| commands.replace(name, value))
 }
 
 impl Drop for Cable {

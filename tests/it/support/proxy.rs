@@ -26,7 +26,8 @@ pub(crate) enum Weather {
     Swallowed,
     /// What the clients send arrives. The answers are gone.
     Mute,
-    /// Connections end after so many bytes of either side; the next one so much later, up to `most`.
+    /// Connections end after so many bytes of either side; the next one so much later, up to
+    /// `most`.
     Truncated {
         after: usize,
         step: usize,
@@ -113,7 +114,13 @@ impl Way {
     }
 }
 
-fn forward(mut from: &TcpStream, mut to: &TcpStream, whose: From, limit: usize, way: &Mutex<Way>) -> io::Result<()> {
+fn forward(
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+    whose: From,
+    limit: usize,
+    way: &Mutex<Way>,
+) -> io::Result<()> {
     let (mut buffer, mut left) = (vec![0; 1 << 14], limit);
     while left > 0 {
         let length = from.read(&mut buffer)?.min(left);

@@ -33,7 +33,9 @@ impl Web {
     pub(crate) fn start(command: &mut Command) -> Web {
         let (mut web, lines) = Web::spawn(command);
         let is_address = |line: String| line.strip_prefix("listening on ").map(str::to_owned);
-        web.url = std::iter::from_fn(|| lines.recv_timeout(Duration::from_secs(60)).ok()).find_map(is_address).unwrap();
+        web.url = std::iter::from_fn(|| lines.recv_timeout(Duration::from_secs(60)).ok())
+            .find_map(is_address)
+            .unwrap();
         web
     }
 
@@ -45,10 +47,22 @@ impl Web {
     }
 
     fn spawn(command: &mut Command) -> (Web, Receiver<String>) {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let (sender, lines) = channel();
-        (Web { child, readers: vec![show(stdout, Some(sender)), show(stderr, None)], url: String::new() }, lines)
+        (
+            Web {
+                child,
+                readers: vec![show(stdout, Some(sender)), show(stderr, None)],
+                url: String::new(),
+            },
+            lines,
+        )
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -64,7 +78,10 @@ impl Web {
     pub(crate) fn wait(mut self) -> Ended {
         eventually(|| self.child.try_wait().unwrap().is_some());
         let status = self.child.wait().unwrap();
-        Ended { status, output: self.readers.drain(..).map(|reader| reader.join().unwrap()).collect() }
+        Ended {
+            status,
+            output: self.readers.drain(..).map(|reader| reader.join().unwrap()).collect(),
+        }
     }
 }
 
@@ -87,7 +104,8 @@ pub(crate) fn web() -> Command {
 /// A number of the page /status: `in use`, or `it is past its max_lifetime`.
 pub(crate) fn number(page: &str, name: &str) -> Option<u64> {
     let after = |mark: &str| page.split_once(mark).map(|(_, rest)| rest);
-    let rest = after(&format!("<dt>{name}</dt><dd>")).or_else(|| after(&format!(">{name}</th><td>")))?;
+    let rest =
+        after(&format!("<dt>{name}</dt><dd>")).or_else(|| after(&format!(">{name}</th><td>")))?;
     rest.split_once('<')?.0.parse().ok()
 }
 

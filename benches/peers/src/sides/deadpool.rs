@@ -4,7 +4,9 @@ use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 
-use deadpool_postgres::{ConfigConnectImpl, Connect, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod};
+use deadpool_postgres::{
+    ConfigConnectImpl, Connect, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod,
+};
 use postgres_native_tls::MakeTlsConnector;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -23,15 +25,18 @@ pub(super) struct Pooled {
 impl Pooled {
     pub(super) fn new(settings: Settings, recycling_method: RecyclingMethod) -> Self {
         let tls = tls();
-        let connect = Iam { settings: settings.clone(), inner: ConfigConnectImpl { tls: tls.clone() } };
-        let manager = Manager::from_connect(config(&settings), connect, ManagerConfig { recycling_method });
+        let connect =
+            Iam { settings: settings.clone(), inner: ConfigConnectImpl { tls: tls.clone() } };
+        let manager =
+            Manager::from_connect(config(&settings), connect, ManagerConfig { recycling_method });
         let max_lifetime = settings.max_lifetime;
         // It has no setting for this.
         let too_old = Hook::sync_fn(move |_, metrics| match metrics.age() > max_lifetime {
             true => Err(HookError::message("too old")),
             false => Ok(()),
         });
-        let pool = Pool::builder(manager).max_size(settings.connections as usize).pre_recycle(too_old);
+        let pool =
+            Pool::builder(manager).max_size(settings.connections as usize).pre_recycle(too_old);
         Pooled { settings, tls, pool: pool.build().unwrap(), runtime: Runtime::new().unwrap() }
     }
 }
@@ -49,7 +54,8 @@ impl Side for Pooled {
     }
 
     fn login(&self) -> Box<dyn Any> {
-        let (client, connection) = self.runtime.block_on(config(&self.settings).connect(self.tls.clone())).unwrap();
+        let (client, connection) =
+            self.runtime.block_on(config(&self.settings).connect(self.tls.clone())).unwrap();
         self.runtime.spawn(connection);
         Box::new(client)
     }
@@ -60,7 +66,8 @@ struct Iam {
     inner: ConfigConnectImpl<MakeTlsConnector>,
 }
 
-type Connecting<'a> = Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), Error>> + Send + 'a>>;
+type Connecting<'a> =
+    Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), Error>> + Send + 'a>>;
 
 impl Connect for Iam {
     fn connect(&self, config: &Config) -> Connecting<'_> {

@@ -27,9 +27,11 @@ impl Pooled {
         let mut setup = ManagerConfig::default();
         let tls = tls();
         let (settings_of_setup, tls_of_setup) = (settings.clone(), tls.clone());
-        setup.custom_setup = Box::new(move |_| Box::pin(connect(settings_of_setup.clone(), tls_of_setup.clone())));
+        setup.custom_setup =
+            Box::new(move |_| Box::pin(connect(settings_of_setup.clone(), tls_of_setup.clone())));
         let manager = AsyncDieselConnectionManager::new_with_config("", setup);
-        let pool = Pool::builder().max_size(settings.connections).max_lifetime(settings.max_lifetime);
+        let pool =
+            Pool::builder().max_size(settings.connections).max_lifetime(settings.max_lifetime);
         let pool = runtime.block_on(pool.build(manager)).map_err(text)?;
         Ok(Pooled { settings, tls, pool, runtime })
     }
@@ -52,8 +54,13 @@ impl Side for Pooled {
     }
 }
 
-async fn connect(settings: Settings, tls: MakeTlsConnector) -> Result<AsyncPgConnection, ConnectionError> {
-    let (client, connection) =
-        config(&settings).connect(tls).await.map_err(|error| ConnectionError::BadConnection(text(error)))?;
+async fn connect(
+    settings: Settings,
+    tls: MakeTlsConnector,
+) -> Result<AsyncPgConnection, ConnectionError> {
+    let (client, connection) = config(&settings)
+        .connect(tls)
+        .await
+        .map_err(|error| ConnectionError::BadConnection(text(error)))?;
     AsyncPgConnection::try_from_client_and_connection(client, connection).await
 }

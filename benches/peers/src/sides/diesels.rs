@@ -1,4 +1,5 @@
-//! diesel's own manager in r2d2: with a token made at the start, and with a new pool for each token.
+//! diesel's own manager in r2d2: with a token made at the start, and with a new pool for each
+//! token.
 
 use std::any::Any;
 use std::sync::{Arc, RwLock};
@@ -81,8 +82,10 @@ impl Side for Renewed {
 }
 
 fn pool(settings: &Settings, test_on_check_out: bool) -> Result<DieselPool, String> {
-    let builder = Pool::builder().max_size(settings.connections).max_lifetime(Some(settings.max_lifetime));
-    let builder = builder.test_on_check_out(test_on_check_out).error_handler(Box::new(NopErrorHandler));
+    let builder =
+        Pool::builder().max_size(settings.connections).max_lifetime(Some(settings.max_lifetime));
+    let builder =
+        builder.test_on_check_out(test_on_check_out).error_handler(Box::new(NopErrorHandler));
     builder.build(ConnectionManager::new(conninfo(settings))).map_err(text)
 }
 

@@ -19,7 +19,8 @@ use diesel_rds_iam::{Credentials, Endpoint, presign};
 
 /// One way to have connections.
 pub(crate) trait Side: Sync {
-    /// Takes a connection, asks it for a number, gives it back. Or what a program's user would read.
+    /// Takes a connection, asks it for a number, gives it back. Or what a program's user would
+    /// read.
     fn ask(&self, sql: &'static str) -> Result<f64, String>;
     /// Microseconds of taking a connection and giving it back.
     fn checkout(&self) -> f64;
@@ -40,8 +41,10 @@ pub(crate) struct Settings {
 impl Settings {
     fn token(&self) -> String {
         let port = var("PGPORT").unwrap().parse().unwrap();
-        let endpoint = Endpoint::new(&var("PGHOST").unwrap(), port, &var("AWS_REGION").unwrap()).unwrap();
-        let (id, secret) = (var("AWS_ACCESS_KEY_ID").unwrap(), var("AWS_SECRET_ACCESS_KEY").unwrap());
+        let endpoint =
+            Endpoint::new(&var("PGHOST").unwrap(), port, &var("AWS_REGION").unwrap()).unwrap();
+        let (id, secret) =
+            (var("AWS_ACCESS_KEY_ID").unwrap(), var("AWS_SECRET_ACCESS_KEY").unwrap());
         let credentials = Credentials::new(id, secret, None, None, "bench");
         let token = presign(&endpoint, &var("PGUSER").unwrap(), &credentials, self.clock.now());
         token.unwrap().as_str().to_owned()
@@ -80,7 +83,8 @@ async fn microseconds_to(task: impl Future<Output = ()>) -> f64 {
 
 /// An error with those behind it that it does not quote itself, in one line.
 fn text(error: impl Error) -> String {
-    let in_a_line = |error: &dyn Error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    let in_a_line =
+        |error: &dyn Error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
     let mut text = in_a_line(&error);
     let mut source = error.source();
     while let Some(error) = source {

@@ -16,7 +16,9 @@ pub(super) struct Pooled {
 impl Pooled {
     pub(super) fn new(settings: &Settings) -> Result<Self, String> {
         let manager = manager(settings)?;
-        let pool = manager.build_pool(manager.pool_builder().max_size(settings.connections)).map_err(text)?;
+        let pool = manager
+            .build_pool(manager.pool_builder().max_size(settings.connections))
+            .map_err(text)?;
         Ok(Pooled { manager, pool })
     }
 }

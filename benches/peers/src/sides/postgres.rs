@@ -21,7 +21,9 @@ impl Pooled {
     pub(super) fn new(settings: Settings) -> Result<Self, String> {
         let tls = tls();
         let manager = PostgresConnectionManager::new(config(&settings).into(), tls.clone());
-        let builder = Pool::builder().max_size(settings.connections).max_lifetime(Some(settings.max_lifetime));
+        let builder = Pool::builder()
+            .max_size(settings.connections)
+            .max_lifetime(Some(settings.max_lifetime));
         let pool = builder.error_handler(Box::new(NopErrorHandler)).build(manager).map_err(text)?;
         Ok(Pooled { settings, tls, pool })
     }
@@ -46,14 +48,20 @@ impl Side for Pooled {
 pub(super) fn config(settings: &Settings) -> tokio_postgres::Config {
     let mut config = tokio_postgres::Config::new();
     config.host(var("PGHOST").unwrap()).port(var("PGPORT").unwrap().parse().unwrap());
-    config.user(var("PGUSER").unwrap()).dbname(var("PGDATABASE").unwrap()).password(settings.token());
+    config
+        .user(var("PGUSER").unwrap())
+        .dbname(var("PGDATABASE").unwrap())
+        .password(settings.token());
     config.ssl_mode(tokio_postgres::config::SslMode::Require);
     config
 }
 
-/// To be made once: it reads all roots of this machine, although it then leaves them out. It checks the name by default.
+/// To be made once: it reads all roots of this machine, although it then leaves them out. It checks
+/// the name by default.
 pub(super) fn tls() -> MakeTlsConnector {
-    let root = Certificate::from_pem(&std::fs::read(var("PGSSLROOTCERT").unwrap()).unwrap()).unwrap();
-    let connector = TlsConnector::builder().disable_built_in_roots(true).add_root_certificate(root).build();
+    let root =
+        Certificate::from_pem(&std::fs::read(var("PGSSLROOTCERT").unwrap()).unwrap()).unwrap();
+    let connector =
+        TlsConnector::builder().disable_built_in_roots(true).add_root_certificate(root).build();
     MakeTlsConnector::new(connector.unwrap())
 }

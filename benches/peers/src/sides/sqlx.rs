@@ -17,7 +17,9 @@ pub(super) struct Pooled {
 impl Pooled {
     pub(super) fn new(settings: Settings) -> Self {
         let runtime = Runtime::new().unwrap();
-        let pool = PgPoolOptions::new().max_connections(settings.connections).max_lifetime(settings.max_lifetime);
+        let pool = PgPoolOptions::new()
+            .max_connections(settings.connections)
+            .max_lifetime(settings.max_lifetime);
         let inside = runtime.enter();
         let pool = pool.connect_lazy_with(options(&settings));
         drop(inside);

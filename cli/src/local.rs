@@ -1,0 +1,87 @@
+//! `rds-iam local`: a stand-in for RDS on this machine.
+
+use std::ffi::OsString;
+
+use clap::Args;
+
+/// Start a local stand-in for RDS, a PostgreSQL that asks for IAM tokens
+///
+/// With a command, runs it with the stand-in's DATABASE_URL, key pair and CA in its environment,
+/// and ends with it. Without one, prints what to export, and runs until Ctrl-C. Needs PostgreSQL's
+/// server programs on this machine, and leaves nothing behind.
+#[derive(Args)]
+#[command(after_long_help = "Examples:
+  rds-iam local
+  rds-iam local -- rds-iam exec -- diesel migration run
+  rds-iam local -- cargo test")]
+pub(crate) struct Local {
+    /// The command, and its arguments
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+#[cfg(not(feature = "local"))]
+impl Local {
+    pub(crate) fn run(self) -> crate::Outcome {
+        let _ = self.command;
+        let text = "this rds-iam was built without its stand-in; get it by cargo install rds-iam --features local";
+        Err(crate::Failure::new(1, text))
+    }
+}
+
+#[cfg(feature = "local")]
+mod with_local {
+    use std::ffi::OsString;
+    use std::io::{self, Write};
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, ExitCode};
+
+    use diesel_rds_iam::local::LocalRds;
+
+    use super::Local;
+    use crate::{Failure, Outcome, child, exec};
+
+    impl Local {
+        pub(crate) fn run(self) -> Outcome {
+            without_pg_variables()?;
+            // From the first moment on: a signal that ends us must not leave the server.
+            let mut signals = child::unix::catch()?;
+            let rds = LocalRds::start()?;
+            let Some((program, arguments)) = self.command.split_first() else {
+                writeln!(io::stdout(), "{}", exports(&rds))?;
+                signals.forever().next();
+                return Ok(ExitCode::SUCCESS);
+            };
+            let mut command = Command::new(program);
+            command.args(arguments).envs(rds.environment());
+            let ended = child::run_with(&mut command, signals);
+            // Before a signal that ended the command ends us, too.
+            drop(rds);
+            ended.map_err(|error| exec::not_run(&command, &error)).map(child::Ended::exit_code)
+        }
+    }
+
+    /// Whatever PostgreSQL they are for, it is not ours: begins again without them.
+    fn without_pg_variables() -> Result<(), Failure> {
+        let is_pg = |name: &OsString| name.as_encoded_bytes().starts_with(b"PG");
+        let names: Vec<OsString> =
+            std::env::vars_os().map(|(name, _)| name).filter(is_pg).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let mut again = Command::new(std::env::current_exe()?);
+        again.args(std::env::args_os().skip(1));
+        names.iter().for_each(|name| {
+            again.env_remove(name);
+        });
+        Err(Failure::from(again.exec()))
+    }
+
+    fn exports(rds: &LocalRds) -> String {
+        let export = |(name, value): (&str, String)| {
+            format!("export {name}='{}'", value.replace('\'', r"'\''"))
+        };
+        let lines: Vec<String> = rds.environment().into_iter().map(export).collect();
+        format!("{}\n# A local RDS runs until Ctrl-C.", lines.join("\n"))
+    }
+}

@@ -1,0 +1,105 @@
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test fails by a panic")]
+//! Help, completions, manual pages and usage errors: what needs no server.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+const RDS_IAM: &str = env!("CARGO_BIN_EXE_rds-iam");
+
+/// A program in its own folder, with only PATH in its environment.
+fn program(name: impl AsRef<Path>, folder: &TempDir) -> Command {
+    let mut command = Command::new(name.as_ref());
+    command.current_dir(folder.path()).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+    command
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// What a program printed, and its exit code.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+fn run(command: &mut Command) -> Said {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    Said { code: status.code(), stdout, stderr }
+}
+
+#[test]
+fn help_completions_and_the_manual_page_name_all_subcommands() {
+    let folder = folder();
+    for arguments in [&["help"][..], &["completions", "bash"], &["man"]] {
+        let said = run(program(RDS_IAM, &folder).args(arguments));
+        for subcommand in ["exec", "env", "token", "local"] {
+            assert!(
+                said.code == Some(0) && said.stdout.contains(subcommand),
+                "{arguments:?}: {said:?}"
+            );
+        }
+    }
+    let said = run(program(RDS_IAM, &folder).args(["help", "exec"]));
+    assert!(said.stdout.contains("rds-iam exec -- diesel migration run"), "{said:?}");
+    let said = run(program(RDS_IAM, &folder).args(["man", "exec"]));
+    assert!(
+        said.stdout.contains("rds\\-iam\\-exec") || said.stdout.contains("rds-iam-exec"),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn bash_completes_the_options_of_a_subcommand() {
+    let script = format!(
+        "source <({RDS_IAM} completions bash); COMP_WORDS=(rds-iam exec --re); COMP_CWORD=2
+        _rds__iam rds-iam --re exec; echo \"${{COMPREPLY[@]}}\""
+    );
+    let said = run(program("bash", &folder()).args(["-c", &script]));
+    assert_eq!(said.stdout, "--refresh --region\n", "{said:?}");
+}
+
+#[test]
+fn where_nothing_can_be_written_the_exit_code_is_the_same() {
+    let script = format!(
+        "{RDS_IAM} exec --database-url postgres://app@h/d --region eu-west-1 -- no-such 2>/dev/full"
+    );
+    let folder = folder();
+    let mut command = program("sh", &folder);
+    command.env("AWS_ACCESS_KEY_ID", "AKIA").env("AWS_SECRET_ACCESS_KEY", "hunter2");
+    assert_eq!(run(command.args(["-c", &script])).code, Some(127));
+}
+
+#[test]
+fn unknown_flags_are_explained() {
+    let said = run(program(RDS_IAM, &folder()).args(["exec", "--refersh", "--", "true"]));
+    assert!(said.code == Some(2) && said.stderr.contains("--refresh"), "{said:?}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_panic() {
+    let folder = folder();
+    for (reader, code) in [("head -c 1 >/dev/null", 0), ("exec <&-", 0)] {
+        let script =
+            format!("for i in 1 2 3; do {RDS_IAM} completions zsh; done | {{ {reader}; }}");
+        let said = run(program("sh", &folder).args(["-c", &script]));
+        assert_eq!((said.code, said.stderr.as_str()), (Some(code), ""), "{reader}");
+    }
+    let said = run(program("sh", &folder).args(["-c", &format!("{RDS_IAM} man >&-")]));
+    assert_eq!(
+        (said.code, said.stderr.as_str()),
+        (Some(0), ""),
+        "the standard library puts /dev/null there"
+    );
+    let script = format!("{RDS_IAM} man > /dev/full");
+    let said = run(program("sh", &folder).args(["-c", &script]));
+    assert!(
+        said.code == Some(1) && said.stderr.starts_with("rds-iam: cannot write: "),
+        "{said:?}"
+    );
+}

@@ -1,0 +1,224 @@
+//! [`HostName`]: what an AWS host name tells about the endpoint.
+
+use crate::conninfo::invalid;
+use crate::error::Error;
+
+/// A host name, and what AWS's naming tells about it.
+///
+/// ```
+/// use diesel_rds_iam::{HostKind, HostName};
+///
+/// let name = HostName::parse("App.cluster-ro-abc123.eu-west-1.rds.amazonaws.com.")?;
+/// assert_eq!(name.as_str(), "app.cluster-ro-abc123.eu-west-1.rds.amazonaws.com");
+/// assert_eq!(name.kind(), HostKind::Reader);
+/// assert_eq!(name.region(), Some("eu-west-1"));
+/// # Ok::<(), diesel_rds_iam::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName {
+    name: String,
+    kind: HostKind,
+    region: Option<String>,
+}
+
+/// The kinds of endpoint that AWS's host names tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HostKind {
+    /// One DB instance.
+    Instance,
+    /// The writer of a cluster (`cluster-`).
+    Writer,
+    /// The readers of a cluster (`cluster-ro-`).
+    Reader,
+    /// A custom endpoint of a cluster (`cluster-custom-`).
+    Custom,
+    /// The writer of an Aurora global database (`global-`); its region changes with a switchover.
+    GlobalWriter,
+    /// An Aurora Limitless DB shard group (`shardgrp-`).
+    Limitless,
+    /// An RDS Proxy (`proxy-`).
+    Proxy,
+    /// A further endpoint of an RDS Proxy (`NAME.endpoint.proxy-`).
+    ProxyEndpoint,
+    /// An Aurora DSQL cluster (`CLUSTER.dsql.REGION.on.aws`).
+    Dsql,
+    /// Not a name that RDS gives: a CNAME, a load balancer, a name of your own.
+    Other,
+}
+
+/// The DNS suffixes of AWS's partitions.
+const SUFFIXES: &[&str] = &[
+    ".amazonaws.com",
+    ".amazonaws.com.cn",
+    ".amazonaws.eu",
+    ".amazonaws.au",
+    ".c2s.ic.gov",
+    ".sc2s.sgov.gov",
+    ".csp.hci.ic.gov",
+    ".cloud.adc-e.uk",
+];
+
+impl HostName {
+    /// Reads a host name, without regard to case and with or without one trailing dot.
+    ///
+    /// # Errors
+    /// When `host` cannot be a host name: empty, longer than 253 bytes, or with other characters
+    /// than ASCII letters, digits, `-`, `_` and `.`.
+    pub fn parse(host: &str) -> Result<HostName, Error> {
+        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let fits = |label: &str| {
+            !label.is_empty()
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+        };
+        if name.len() > 253 || !name.split('.').all(fits) {
+            return invalid(
+                "the host is not a host name that a token can be signed for; give the RDS endpoint as the console shows it",
+            );
+        }
+        let (kind, region) = classify(&name);
+        Ok(HostName { kind, region: region.map(str::to_owned), name })
+    }
+
+    /// The name, in lower case and without a trailing dot.
+    pub fn as_str(&self) -> &str {
+        &self.name
+    }
+
+    /// What kind of endpoint it is.
+    pub fn kind(&self) -> HostKind {
+        self.kind
+    }
+
+    /// The region that it is in, where the name tells.
+    pub fn region(&self) -> Option<&str> {
+        self.region.as_deref()
+    }
+}
+
+/// Reads the labels before a partition's suffix: `NAME.ID.REGION.rds`, or `NAME.ID.rds.REGION` in
+/// China and the isolated partitions.
+fn classify(name: &str) -> (HostKind, Option<&str>) {
+    if let Some(labels) = name.strip_suffix(".on.aws") {
+        let labels: Vec<&str> = labels.split('.').collect();
+        return match labels.as_slice() {
+            [_, "dsql" | "dsql-fips", region] if is_region(region) => {
+                (HostKind::Dsql, Some(region))
+            }
+            _ => (HostKind::Other, None),
+        };
+    }
+    let Some(labels) = SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix)) else {
+        return (HostKind::Other, None);
+    };
+    let labels: Vec<&str> = labels.split('.').collect();
+    match labels.as_slice() {
+        [_, id, "global", "rds"] if id.starts_with("global-") => (HostKind::GlobalWriter, None),
+        [rest @ .., region, "rds"] | [rest @ .., "rds", region] if is_region(region) => {
+            (kind(rest), Some(region))
+        }
+        [.., region, _] | [.., _, region] if is_region(region) => (HostKind::Other, Some(region)),
+        _ => (HostKind::Other, None),
+    }
+}
+
+/// What the labels before region and service tell.
+fn kind(labels: &[&str]) -> HostKind {
+    match *labels {
+        [_, "endpoint", id] if id.starts_with("proxy-") => HostKind::ProxyEndpoint,
+        [_, id] if id.starts_with("cluster-custom-") => HostKind::Custom,
+        [_, id] if id.starts_with("cluster-ro-") => HostKind::Reader,
+        [_, id] if id.starts_with("cluster-") => HostKind::Writer,
+        [_, id] if id.starts_with("shardgrp-") => HostKind::Limitless,
+        [_, id] if id.starts_with("proxy-") => HostKind::Proxy,
+        [_, _] => HostKind::Instance,
+        _ => HostKind::Other,
+    }
+}
+
+/// The form of a region's code: `eu-west-1`, `us-gov-east-1`, `eusc-de-east-1`.
+pub(crate) fn is_region(text: &str) -> bool {
+    let labels: Vec<&str> = text.split('-').collect();
+    let [area, middle @ .., number] = labels.as_slice() else {
+        return false;
+    };
+    let letters = |label: &&str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_lowercase());
+    let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    (2..=4).contains(&area.len())
+        && letters(area)
+        && !middle.is_empty()
+        && middle.iter().all(letters)
+        && digits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names of the column `kind` in the table of AWS's own drivers.
+    fn kind_of(name: &str) -> HostKind {
+        match name {
+            "instance" => HostKind::Instance,
+            "writer" => HostKind::Writer,
+            "reader" => HostKind::Reader,
+            "custom" => HostKind::Custom,
+            "global_writer" => HostKind::GlobalWriter,
+            "limitless" => HostKind::Limitless,
+            "proxy" => HostKind::Proxy,
+            "proxy_endpoint" => HostKind::ProxyEndpoint,
+            "other" | "elb(other)" => HostKind::Other,
+            unknown => panic!("no such kind: {unknown}"),
+        }
+    }
+
+    #[test]
+    fn classifies_as_awss_own_drivers_do() {
+        let table = include_str!("../../tests/data/rds_hosts.tsv");
+        let mut rows = 0;
+        for row in table.lines().skip(1) {
+            let columns: Vec<&str> = row.split('\t').collect();
+            let [host, kind, region] = columns.as_slice() else {
+                panic!("not three columns: {row}");
+            };
+            for host in
+                [host.to_string(), host.to_uppercase(), format!("{}.", host.trim_end_matches('.'))]
+            {
+                let name = HostName::parse(&host).unwrap();
+                assert_eq!(name.kind(), kind_of(kind), "{host}");
+                assert_eq!(name.region().unwrap_or_default(), *region, "{host}");
+            }
+            rows += 1;
+        }
+        assert!(rows > 50, "only {rows} rows");
+    }
+
+    #[test]
+    fn regions_of_newer_partitions() {
+        let cases = [
+            ("db.abc.us-isof-south-1.rds.csp.hci.ic.gov", Some("us-isof-south-1")),
+            ("db.abc.eu-isoe-west-1.rds.cloud.adc-e.uk", Some("eu-isoe-west-1")),
+            ("db.abc.mx-central-1.rds.amazonaws.com", Some("mx-central-1")),
+            ("db.abc.us-gov-west-1.rds.amazonaws.com", Some("us-gov-west-1")),
+            ("abc123.dsql.us-east-1.on.aws", Some("us-east-1")),
+            ("abc123.dsql-fips.us-west-2.on.aws", Some("us-west-2")),
+            ("abc123.lambda.us-west-2.on.aws", None),
+            ("ec2-1-2-3-4.us-west-2.compute.amazonaws.com", Some("us-west-2")),
+            ("db.abc.nowhere.rds.amazonaws.com", None),
+            ("rds.amazonaws.com", None),
+            ("localhost", None),
+            ("eu-west-1.example.com", None),
+        ];
+        for (host, region) in cases {
+            assert_eq!(HostName::parse(host).unwrap().region(), region, "{host}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_host_name() {
+        for host in ["", ".", "a..b", "a b", "a/b", "a:5432", "a?b", "é.example", &"a".repeat(254)]
+        {
+            assert!(HostName::parse(host).is_err(), "{host}");
+        }
+        assert!(HostName::parse(&"a".repeat(253)).is_ok());
+    }
+}
