@@ -38,7 +38,7 @@ fn measure(rds: &LocalRds, port: u16) -> [f64; 4] {
     let conninfo = conninfo(port, rds.ca_file());
     let ours = rds
         .manager_builder()
-        .region(rds.endpoint().region())
+        .region_name(rds.endpoint().region())
         .iam_host("localhost")
         .iam_port(rds.port());
     let ours = ours.build(&conninfo).unwrap();

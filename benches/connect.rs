@@ -58,7 +58,7 @@ fn measure(server: &Server, root: &Path) -> [f64; 3] {
     let conninfo = conninfo(server.port, root);
     let ours = RdsConnectionManager::builder()
         .credentials_provider(server.key_pair.clone())
-        .region(REGION);
+        .region_name(REGION);
     let ours = ours.build(&conninfo).unwrap();
     let diesels = format!("{conninfo} password='{}'", ours.token().unwrap().as_str());
     // Our manager's default. libpq's own is to look for Kerberos tickets first.

@@ -21,7 +21,8 @@ const UNITS: u32 = 1000;
 fn main() {
     let rds = LocalRds::start().unwrap();
     let conninfo = conninfo(rds.port(), rds.ca_file());
-    let manager = rds.manager_builder().region(rds.endpoint().region()).build(conninfo).unwrap();
+    let manager =
+        rds.manager_builder().region_name(rds.endpoint().region()).build(conninfo).unwrap();
     println!(
         "Medians in microseconds of {ROUNDS} rounds of {UNITS} units of work without a query.\n"
     );

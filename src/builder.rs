@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
-use aws_smithy_runtime_api::client::http::{HttpClient, SharedHttpClient};
 
 use crate::conninfo::{
     Given, Host, IamConninfo, OwnKeys, invalid, one_or_one_for_each, signed_host,
@@ -26,7 +25,7 @@ use crate::token::{Endpoint, HostKind, HostName, is_region};
 /// use diesel_rds_iam::RdsConnectionManager;
 ///
 /// let manager = RdsConnectionManager::builder()
-///     .region("eu-west-1")
+///     .region_name("eu-west-1")
 ///     .iam_host("db.abc123.eu-west-1.rds.amazonaws.com")
 ///     .build("postgres://app@db.example.com/app")?;
 /// # Ok::<(), diesel_rds_iam::Error>(())
@@ -38,7 +37,6 @@ pub struct Builder {
     profile: Option<String>,
     role: Option<Role>,
     credentials_timeout: Duration,
-    http_client: Option<SharedHttpClient>,
     time_source: Option<SharedTimeSource>,
     max_lifetime: Option<Duration>,
     validate_after: Duration,
@@ -48,7 +46,6 @@ pub struct Builder {
 enum Origin {
     Configuration,
     Provider(SharedCredentialsProvider),
-    Manager(RdsConnectionManager),
 }
 
 impl Default for Builder {
@@ -59,7 +56,6 @@ impl Default for Builder {
             profile: None,
             role: None,
             credentials_timeout: Duration::from_secs(10),
-            http_client: None,
             time_source: None,
             max_lifetime: Some(Duration::from_secs(14 * 60)),
             validate_after: Duration::from_secs(1),
@@ -89,8 +85,7 @@ impl Builder {
     /// The AWS region that the database is in (`region_name` in the connection string).
     ///
     /// Defaults to the one in the host name; then AWS_REGION, AWS_DEFAULT_REGION or the profile's.
-    #[doc(alias = "region_name")]
-    pub fn region(mut self, region: impl Into<String>) -> Self {
+    pub fn region_name(mut self, region: impl Into<String>) -> Self {
         self.own.region_name = Some(region.into());
         self
     }
@@ -121,16 +116,6 @@ impl Builder {
     /// metadata, in this order.
     pub fn credentials_provider(mut self, provider: impl ProvideCredentials + 'static) -> Self {
         self.origin = Origin::Provider(SharedCredentialsProvider::new(provider));
-        self
-    }
-
-    /// Takes the credentials of another manager, cache included: one source call serves both.
-    ///
-    /// Managers that take theirs from AWS configuration by the same settings and in the same region
-    /// share a cache without being told, unless they have a [`time_source`](Self::time_source) or
-    /// [`http_client`](Self::http_client) of their own.
-    pub fn credentials_of(mut self, manager: &RdsConnectionManager) -> Self {
-        self.origin = Origin::Manager(manager.clone());
         self
     }
 
@@ -205,16 +190,6 @@ impl Builder {
         self
     }
 
-    /// The client by which AWS configuration is asked over http and https, as the AWS SDK's own
-    /// (`aws-smithy-http-client`).
-    ///
-    /// Defaults to one on native-tls, the TLS library of this system, that goes through
-    /// HTTPS_PROXY, less NO_PROXY. Only a proxy `http://` can be used.
-    pub fn http_client(mut self, client: impl HttpClient + 'static) -> Self {
-        self.http_client = Some(SharedHttpClient::new(client));
-        self
-    }
-
     /// The clock that tokens are signed by, and that tells when credentials end: for tests.
     ///
     /// Defaults to the system's.
@@ -282,14 +257,6 @@ impl Builder {
                     "profile and assume_role are for AWS configuration; leave out the other source of credentials",
                 );
             }
-            Origin::Manager(manager) => {
-                return match &*manager.login {
-                    Login::Iam(iam) => Ok(iam.credentials.clone()),
-                    Login::Password { .. } => invalid(
-                        "the manager given to credentials_of has no credentials, for it has rds_iam_auth=false; give another",
-                    ),
-                };
-            }
             Origin::Provider(provider) => Source::Given(provider),
         };
         let time_source = self.time_source.unwrap_or_default();
@@ -304,10 +271,10 @@ impl Builder {
             );
         }
         let configured = Configured { profile: self.profile, role: self.role, region };
-        if self.http_client.is_none() && self.time_source.is_none() {
+        if self.time_source.is_none() {
             return Ok(CredentialsCache::shared(&configured, self.credentials_timeout));
         }
-        let source = Source::Configured(configured, self.http_client.unwrap_or_else(https::client));
+        let source = Source::Configured(configured, https::client());
         let time_source = self.time_source.unwrap_or_default();
         Ok(Arc::new(CredentialsCache::new(source, self.credentials_timeout, time_source)))
     }

@@ -9,7 +9,7 @@ use crate::conninfo::Given;
 use crate::conninfo::libpq;
 use crate::libpq_login;
 use crate::local;
-use crate::token::Endpoint;
+use crate::token::{Endpoint, HostKind, HostName};
 use aws_credential_types::Credentials;
 
 /// What libpq reads in a string.
@@ -49,4 +49,12 @@ pub fn is_admitted(
     now: SystemTime,
 ) -> bool {
     local::judge(token, user, endpoint, std::slice::from_ref(key_pair), now).is_ok()
+}
+
+/// A host name as a token names it, and its region; the region can be missing only where the last
+/// value is `true`.
+pub fn host_name(host: &str) -> Option<(String, Option<String>, bool)> {
+    let name = HostName::parse(host).ok()?;
+    let may_lack_region = matches!(name.kind(), HostKind::GlobalWriter | HostKind::Other);
+    Some((name.as_str().to_owned(), name.region().map(str::to_owned), may_lack_region))
 }

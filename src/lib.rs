@@ -37,7 +37,7 @@
 //!   say;
 //! - [`Pool`], r2d2's pool, which tells each waiter why there is no connection;
 //! - [`PerThread`], Django's persistent connection per thread, on the same manager;
-//! - [`Endpoint`], what a token is signed for, and [`HostName`], what AWS's host names tell;
+//! - [`Endpoint`], what a token is signed for,
 //! - [`LibpqLogin`], what another program on libpq needs to log in as we do;
 //! - [`AuthToken`] and [`presign`], the token by itself: pure and local;
 //! - [`Stats`], what a manager has counted, and [`PoolLog`], what its pool has to say;
@@ -193,6 +193,7 @@
 // docs.rs says of each item which feature it is of.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod aws;
 mod builder;
 mod connection;
 mod conninfo;
@@ -216,16 +217,16 @@ mod pool;
 mod stats;
 mod token;
 
-pub use aws_credential_types::Credentials;
+pub use aws::Credentials;
 pub use r2d2;
 
 pub use builder::Builder;
 pub use error::{Error, Retirement};
 pub use libpq_login::LibpqLogin;
 pub use manager::RdsConnectionManager;
-pub use pool::{PerThread, PerThreadConnection, PerThreadError, Pool, PoolLog};
+pub use pool::{PerThread, PerThreadConnection, Pool, PoolLog};
 pub use stats::{LoginFailure, Stats};
-pub use token::{AuthToken, Endpoint, HostKind, HostName, presign};
+pub use token::{AuthToken, Endpoint, presign};
 
 /// The README's examples are tests, too.
 #[cfg(doctest)]

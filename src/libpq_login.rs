@@ -145,7 +145,7 @@ impl LibpqLogin {
 
     /// The variables that would overrule ours, to be removed from the environment. (libpq has read
     /// what they say.)
-    pub fn overruling_variables(&self) -> &'static [&'static str] {
+    pub fn overruling_variables() -> &'static [&'static str] {
         &["PGSERVICE", "PGSERVICEFILE", "PGHOSTADDR", "PGPASSWORD", "PGPASSFILE"]
     }
 

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use r2d2::ManageConnection;
 
 use crate::builder::Builder;
-use crate::connection::{Fate, Session};
+use crate::connection::{Fate, Record};
 use crate::conninfo::{IS_READ_WRITE, invalid};
 use crate::error::{Error, Retirement};
 use crate::login::Login;
@@ -208,7 +208,7 @@ impl ManageConnection for RdsConnectionManager {
             .inspect_err(|error| self.attempts.failed(error, Instant::now()))?;
         self.attempts.succeeded();
         let counters = self.counters.clone();
-        Session::start(
+        Record::start(
             &mut connection,
             Instant::now(),
             self.max_lifetime,
@@ -223,8 +223,8 @@ impl ManageConnection for RdsConnectionManager {
     /// look at its socket.
     fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
         let last_closed = *self.last_closed.lock();
-        let fate = |it: &mut Session| it.fate(Instant::now(), self.validate_after, last_closed);
-        let valid = match Session::of(connection).map_or(Fate::Ask, fate) {
+        let fate = |it: &mut Record| it.fate(Instant::now(), self.validate_after, last_closed);
+        let valid = match Record::of(connection).map_or(Fate::Ask, fate) {
             Fate::Retire(reason) => Err(Error::Retired { reason }),
             Fate::Ask => self.ask(connection),
             Fate::Use => self.look(connection),
@@ -253,7 +253,7 @@ impl RdsConnectionManager {
     }
 
     fn why_broken(&self, connection: &mut PgConnection) -> Option<Retirement> {
-        let session = Session::of(connection);
+        let session = Record::of(connection);
         self.note_closed(session.as_ref().is_some_and(|session| session.is_closed()));
         let known = session.and_then(|session| session.retirement(Instant::now()));
         let panics = || std::thread::panicking().then_some(Retirement::Panic);
@@ -264,7 +264,7 @@ impl RdsConnectionManager {
     /// asked: a notification that nobody told us to expect can have an end of the connection behind
     /// it.
     fn look(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        self.counters.looked();
+        self.counters.peeked();
         let found =
             look_at_socket(connection).inspect_err(|_| retire(connection, Retirement::Closed))?;
         if found { self.ask(connection) } else { Ok(()) }
@@ -272,11 +272,11 @@ impl RdsConnectionManager {
 
     /// One round trip, and a second one if it matters whether the server still is the primary.
     fn ask(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        self.counters.asked();
+        self.counters.pinged();
         let answer = self.answer(connection);
         match &answer {
             Ok(()) => {
-                if let Some(session) = Session::of(connection) {
+                if let Some(session) = Record::of(connection) {
                     session.found_sound();
                 }
             }
@@ -291,7 +291,7 @@ impl RdsConnectionManager {
         // Not diesel's ping, which is a prepared statement: that never ends on a connection that
         // was left in a COPY.
         connection.batch_execute("SELECT 1").map_err(failed)?;
-        let met_read_only = Session::of(connection).is_some_and(|session| session.met_read_only());
+        let met_read_only = Record::of(connection).is_some_and(|session| session.met_read_only());
         if let Some(query) = self.role_check(met_read_only)
             && !diesel::dsl::sql::<Bool>(query).get_result(connection).map_err(failed)?
         {
@@ -321,7 +321,7 @@ fn look_at_socket(connection: &mut PgConnection) -> Result<bool, Error> {
 
 /// Notes down why it will be closed.
 fn retire(connection: &mut PgConnection, reason: Retirement) {
-    if let Some(session) = Session::of(connection) {
+    if let Some(session) = Record::of(connection) {
         session.retire(reason);
     }
 }

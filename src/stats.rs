@@ -18,7 +18,7 @@ use crate::error::{Error, Retirement};
 /// let stats = manager.stats();
 /// println!("# TYPE logins_failed_total counter");
 /// for (cause, count) in &stats.failed_logins {
-///     println!("logins_failed_total{{cause=\"{}\"}} {count}", cause.label());
+///     println!("logins_failed_total{{cause=\"{}\"}} {count}", cause.as_str());
 /// }
 /// # assert_eq!(stats.failed_logins.values().sum::<u64>(), 0);
 /// # Ok::<(), diesel_rds_iam::Error>(())
@@ -40,10 +40,10 @@ pub struct Stats {
     pub retirements: BTreeMap<Retirement, u64>,
     /// Checkouts that made a round trip to ask the server. (So does the end of a
     /// [`PerThread`](crate::PerThread)'s unit of work after an error.)
-    pub checkouts_asked: u64,
+    pub checkouts_pinged: u64,
     /// Checkouts that only looked at the socket. With r2d2's `test_on_check_out(false)`, and in a
     /// [`PerThread`](crate::PerThread) without it, checkouts do neither.
-    pub checkouts_looked: u64,
+    pub checkouts_peeked: u64,
 }
 
 /// Why a login failed, as far as an alarm has to know. The [`Error`] tells the rest.
@@ -82,7 +82,7 @@ impl LoginFailure {
     ];
 
     /// A name for metrics: `refused_token`.
-    pub fn label(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             LoginFailure::Credentials => "credentials",
             LoginFailure::Unreachable => "unreachable",
@@ -103,8 +103,8 @@ pub(crate) struct Counters {
     logins: AtomicU64,
     failed_logins: [AtomicU64; LoginFailure::ALL.len()],
     retirements: [AtomicU64; Retirement::ALL.len()],
-    checkouts_asked: AtomicU64,
-    checkouts_looked: AtomicU64,
+    checkouts_pinged: AtomicU64,
+    checkouts_peeked: AtomicU64,
 }
 
 impl Counters {
@@ -119,12 +119,12 @@ impl Counters {
         add_one(&self.retirements[reason as usize]);
     }
 
-    pub(crate) fn asked(&self) {
-        add_one(&self.checkouts_asked);
+    pub(crate) fn pinged(&self) {
+        add_one(&self.checkouts_pinged);
     }
 
-    pub(crate) fn looked(&self) {
-        add_one(&self.checkouts_looked);
+    pub(crate) fn peeked(&self) {
+        add_one(&self.checkouts_peeked);
     }
 
     /// With what the credentials have counted: answers, and failed ones among them.
@@ -141,8 +141,8 @@ impl Counters {
                 .into_iter()
                 .zip(self.retirements.iter().map(read))
                 .collect(),
-            checkouts_asked: read(&self.checkouts_asked),
-            checkouts_looked: read(&self.checkouts_looked),
+            checkouts_pinged: read(&self.checkouts_pinged),
+            checkouts_peeked: read(&self.checkouts_peeked),
         }
     }
 }
@@ -177,8 +177,8 @@ mod tests {
 
     #[test]
     fn labels_are_fit_for_metrics_and_differ() {
-        let mut labels: Vec<_> = LoginFailure::ALL.iter().map(|cause| cause.label()).collect();
-        labels.extend(Retirement::ALL.iter().map(|reason| reason.label()));
+        let mut labels: Vec<_> = LoginFailure::ALL.iter().map(|cause| cause.as_str()).collect();
+        labels.extend(Retirement::ALL.iter().map(|reason| reason.as_str()));
         assert!(
             labels.iter().all(|label| label.chars().all(|c| c.is_ascii_lowercase() || c == '_')),
             "{labels:?}"

@@ -48,7 +48,7 @@ impl Database {
     pub(crate) fn builder(&self) -> diesel_rds_iam::Builder {
         let mut builder = RdsConnectionManager::builder();
         if let Some(region) = &self.region {
-            builder = builder.region(region);
+            builder = builder.region_name(region);
         }
         if let Some(host) = &self.iam_host {
             builder = builder.iam_host(host);

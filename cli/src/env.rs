@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use diesel_rds_iam::LibpqLogin;
 
 use crate::database::Database;
 use crate::{Failure, Outcome};
@@ -56,7 +57,7 @@ impl Env {
         );
         let is_set = |name: &&&str| variables.iter().all(|(set, _)| set != **name);
         let removed: Vec<&str> =
-            login.overruling_variables().iter().filter(is_set).copied().collect();
+            LibpqLogin::overruling_variables().iter().filter(is_set).copied().collect();
         writeln!(io::stdout(), "{}", self.format.assignments(&variables, &removed))?;
         Ok(ExitCode::SUCCESS)
     }

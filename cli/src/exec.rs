@@ -71,7 +71,7 @@ impl Exec {
     fn command(&self, login: &LibpqLogin) -> Result<Command, Failure> {
         let mut command = Command::new(&self.command[0]);
         command.args(&self.command[1..]);
-        login.overruling_variables().iter().for_each(|name| {
+        LibpqLogin::overruling_variables().iter().for_each(|name| {
             command.env_remove(name);
         });
         command.envs(login.variables());

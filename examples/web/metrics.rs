@@ -17,9 +17,9 @@ fn text(stats: &Stats, pool: &Pool) -> String {
     let state = pool.state();
     let in_use = state.connections - state.idle_connections;
     let states = [("in_use", in_use.into()), ("idle", state.idle_connections.into())];
-    let checkouts = [("asked", stats.checkouts_asked), ("looked", stats.checkouts_looked)];
-    let causes = stats.failed_logins.iter().map(|(cause, count)| (cause.label(), *count));
-    let reasons = stats.retirements.iter().map(|(reason, count)| (reason.label(), *count));
+    let checkouts = [("pinged", stats.checkouts_pinged), ("peeked", stats.checkouts_peeked)];
+    let causes = stats.failed_logins.iter().map(|(cause, count)| (cause.as_str(), *count));
+    let reasons = stats.retirements.iter().map(|(reason, count)| (reason.as_str(), *count));
     let families = [
         family("logins_total", "Logins tried, failed ones included.", one(stats.logins)),
         family("failed_logins_total", "Logins that failed.", labelled("cause", causes)),

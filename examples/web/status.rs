@@ -24,7 +24,7 @@ pub(crate) async fn status(State(app): State<App>) -> Html<String> {
             (number("logins", stats.logins))
             (number("retired", stats.retirements.values().sum::<u64>()))
         }
-        @if let Some(max_lifetime) = app.pool.max_lifetime() {
+        @if let Some(max_lifetime) = app.pool.as_ref().max_lifetime() {
             (picture(&connections, size as usize, max_lifetime))
             p.small {
                 "A connection ends in the last tenth of its max_lifetime, so that not all end at once. One that nobody "
@@ -54,7 +54,7 @@ fn of_stats(stats: &Stats) -> Markup {
     let mut logins = rows(&[("tried", stats.logins), ("failed", failed)]);
     let causes = stats.failed_logins.iter().filter(|(_, count)| **count > 0);
     logins.extend(
-        causes.map(|(cause, count)| (format!("failed: {}", cause.label()), count.to_string())),
+        causes.map(|(cause, count)| (format!("failed: {}", cause.as_str()), count.to_string())),
     );
     let retirements =
         stats.retirements.iter().map(|(reason, count)| (reason.to_string(), count.to_string()));
@@ -63,7 +63,7 @@ fn of_stats(stats: &Stats) -> Markup {
         (table("Logins", &logins))
         (table("Credentials", &rows(&[("refreshes", stats.refreshes), ("failed", stats.failed_refreshes)])))
         (table("Checkouts", &rows(&[
-            ("asked the server", stats.checkouts_asked), ("looked at the socket", stats.checkouts_looked)
+            ("asked the server", stats.checkouts_pinged), ("looked at the socket", stats.checkouts_peeked)
         ])))
     }
 }

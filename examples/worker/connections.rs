@@ -8,7 +8,7 @@ use crate::Failure;
 /// Each thread is busy with a connection nearly all of the time, so a pool has nothing to share: it
 /// is here to show that the same code runs on both.
 pub(crate) enum Connections {
-    PerThread(PerThread<RdsConnectionManager>),
+    PerThread(PerThread),
     Pool(Pool),
 }
 

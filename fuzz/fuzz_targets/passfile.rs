@@ -6,8 +6,7 @@ use std::fs;
 use std::ptr;
 use std::sync::LazyLock;
 
-use diesel_rds_iam::HostName;
-use diesel_rds_iam::fuzzing::passfile_line;
+use diesel_rds_iam::fuzzing::{host_name, passfile_line};
 use libfuzzer_sys::fuzz_target;
 use pq_sys::{PQconnectStartParams, PQfinish, PQpass};
 use tempfile::NamedTempFile;
@@ -26,8 +25,8 @@ struct Entry<'a> {
 fn entry(line: &str) -> Option<Entry<'_>> {
     let parts: Vec<&str> = line.splitn(3, '|').collect();
     let [host, port, password] = parts[..] else { return None };
-    let (port, name) = (port.parse().ok()?, HostName::parse(host).ok()?);
-    let fits = port > 0 && name.as_str() == host && !password.contains(char::is_control);
+    let (port, name) = (port.parse().ok()?, host_name(host)?);
+    let fits = port > 0 && name.0 == host && !password.contains(char::is_control);
     fits.then_some(Entry { host, port, password })
 }
 

@@ -18,7 +18,7 @@ use crate::stats::Counters;
 /// default one.
 ///
 /// A user who sets an instrumentation of their own replaces it: then nothing is known.
-pub(crate) struct Session {
+pub(crate) struct Record {
     ends: Option<Instant>,
     last_use: Instant,
     condition: Condition,
@@ -54,7 +54,7 @@ pub(crate) enum Fate {
     Retire(Retirement),
 }
 
-impl Session {
+impl Record {
     /// Notes down a connection that was made `now`. `jitter`, from 0 to 1, takes up to a tenth off
     /// its life, so that a pool does not reconnect all at once.
     pub(crate) fn start(
@@ -67,7 +67,7 @@ impl Session {
         let life = max_lifetime.map(|lifetime| lifetime - lifetime.mul_f64(0.1 * jitter));
         // A life that is longer than time itself has no end.
         let ends = life.and_then(|life| now.checked_add(life));
-        connection.set_instrumentation(Session::new(
+        connection.set_instrumentation(Record::new(
             now,
             ends,
             get_default_instrumentation(),
@@ -80,8 +80,8 @@ impl Session {
         ends: Option<Instant>,
         wrapped: Option<Box<dyn Instrumentation>>,
         counters: Arc<Counters>,
-    ) -> Session {
-        Session {
+    ) -> Record {
+        Record {
             ends,
             last_use: now,
             condition: Condition::Sound,
@@ -105,7 +105,7 @@ impl Session {
     }
 
     /// What is known of this connection; none when its instrumentation is the user's own.
-    pub(crate) fn of(connection: &mut PgConnection) -> Option<&mut Session> {
+    pub(crate) fn of(connection: &mut PgConnection) -> Option<&mut Record> {
         connection.instrumentation().downcast_mut()
     }
 
@@ -223,13 +223,13 @@ fn judge(error: &QueryError, in_transaction: bool) -> Condition {
 }
 
 /// The connection goes, and takes this along.
-impl Drop for Session {
+impl Drop for Record {
     fn drop(&mut self) {
         self.counters.retirement(self.retirement(Instant::now()).unwrap_or(Retirement::Released));
     }
 }
 
-impl Instrumentation for Session {
+impl Instrumentation for Record {
     fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
         match &event {
             InstrumentationEvent::StartQuery { query, .. } => {
@@ -276,8 +276,8 @@ fn words(query: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    fn session(now: Instant, max_lifetime: Option<Duration>) -> Session {
-        Session::new(now, max_lifetime.map(|lifetime| now + lifetime), None, Arc::default())
+    fn session(now: Instant, max_lifetime: Option<Duration>) -> Record {
+        Record::new(now, max_lifetime.map(|lifetime| now + lifetime), None, Arc::default())
     }
 
     fn failed(kind: Kind) -> QueryError {

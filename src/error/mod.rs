@@ -21,6 +21,26 @@ use crate::stats::LoginFailure as Failure;
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A setting that is not part of a connection string cannot be used: one of a builder, or of
+    /// [`Endpoint::new`](crate::Endpoint::new).
+    #[error("invalid configuration: {0}")]
+    Config(String),
+
+    /// A guard of this thread is still alive. A second connection would not see what the first one
+    /// has not committed, and could wait for its locks without end.
+    #[error(
+        "this thread's connection is in use; drop the first guard, or pass on a reference to its connection"
+    )]
+    InUse,
+
+    /// The thread is ending and has closed its connections.
+    #[error("this thread is ending; use the connection before its thread-locals are dropped")]
+    ThreadEnding,
+
+    /// A query failed. Made by `?` from diesel's own error.
+    #[error("the query failed: {}", one_line(.0))]
+    Query(#[from] diesel::result::Error),
+
     /// The connection string, an environment variable that completes it, or a setting of the
     /// [`Builder`](crate::Builder) cannot be used. Nothing was dialled.
     #[error("unusable connection string: {0}")]
@@ -28,7 +48,7 @@ pub enum Error {
 
     /// Nothing tells the region that a token has to be signed for.
     #[error(
-        "no AWS region for {host}: {reason}; set region_name= in the connection string, or Builder::region"
+        "no AWS region for {host}: {reason}; set region_name= in the connection string, or Builder::region_name"
     )]
     Region {
         /// The host that a token was to be signed for.

@@ -37,7 +37,7 @@ impl Retirement {
     ];
 
     /// A name for metrics: `failed_check`.
-    pub fn label(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Retirement::Age => "age",
             Retirement::Closed => "closed",

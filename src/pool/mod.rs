@@ -4,9 +4,8 @@ mod log;
 mod per_thread;
 
 pub use log::PoolLog;
-pub use per_thread::{PerThread, PerThreadConnection, PerThreadError};
+pub use per_thread::{PerThread, PerThreadConnection};
 
-use std::ops::Deref;
 use std::time::Duration;
 
 use r2d2::PooledConnection;
@@ -58,6 +57,28 @@ impl Pool {
         self.pool.get_timeout(timeout).map_err(|source| self.explained(source))
     }
 
+    /// Takes a connection out of the pool if one is idle.
+    ///
+    /// Returns `None` without waiting if there is none.
+    pub fn try_get(&self) -> Option<PooledConnection<RdsConnectionManager>> {
+        self.pool.try_get()
+    }
+
+    /// How many connections there are, and how many of them are idle.
+    pub fn state(&self) -> r2d2::State {
+        self.pool.state()
+    }
+
+    /// The maximum number of connections.
+    pub fn max_size(&self) -> u32 {
+        self.pool.max_size()
+    }
+
+    /// The manager of this pool.
+    pub fn manager(&self) -> &RdsConnectionManager {
+        &self.manager
+    }
+
     fn explained(&self, source: r2d2::Error) -> Error {
         let (made, most) = (self.pool.state().connections, self.pool.max_size());
         let reason = if made >= most {
@@ -78,10 +99,9 @@ fn told(error: &r2d2::Error) -> Option<String> {
     error.to_string().strip_prefix("timed out waiting for connection: ").map(str::to_owned)
 }
 
-impl Deref for Pool {
-    type Target = r2d2::Pool<RdsConnectionManager>;
-
-    fn deref(&self) -> &Self::Target {
+/// For what only r2d2's own type has.
+impl AsRef<r2d2::Pool<RdsConnectionManager>> for Pool {
+    fn as_ref(&self) -> &r2d2::Pool<RdsConnectionManager> {
         &self.pool
     }
 }

@@ -11,20 +11,22 @@ use std::time::{Duration, Instant};
 use diesel::PgConnection;
 use r2d2::ManageConnection;
 
-use crate::connection::Session;
-use crate::error::Retirement;
+use crate::connection::Record;
+use crate::error::{Error, Retirement};
+use crate::manager::RdsConnectionManager;
 
-/// One persistent connection per thread, as Django keeps them: for workers with a thread each.
+/// One persistent connection per thread, as in Django: for workers with their own threads.
 ///
-/// [`get`](Self::get) begins a unit of work, a request or a job, on this thread's connection;
-/// dropping its guard ends it. Age and errors are looked at there and never in between. Each thread
-/// connects at its first `get` and has its connection to itself; it is closed when the thread ends.
+/// [`get`](Self::get) starts a unit of work (a request, a job) on this thread's connection, and
+/// returns a guard. Dropping the guard ends the unit of work. Age and errors of the connection are
+/// checked only at these two points. Each thread connects at its first `get`. Its connection is
+/// closed when the thread ends.
 ///
 /// ```no_run
 /// use diesel::prelude::*;
 /// use diesel_rds_iam::{PerThread, RdsConnectionManager};
 ///
-/// let connections = PerThread::new(RdsConnectionManager::from_env()?).test_on_check_out(true);
+/// let connections = PerThread::new(RdsConnectionManager::from_env()?);
 /// std::thread::scope(|scope| {
 ///     for _ in 0..4 {
 ///         scope.spawn(|| {
@@ -36,285 +38,311 @@ use crate::error::Retirement;
 /// # Ok::<(), diesel_rds_iam::Error>(())
 /// ```
 ///
-/// It differs from Django's where Rust does: the guard is the unit of work, so there are no signals
-/// to connect, and the connection is made by `get` itself, since what asks for a guard is about to
-/// use it.
+/// Two things differ from Django. The guard is the unit of work, so there are no signals to
+/// connect. `get` itself connects, because a caller that asks for a guard is about to use it.
 #[must_use]
-pub struct PerThread<M: ManageConnection> {
-    manager: M,
-    max_lifetime: Option<Duration>,
-    test_on_check_out: bool,
-    /// Who we are among the owners of a thread's connections; gone with us.
-    identity: Arc<()>,
-}
+pub struct PerThread(Connections<RdsConnectionManager>);
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PerThreadError<E: std::error::Error + 'static> {
-    /// A guard of this thread is still alive. A second connection would not see what the first has
-    /// not committed, and could wait for its locks for ever.
-    #[error(
-        "this thread's connection is in use; drop the first guard, or hand on a reference to the connection"
-    )]
-    InUse,
-    /// The thread is ending, and has closed its connections: this is the drop of some other
-    /// thread-local.
-    #[error("this thread is ending; use the connection before its thread-locals are dropped")]
-    ThreadEnding,
-    /// The manager could not connect.
-    #[error("{0}")]
-    Connect(#[source] E),
-}
-
-impl<M: ManageConnection> PerThread<M> {
-    /// Connections of this manager, none of which is made yet.
-    pub fn new(manager: M) -> PerThread<M> {
-        PerThread {
-            manager,
-            max_lifetime: None,
-            test_on_check_out: false,
-            identity: Arc::default(),
-        }
+impl PerThread {
+    /// Creates the connections of this manager. Nothing is dialled yet.
+    pub fn new(manager: RdsConnectionManager) -> PerThread {
+        PerThread(Connections::new(manager))
     }
 
-    /// How old a connection may become; past it, it is closed at the end of the unit of work, or at
-    /// the start of the next one. Zero closes it at the end of each.
+    /// The maximum age of a connection. A connection past it is closed at the end of the unit of
+    /// work, or at the start of the next one. `Some(Duration::ZERO)` closes the connection at the
+    /// end of each unit of work.
     ///
-    /// Defaults to none: what the manager says of age
-    /// ([`Builder::max_lifetime`](crate::Builder::max_lifetime)) holds.
+    /// Defaults to `None`: only [`Builder::max_lifetime`](crate::Builder::max_lifetime) applies.
     #[doc(alias = "CONN_MAX_AGE")]
     pub fn max_lifetime(mut self, max_lifetime: Option<Duration>) -> Self {
-        self.max_lifetime = max_lifetime;
+        self.0.max_lifetime = max_lifetime;
         self
     }
 
-    /// Whether to ask the manager at the start of each unit of work if the connection is still
-    /// valid; one that is not is replaced. A new connection is not asked about.
+    /// Whether `get` checks that the connection is still valid, and replaces it if it is not. A
+    /// new connection is not checked.
     ///
-    /// Defaults to `false`.
+    /// Defaults to `true`.
     #[doc(alias = "CONN_HEALTH_CHECKS")]
     pub fn test_on_check_out(mut self, test_on_check_out: bool) -> Self {
-        self.test_on_check_out = test_on_check_out;
+        self.0.test_on_check_out = test_on_check_out;
         self
     }
 
-    /// Begins a unit of work on this thread's connection, and connects if there is none.
+    /// Starts a unit of work on this thread's connection. Connects if there is none.
     ///
     /// # Errors
-    /// [`PerThreadError::InUse`] while another guard of this thread is alive,
-    /// [`PerThreadError::Connect`] when a new connection is needed and cannot be made.
-    pub fn get(&self) -> Result<PerThreadConnection<'_, M>, PerThreadError<M::Error>> {
-        let (seat, kept) = match Seat::take(&self.identity) {
-            Taken::Free(seat, kept) => (seat, kept),
-            Taken::InUse => return Err(PerThreadError::InUse),
-            Taken::Gone => return Err(PerThreadError::ThreadEnding),
-        };
-        let kept = kept.and_then(|kept| kept.downcast::<Kept<M::Connection>>().ok());
-        let kept = match kept.and_then(|kept| self.still_good(*kept)) {
-            Some(kept) => kept,
-            None => self.connect().map_err(PerThreadError::Connect)?,
-        };
-        Ok(PerThreadConnection { per_thread: self, kept: Some(kept), seat })
+    /// - [`Error::InUse`] while another guard of this thread is alive.
+    /// - [`Error::ThreadEnding`] in the destructor of a thread-local.
+    /// - The errors of [`connect`](ManageConnection::connect) if a new connection is needed.
+    pub fn get(&self) -> Result<PerThreadConnection<'_>, Error> {
+        self.0.get().map(PerThreadConnection)
     }
 
-    /// Closes this thread's connection, if it has one that is not in use.
+    /// Closes this thread's connection, unless it is in use.
     pub fn close(&self) {
-        drop(Seat::take(&self.identity));
-    }
-
-    fn connect(&self) -> Result<Kept<M::Connection>, M::Error> {
-        // Fixed before dialling: a login that takes long makes nobody live longer.
-        let ends = self.max_lifetime.and_then(|lifetime| Instant::now().checked_add(lifetime));
-        let mut connection = self.manager.connect()?;
-        // The manager's own end of it, which a user's instrumentation would make it forget.
-        let managers = session_of(&mut connection).and_then(|session| session.ends());
-        Ok(Kept { connection, ends: [ends, managers].into_iter().flatten().min() })
-    }
-
-    /// The start of a unit of work.
-    fn still_good(&self, mut kept: Kept<M::Connection>) -> Option<Kept<M::Connection>> {
-        let ended = kept.has_ended() || self.manager.has_broken(&mut kept.connection);
-        let good = !ended
-            && (!self.test_on_check_out || self.manager.is_valid(&mut kept.connection).is_ok());
-        good.then_some(kept)
-    }
-
-    /// The end of a unit of work. After an error a connection is kept only if it proves usable.
-    fn worth_keeping(&self, mut kept: Kept<M::Connection>) -> Option<Kept<M::Connection>> {
-        let ended = kept.has_ended()
-            || self.manager.has_broken(&mut kept.connection)
-            || std::thread::panicking();
-        let good = !ended
-            && (!is_doubtful(&mut kept.connection)
-                || self.manager.is_valid(&mut kept.connection).is_ok());
-        good.then_some(kept)
+        self.0.close();
     }
 }
 
-/// Closes this thread's connection. Those of other threads are closed at their next `get` of any
-/// `PerThread`, or when they end.
-impl<M: ManageConnection> Drop for PerThread<M> {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-impl<M: ManageConnection> fmt::Debug for PerThread<M> {
+impl fmt::Debug for PerThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PerThread")
-            .field("max_lifetime", &self.max_lifetime)
-            .field("test_on_check_out", &self.test_on_check_out)
+            .field("max_lifetime", &self.0.max_lifetime)
+            .field("test_on_check_out", &self.0.test_on_check_out)
             .finish_non_exhaustive()
     }
 }
 
-/// Whether it saw an error. Only our own manager's connections tell; one of PostgreSQL that does
-/// not, for it has another instrumentation, has to be asked.
-fn is_doubtful(connection: &mut dyn Any) -> bool {
-    connection.is::<PgConnection>()
-        && session_of(connection).is_none_or(|session| session.is_suspect())
-}
-
-fn session_of(connection: &mut dyn Any) -> Option<&mut Session> {
-    connection.downcast_mut::<PgConnection>().and_then(Session::of)
-}
-
-/// A connection between two units of work.
-struct Kept<C> {
-    connection: C,
-    ends: Option<Instant>,
-}
-
-impl<C: 'static> Kept<C> {
-    fn has_ended(&mut self) -> bool {
-        let has_ended = self.ends.is_some_and(|end| end <= Instant::now());
-        if has_ended && let Some(session) = session_of(&mut self.connection) {
-            // Our own end can be before the manager's.
-            session.retire(Retirement::Age);
-        }
-        has_ended
-    }
-}
-
-/// This thread's connection, for one unit of work. It stays on its thread:
+/// This thread's connection, for one unit of work. It cannot be sent to another thread:
 ///
 /// ```compile_fail,E0277
-/// # use diesel_rds_iam::{PerThreadConnection, RdsConnectionManager};
-/// fn leaves(connection: PerThreadConnection<'static, RdsConnectionManager>) {
+/// # use diesel_rds_iam::PerThreadConnection;
+/// fn leaves(connection: PerThreadConnection<'static>) {
 ///     std::thread::spawn(move || drop(connection));
 /// }
 /// ```
-pub struct PerThreadConnection<'a, M: ManageConnection> {
-    per_thread: &'a PerThread<M>,
-    /// Taken only by the drop.
-    kept: Option<Kept<M::Connection>>,
-    seat: Seat,
-}
+pub struct PerThreadConnection<'a>(Guard<'a, RdsConnectionManager>);
 
-impl<M: ManageConnection> Deref for PerThreadConnection<'_, M> {
-    type Target = M::Connection;
+impl Deref for PerThreadConnection<'_> {
+    type Target = PgConnection;
 
-    #[expect(clippy::expect_used, reason = "only the drop takes the connection out")]
-    fn deref(&self) -> &M::Connection {
-        &self.kept.as_ref().expect("a guard has its connection").connection
+    fn deref(&self) -> &PgConnection {
+        self.0.connection()
     }
 }
 
-impl<M: ManageConnection> DerefMut for PerThreadConnection<'_, M> {
-    #[expect(clippy::expect_used, reason = "only the drop takes the connection out")]
-    fn deref_mut(&mut self) -> &mut M::Connection {
-        &mut self.kept.as_mut().expect("a guard has its connection").connection
+impl DerefMut for PerThreadConnection<'_> {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.0.connection_mut()
     }
 }
 
-impl<M: ManageConnection> Drop for PerThreadConnection<'_, M> {
-    fn drop(&mut self) {
-        if let Some(kept) = self.kept.take().and_then(|kept| self.per_thread.worth_keeping(kept)) {
-            self.seat.put_back(Box::new(kept));
-        }
-    }
-}
-
-impl<M: ManageConnection> fmt::Debug for PerThreadConnection<'_, M> {
+impl fmt::Debug for PerThreadConnection<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PerThreadConnection")
     }
 }
 
-thread_local! {
-    /// The standard library's, which drops them at the end of the thread: other crates' keep them
-    /// for the next thread.
-    static PLACES: RefCell<Vec<Place>> = const { RefCell::new(Vec::new()) };
+/// What [`PerThread`] needs of its manager. The unit tests have another implementation.
+trait Manager: 'static {
+    type Connection: 'static;
+
+    fn connect(&self) -> Result<Self::Connection, Error>;
+    fn is_valid(&self, connection: &mut Self::Connection) -> bool;
+    fn has_broken(&self, connection: &mut Self::Connection) -> bool;
+
+    /// When the manager itself will retire the connection.
+    fn ends(connection: &mut Self::Connection) -> Option<Instant>;
+    /// Records that the connection is closed for its age.
+    fn retire_for_age(connection: &mut Self::Connection);
+    /// Whether the connection had an error and was not pinged since.
+    fn is_suspect(connection: &mut Self::Connection) -> bool;
 }
 
-/// Where this thread keeps the connection of one [`PerThread`].
-struct Place {
-    owner: Weak<()>,
-    in_use: bool,
-    kept: Option<Box<dyn Any>>,
-}
+impl Manager for RdsConnectionManager {
+    type Connection = PgConnection;
 
-/// The right to use this thread's place, given back on drop.
-struct Seat {
-    owner: Weak<()>,
-    /// It means this thread's place, so it must not leave the thread.
-    _not_send: PhantomData<*const ()>,
-}
+    fn connect(&self) -> Result<PgConnection, Error> {
+        ManageConnection::connect(self)
+    }
 
-/// What comes of asking for this thread's place.
-enum Taken {
-    Free(Seat, Option<Box<dyn Any>>),
-    InUse,
-    /// The thread is ending, and its places have been dropped.
-    Gone,
-}
+    fn is_valid(&self, connection: &mut PgConnection) -> bool {
+        ManageConnection::is_valid(self, connection).is_ok()
+    }
 
-impl Seat {
-    /// Takes the place, with what is kept there.
-    fn take(owner: &Arc<()>) -> Taken {
-        let owner = Arc::downgrade(owner);
-        // Connections whose owners have gone are closed once the borrow has ended, for closing is
-        // foreign code.
-        let Ok((kept, _orphans)) = PLACES.try_with(|places| {
-            let mut places = places.borrow_mut();
-            let orphans: Vec<Place> =
-                places.extract_if(.., |place| place.owner.strong_count() == 0).collect();
-            let known = places.iter().position(|place| place.owner.ptr_eq(&owner));
-            let i = known.unwrap_or_else(|| {
-                places.push(Place { owner: owner.clone(), in_use: false, kept: None });
-                places.len() - 1
-            });
-            let was_in_use = std::mem::replace(&mut places[i].in_use, true);
-            ((!was_in_use).then(|| places[i].kept.take()), orphans)
-        }) else {
-            return Taken::Gone;
-        };
-        match kept {
-            Some(kept) => Taken::Free(Seat { owner, _not_send: PhantomData }, kept),
-            None => Taken::InUse,
+    fn has_broken(&self, connection: &mut PgConnection) -> bool {
+        ManageConnection::has_broken(self, connection)
+    }
+
+    fn ends(connection: &mut PgConnection) -> Option<Instant> {
+        Record::of(connection)?.ends()
+    }
+
+    fn retire_for_age(connection: &mut PgConnection) {
+        if let Some(record) = Record::of(connection) {
+            record.retire(Retirement::Age);
         }
     }
 
-    fn put_back(&self, kept: Box<dyn Any>) {
-        self.in_place(|place| place.kept = Some(kept));
+    /// A connection whose instrumentation was replaced has no record: it is always pinged.
+    fn is_suspect(connection: &mut PgConnection) -> bool {
+        Record::of(connection).is_none_or(|record| record.is_suspect())
+    }
+}
+
+struct Connections<M: Manager> {
+    manager: M,
+    max_lifetime: Option<Duration>,
+    test_on_check_out: bool,
+    /// Identifies this owner in the slots of a thread. A slot whose owner is gone is an orphan.
+    identity: Arc<()>,
+}
+
+impl<M: Manager> Connections<M> {
+    fn new(manager: M) -> Connections<M> {
+        Connections {
+            manager,
+            max_lifetime: None,
+            test_on_check_out: true,
+            identity: Arc::default(),
+        }
     }
 
-    /// Nothing to do when the thread is ending and its places have gone.
-    fn in_place(&self, change: impl FnOnce(&mut Place)) {
-        let _ = PLACES.try_with(|places| {
-            if let Some(place) =
-                places.borrow_mut().iter_mut().find(|place| place.owner.ptr_eq(&self.owner))
-            {
-                change(place);
+    fn get(&self) -> Result<Guard<'_, M>, Error> {
+        let (slot, kept) = Slot::take(&self.identity)?;
+        let kept = kept.and_then(|kept| kept.downcast::<Kept<M>>().ok());
+        let kept = match kept.and_then(|kept| self.usable_at_start(*kept)) {
+            Some(kept) => kept,
+            None => self.connect()?,
+        };
+        Ok(Guard { connections: self, kept: Some(kept), slot })
+    }
+
+    fn close(&self) {
+        drop(Slot::take(&self.identity));
+    }
+
+    fn connect(&self) -> Result<Kept<M>, Error> {
+        // Fixed before dialling: a slow login does not prolong the connection's life.
+        let ends = self.max_lifetime.and_then(|lifetime| Instant::now().checked_add(lifetime));
+        let mut connection = self.manager.connect()?;
+        // Read now, because a user's own instrumentation removes the manager's record.
+        let managers = M::ends(&mut connection);
+        Ok(Kept { connection, ends: [ends, managers].into_iter().flatten().min() })
+    }
+
+    fn usable_at_start(&self, mut kept: Kept<M>) -> Option<Kept<M>> {
+        let has_ended = kept.has_ended() || self.manager.has_broken(&mut kept.connection);
+        let is_usable =
+            !has_ended && (!self.test_on_check_out || self.manager.is_valid(&mut kept.connection));
+        is_usable.then_some(kept)
+    }
+
+    /// After an error a connection is kept only if a ping succeeds.
+    fn usable_at_end(&self, mut kept: Kept<M>) -> Option<Kept<M>> {
+        let has_ended = kept.has_ended()
+            || self.manager.has_broken(&mut kept.connection)
+            || std::thread::panicking();
+        let is_usable = !has_ended
+            && (!M::is_suspect(&mut kept.connection)
+                || self.manager.is_valid(&mut kept.connection));
+        is_usable.then_some(kept)
+    }
+}
+
+/// Closes this thread's connection. The connections of other threads are closed at their next
+/// `get` of any [`PerThread`], or when they end.
+impl<M: Manager> Drop for Connections<M> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A connection between two units of work.
+struct Kept<M: Manager> {
+    connection: M::Connection,
+    ends: Option<Instant>,
+}
+
+impl<M: Manager> Kept<M> {
+    fn has_ended(&mut self) -> bool {
+        let has_ended = self.ends.is_some_and(|end| end <= Instant::now());
+        if has_ended {
+            M::retire_for_age(&mut self.connection);
+        }
+        has_ended
+    }
+}
+
+struct Guard<'a, M: Manager> {
+    connections: &'a Connections<M>,
+    /// `None` only after the drop took it.
+    kept: Option<Kept<M>>,
+    slot: Slot,
+}
+
+impl<M: Manager> Guard<'_, M> {
+    #[expect(clippy::expect_used, reason = "only the drop takes the connection out")]
+    fn connection(&self) -> &M::Connection {
+        &self.kept.as_ref().expect("a guard has its connection").connection
+    }
+
+    #[expect(clippy::expect_used, reason = "only the drop takes the connection out")]
+    fn connection_mut(&mut self) -> &mut M::Connection {
+        &mut self.kept.as_mut().expect("a guard has its connection").connection
+    }
+}
+
+impl<M: Manager> Drop for Guard<'_, M> {
+    fn drop(&mut self) {
+        if let Some(kept) = self.kept.take().and_then(|kept| self.connections.usable_at_end(kept)) {
+            self.slot.put_back(Box::new(kept));
+        }
+    }
+}
+
+thread_local! {
+    /// std's thread-locals are dropped when the thread ends. Those of other crates are kept for
+    /// the next thread.
+    static SLOTS: RefCell<Vec<Stored>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What this thread stores for one owner.
+struct Stored {
+    owner: Weak<()>,
+    is_in_use: bool,
+    kept: Option<Box<dyn Any>>,
+}
+
+/// The right to use this thread's slot of one owner. The drop gives it back.
+struct Slot {
+    owner: Weak<()>,
+    /// The slot is this thread's, so the right must not leave the thread.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Slot {
+    /// Takes the slot, and what is stored there.
+    fn take(owner: &Arc<()>) -> Result<(Slot, Option<Box<dyn Any>>), Error> {
+        let owner = Arc::downgrade(owner);
+        // Orphans are dropped after the borrow ends, because closing a connection is foreign code.
+        let taken = SLOTS.try_with(|slots| {
+            let mut slots = slots.borrow_mut();
+            let orphans: Vec<Stored> =
+                slots.extract_if(.., |stored| stored.owner.strong_count() == 0).collect();
+            let known = slots.iter().position(|stored| stored.owner.ptr_eq(&owner));
+            let i = known.unwrap_or_else(|| {
+                slots.push(Stored { owner: owner.clone(), is_in_use: false, kept: None });
+                slots.len() - 1
+            });
+            let was_in_use = std::mem::replace(&mut slots[i].is_in_use, true);
+            let kept = if was_in_use { Err(Error::InUse) } else { Ok(slots[i].kept.take()) };
+            (kept, orphans)
+        });
+        let (kept, _orphans) = taken.map_err(|_| Error::ThreadEnding)?;
+        Ok((Slot { owner, _not_send: PhantomData }, kept?))
+    }
+
+    fn put_back(&self, kept: Box<dyn Any>) {
+        self.with_stored(|stored| stored.kept = Some(kept));
+    }
+
+    /// Does nothing if the thread is ending and its slots are gone.
+    fn with_stored(&self, change: impl FnOnce(&mut Stored)) {
+        let _ = SLOTS.try_with(|slots| {
+            let mut slots = slots.borrow_mut();
+            if let Some(stored) = slots.iter_mut().find(|stored| stored.owner.ptr_eq(&self.owner)) {
+                change(stored);
             }
         });
     }
 }
 
-impl Drop for Seat {
+impl Drop for Slot {
     fn drop(&mut self) {
-        self.in_place(|place| place.in_use = false);
+        self.with_stored(|stored| stored.is_in_use = false);
     }
 }
 
@@ -346,37 +374,54 @@ mod tests {
         }
     }
 
-    #[derive(Debug, thiserror::Error)]
-    #[error("told to")]
-    struct ToldTo;
-
-    impl ManageConnection for Told {
+    impl Manager for Told {
         type Connection = Number;
-        type Error = ToldTo;
 
-        fn connect(&self) -> Result<Number, ToldTo> {
+        fn connect(&self) -> Result<Number, Error> {
             if self.refuses.load(SeqCst) {
-                return Err(ToldTo);
+                return Err(Error::Config("told to".into()));
             }
             Ok(Number { number: self.made.fetch_add(1, SeqCst), closed: self.closed.clone() })
         }
 
-        fn is_valid(&self, _: &mut Number) -> Result<(), ToldTo> {
+        fn is_valid(&self, _: &mut Number) -> bool {
             self.checked.fetch_add(1, SeqCst);
-            if self.finds_invalid.load(SeqCst) { Err(ToldTo) } else { Ok(()) }
+            !self.finds_invalid.load(SeqCst)
         }
 
         fn has_broken(&self, _: &mut Number) -> bool {
             self.finds_broken.load(SeqCst)
         }
+
+        fn ends(_: &mut Number) -> Option<Instant> {
+            None
+        }
+
+        fn retire_for_age(_: &mut Number) {}
+
+        fn is_suspect(_: &mut Number) -> bool {
+            false
+        }
     }
 
-    fn number(connections: &PerThread<Told>) -> usize {
-        connections.get().unwrap().number
+    fn number(connections: &Connections<Told>) -> usize {
+        connections.get().unwrap().connection().number
     }
 
-    fn told() -> PerThread<Told> {
-        PerThread::new(Told::default())
+    fn told() -> Connections<Told> {
+        Connections::new(Told::default())
+    }
+
+    fn with_max_lifetime(max_lifetime: Option<Duration>) -> Connections<Told> {
+        let mut connections = told();
+        connections.max_lifetime = max_lifetime;
+        connections
+    }
+
+    fn without_checks() -> Connections<Told> {
+        let mut connections = told();
+        connections.test_on_check_out = false;
+        connections
     }
 
     fn count(counter: &AtomicUsize) -> usize {
@@ -407,22 +452,22 @@ mod tests {
     fn two_owners_on_one_thread_have_a_connection_each() {
         let (first, second) = (told(), told());
         let (one, other) = (first.get().unwrap(), second.get().unwrap());
-        assert_eq!((one.number, other.number), (0, 0));
+        assert_eq!((one.connection().number, other.connection().number), (0, 0));
     }
 
     #[test]
     fn health_checks_are_once_a_unit_and_not_for_a_new_connection() {
-        let connections = told().test_on_check_out(true);
+        let connections = told();
         assert_eq!(number(&connections), 0);
         assert_eq!(count(&connections.manager.checked), 0);
         let guard = connections.get().unwrap();
-        assert_eq!([guard.number, guard.number], [0, 0]);
+        assert_eq!([guard.connection().number, guard.connection().number], [0, 0]);
         assert_eq!(count(&connections.manager.checked), 1);
     }
 
     #[test]
     fn a_failed_health_check_replaces_the_connection() {
-        let connections = told().test_on_check_out(true);
+        let connections = told();
         assert_eq!(number(&connections), 0);
         connections.manager.finds_invalid.store(true, SeqCst);
         assert_eq!(number(&connections), 1);
@@ -431,7 +476,7 @@ mod tests {
 
     #[test]
     fn without_health_checks_nobody_is_asked() {
-        let connections = told();
+        let connections = without_checks();
         connections.manager.finds_invalid.store(true, SeqCst);
         assert_eq!([number(&connections), number(&connections)], [0, 0]);
         assert_eq!(count(&connections.manager.checked), 0);
@@ -457,22 +502,22 @@ mod tests {
 
     #[test]
     fn a_max_lifetime_of_zero_closes_after_each_unit_and_none_never() {
-        let connections = told().max_lifetime(Some(Duration::ZERO));
+        let connections = with_max_lifetime(Some(Duration::ZERO));
         assert_eq!([number(&connections), number(&connections)], [0, 1]);
         assert_eq!(count(&connections.manager.closed), 2);
-        let connections = told().max_lifetime(None);
+        let connections = with_max_lifetime(None);
         assert_eq!([number(&connections), number(&connections)], [0, 0]);
     }
 
     #[test]
     fn the_end_of_life_passes_in_the_middle_of_a_unit_and_counts_at_its_border() {
-        let connections = told().max_lifetime(Some(Duration::from_millis(20)));
+        let connections = with_max_lifetime(Some(Duration::from_millis(20)));
         let guard = connections.get().unwrap();
         let begun = Instant::now();
         while begun.elapsed() <= Duration::from_millis(20) {
             assert_eq!(count(&connections.manager.closed), 0);
         }
-        assert_eq!(guard.number, 0);
+        assert_eq!(guard.connection().number, 0);
         drop(guard);
         assert_eq!(count(&connections.manager.closed), 1);
     }
@@ -481,8 +526,8 @@ mod tests {
     fn a_second_guard_is_an_error_that_explains_itself() {
         let connections = told();
         let guard = connections.get().unwrap();
-        let error = connections.get().unwrap_err();
-        assert!(matches!(error, PerThreadError::InUse), "{error}");
+        let error = connections.get().err().unwrap();
+        assert!(matches!(error, Error::InUse), "{error}");
         assert!(error.to_string().contains("drop the first guard"), "{error}");
         connections.close();
         drop(guard);
@@ -493,7 +538,7 @@ mod tests {
     fn a_failed_connect_leaves_the_place_free() {
         let connections = told();
         connections.manager.refuses.store(true, SeqCst);
-        assert!(matches!(connections.get(), Err(PerThreadError::Connect(ToldTo))));
+        assert!(matches!(connections.get(), Err(Error::Config(_))));
         connections.manager.refuses.store(false, SeqCst);
         assert_eq!(number(&connections), 0);
     }
@@ -556,10 +601,10 @@ mod tests {
 
     #[test]
     fn a_get_in_the_drop_of_a_thread_local_is_an_error_and_no_abort() {
-        struct AtTheEnd(Arc<PerThread<Told>>, std::sync::mpsc::Sender<bool>);
+        struct AtTheEnd(Arc<Connections<Told>>, std::sync::mpsc::Sender<bool>);
         impl Drop for AtTheEnd {
             fn drop(&mut self) {
-                let _ = self.1.send(matches!(self.0.get(), Err(PerThreadError::ThreadEnding)));
+                let _ = self.1.send(matches!(self.0.get(), Err(Error::ThreadEnding)));
                 self.0.close();
             }
         }
@@ -578,7 +623,7 @@ mod tests {
 
     #[test]
     fn a_life_longer_than_time_has_no_end() {
-        let connections = told().max_lifetime(Some(Duration::MAX));
+        let connections = with_max_lifetime(Some(Duration::MAX));
         assert_eq!([number(&connections), number(&connections)], [0, 0]);
     }
 }

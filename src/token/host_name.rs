@@ -4,18 +4,8 @@ use crate::conninfo::invalid;
 use crate::error::Error;
 
 /// A host name, and what AWS's naming tells about it.
-///
-/// ```
-/// use diesel_rds_iam::{HostKind, HostName};
-///
-/// let name = HostName::parse("App.cluster-ro-abc123.eu-west-1.rds.amazonaws.com.")?;
-/// assert_eq!(name.as_str(), "app.cluster-ro-abc123.eu-west-1.rds.amazonaws.com");
-/// assert_eq!(name.kind(), HostKind::Reader);
-/// assert_eq!(name.region(), Some("eu-west-1"));
-/// # Ok::<(), diesel_rds_iam::Error>(())
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostName {
+pub(crate) struct HostName {
     name: String,
     kind: HostKind,
     region: Option<String>,
@@ -23,8 +13,7 @@ pub struct HostName {
 
 /// The kinds of endpoint that AWS's host names tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum HostKind {
+pub(crate) enum HostKind {
     /// One DB instance.
     Instance,
     /// The writer of a cluster (`cluster-`).
@@ -65,7 +54,7 @@ impl HostName {
     /// # Errors
     /// When `host` cannot be a host name: empty, longer than 253 bytes, or with other characters
     /// than ASCII letters, digits, `-`, `_` and `.`.
-    pub fn parse(host: &str) -> Result<HostName, Error> {
+    pub(crate) fn parse(host: &str) -> Result<HostName, Error> {
         let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let fits = |label: &str| {
             !label.is_empty()
@@ -81,17 +70,17 @@ impl HostName {
     }
 
     /// The name, in lower case and without a trailing dot.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.name
     }
 
     /// What kind of endpoint it is.
-    pub fn kind(&self) -> HostKind {
+    pub(crate) fn kind(&self) -> HostKind {
         self.kind
     }
 
     /// The region that it is in, where the name tells.
-    pub fn region(&self) -> Option<&str> {
+    pub(crate) fn region(&self) -> Option<&str> {
         self.region.as_deref()
     }
 }

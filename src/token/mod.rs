@@ -5,8 +5,7 @@ mod host_name;
 
 pub use endpoint::Endpoint;
 pub(crate) use endpoint::Service;
-pub(crate) use host_name::is_region;
-pub use host_name::{HostKind, HostName};
+pub(crate) use host_name::{HostKind, HostName, is_region};
 
 use std::fmt::{self, Write};
 use std::time::{Duration, SystemTime};

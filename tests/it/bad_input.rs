@@ -191,11 +191,11 @@ const AT_SIGN: &str = "an '@' stands in or after the host; percent-encode user a
 const WITHOUT_REGION: &[(&str, &str)] = &[
     (
         "postgres://app@db.example.com/app",
-        "no AWS region for db.example.com: the host name tells none, and neither AWS_REGION nor the AWS profile does; set region_name= in the connection string, or Builder::region",
+        "no AWS region for db.example.com: the host name tells none, and neither AWS_REGION nor the AWS profile does; set region_name= in the connection string, or Builder::region_name",
     ),
     (
         "postgres://app@my.global-abc123.global.rds.amazonaws.com/app",
-        "no AWS region for my.global-abc123.global.rds.amazonaws.com: the name of a global database carries none, and its writer can move; set region_name= in the connection string, or Builder::region",
+        "no AWS region for my.global-abc123.global.rds.amazonaws.com: the name of a global database carries none, and its writer can move; set region_name= in the connection string, or Builder::region_name",
     ),
 ];
 
@@ -238,12 +238,12 @@ fn a_user_name_is_as_long_as_postgresql_keeps() {
 #[test]
 fn the_builders_settings_are_checked_as_those_of_the_string() {
     let url = "postgres://app@localhost/app";
-    let builder = || RdsConnectionManager::builder().region("eu-west-1");
+    let builder = || RdsConnectionManager::builder().region_name("eu-west-1");
     assert!(builder().build(url).is_ok());
     for (builder, message) in [
         (builder().iam_host("127.0.0.1"), "the host is an IP address"),
         (builder().iam_port(0), "the port is 0"),
-        (builder().region("Ireland"), "the region is not of the form eu-west-1"),
+        (builder().region_name("Ireland"), "the region is not of the form eu-west-1"),
     ] {
         let shown = builder.build(url).unwrap_err().to_string();
         assert!(shown.contains(message), "{shown}");

@@ -285,17 +285,6 @@ fn a_source_that_failed_is_asked_again_at_once() {
 }
 
 #[test]
-fn managers_share_what_one_of_them_has() {
-    let source = Told::to(|number| Ok(numbered(number, None)));
-    let first = manager(&source, &WallClock::new());
-    let others: Vec<_> = (0..100)
-        .map(|_| RdsConnectionManager::builder().credentials_of(&first).build(URL).unwrap())
-        .collect();
-    assert!(others.iter().all(|manager| signs_with(manager) == 0));
-    assert_eq!(source.calls(), 1);
-}
-
-#[test]
 fn credentials_come_from_one_origin() {
     let source = Told::to(|number| Ok(numbered(number, None)));
     let with_both =
@@ -303,9 +292,6 @@ fn credentials_come_from_one_origin() {
     assert!(with_both.unwrap_err().to_string().contains("assume_role are for AWS configuration"));
     let without_role = RdsConnectionManager::builder().external_id("x").build(URL);
     assert!(without_role.unwrap_err().to_string().contains("the role's ARN is empty"));
-    let password = RdsConnectionManager::new("postgres://u:p@h/d?rds_iam_auth=false").unwrap();
-    let of_password = RdsConnectionManager::builder().credentials_of(&password).build(URL);
-    assert!(of_password.unwrap_err().to_string().contains("rds_iam_auth=false"));
 }
 
 #[test]

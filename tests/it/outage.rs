@@ -152,7 +152,7 @@ fn refused(
         ("user", build(plain(), &ungranted), "GRANT rds_iam"),
         ("CA", build(plain(), &url.replace(own, foreign)), "sslrootcert="),
         ("database", build(plain(), &unknown), "check the names of database and user"),
-        ("region", build(plain().region("eu-west-1"), &url), "rds-db:connect"),
+        ("region", build(plain().region_name("eu-west-1"), &url), "rds-db:connect"),
         ("credentials", build(without_any, &url), "no AWS credentials"),
     ]
 }
@@ -277,7 +277,7 @@ fn a_wrong_region_is_told_in_spite_of_the_trimmed_roots() {
     let (rds, bundle) = (start(amazons), tempfile::NamedTempFile::new().unwrap());
     let manager = rds
         .manager_builder()
-        .region("eu-west-1")
+        .region_name("eu-west-1")
         .build(url_with_roots(&rds, OTHERS, &bundle))
         .unwrap();
     let error = manager.connect().map(drop).unwrap_err().to_string();

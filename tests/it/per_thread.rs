@@ -9,7 +9,7 @@ use diesel_rds_iam::{PerThread, RdsConnectionManager};
 use crate::support::in_a_child_under_valgrind;
 use crate::support::{self, manager, sessions, start};
 
-fn backend(connections: &PerThread<RdsConnectionManager>) -> i32 {
+fn backend(connections: &PerThread) -> i32 {
     support::backend(&mut connections.get().unwrap())
 }
 

@@ -2,13 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use aws_smithy_runtime_api::client::http::{
-    HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
-};
-use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
-use aws_smithy_runtime_api::client::result::ConnectorError;
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Credentials, RdsConnectionManager};
@@ -273,42 +267,6 @@ fn the_builder_assumes_a_role_in_another_account() {
     stage.set("AWS_ENDPOINT_URL_STS", sts.url());
     stage.run("sources::a_role_of_the_builder");
     assert_eq!(sts.calls(), 1);
-}
-
-#[test]
-#[ignore = "runs as a process of its own"]
-fn a_client_of_the_builder() {
-    log();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let count = asked.clone();
-    let client = http_client_fn(move |_, _| {
-        count.fetch_add(1, Ordering::SeqCst);
-        SharedHttpConnector::new(Refuses)
-    });
-    let manager = RdsConnectionManager::builder()
-        .assume_role("arn")
-        .http_client(client)
-        .build_from_env()
-        .unwrap();
-    let text = manager.token().unwrap_err().to_string();
-    assert!(text.contains("not through this client"), "{text}");
-    assert!(asked.load(Ordering::SeqCst) > 0);
-}
-
-#[derive(Debug)]
-struct Refuses;
-
-impl HttpConnector for Refuses {
-    fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
-        HttpConnectorFuture::ready(Err(ConnectorError::user("not through this client".into())))
-    }
-}
-
-#[test]
-fn the_builders_http_client_is_asked() {
-    let mut stage = Stage::new();
-    stage.set_keys();
-    stage.run("sources::a_client_of_the_builder");
 }
 
 #[test]

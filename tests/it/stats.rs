@@ -200,7 +200,7 @@ fn a_connection_that_the_server_closed_while_idle_is_counted_as_closed() {
 
 fn checkouts(manager: &RdsConnectionManager) -> (u64, u64) {
     let stats = manager.stats();
-    (stats.checkouts_asked, stats.checkouts_looked)
+    (stats.checkouts_pinged, stats.checkouts_peeked)
 }
 
 #[test]

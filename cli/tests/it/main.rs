@@ -98,8 +98,5 @@ fn a_reader_that_has_seen_enough_is_no_panic() {
     );
     let script = format!("{RDS_IAM} man > /dev/full");
     let said = run(program("sh", &folder).args(["-c", &script]));
-    assert!(
-        said.code == Some(1) && said.stderr.starts_with("rds-iam: cannot write: "),
-        "{said:?}"
-    );
+    assert!(said.code == Some(1) && said.stderr.starts_with("rds-iam: cannot write: "), "{said:?}");
 }

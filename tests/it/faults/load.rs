@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::dsl::max;
 use diesel::prelude::*;
-use diesel_rds_iam::{PerThread, Pool, RdsConnectionManager};
+use diesel_rds_iam::{PerThread, Pool};
 
 pub(crate) const THREADS: usize = 16;
 const PACE: Duration = Duration::from_millis(80);
@@ -51,7 +51,7 @@ impl Connections for Pool {
     }
 }
 
-impl Connections for PerThread<RdsConnectionManager> {
+impl Connections for PerThread {
     fn get(&self) -> Result<Box<dyn DerefMut<Target = PgConnection> + '_>, String> {
         Ok(Box::new(self.get().map_err(|error| error.to_string())?))
     }

@@ -39,7 +39,7 @@ impl Side for Pooled {
 
 pub(super) struct Threads {
     manager: RdsConnectionManager,
-    connections: PerThread<RdsConnectionManager>,
+    connections: PerThread,
 }
 
 impl Threads {
