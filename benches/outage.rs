@@ -52,7 +52,7 @@ fn main() {
 fn with_ours(rds: &LocalRds, outage: Duration) -> Toll {
     let manager = rds.manager_builder().build(rds.database_url()).unwrap();
     let pool = manager.build_pool(manager.pool_builder().max_size(CONNECTIONS)).unwrap();
-    toll(rds, &pool, outage)
+    toll(rds, pool.as_ref(), outage)
 }
 
 fn with_diesels(rds: &LocalRds, outage: Duration, test_on_check_out: bool) -> Toll {
