@@ -221,11 +221,11 @@ pub use aws::Credentials;
 pub use r2d2;
 
 pub use builder::Builder;
-pub use error::{Error, Retirement};
+pub use error::{Error, LoginFailure, Retirement};
 pub use libpq_login::LibpqLogin;
 pub use manager::RdsConnectionManager;
 pub use pool::{PerThread, PerThreadConnection, Pool, PoolLog};
-pub use stats::{LoginFailure, Stats};
+pub use stats::Stats;
 pub use token::{AuthToken, Endpoint, presign};
 
 /// The README's examples are tests, too.

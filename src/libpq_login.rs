@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use crate::conninfo::{Given, libpq};
 use crate::error::Error;
-use crate::login::{Iam, Login, Target};
+use crate::login::{Hostaddr, Iam, Login, Target};
 use crate::manager::RdsConnectionManager;
 use crate::token::{AuthToken, encode};
 
@@ -53,7 +54,7 @@ impl RdsConnectionManager {
     pub fn libpq_login(&self) -> Result<LibpqLogin, Error> {
         match &*self.login {
             Login::Iam(iam) => LibpqLogin::new(iam),
-            Login::Password { conninfo, .. } => LibpqLogin::without_iam(conninfo),
+            Login::Password(password) => LibpqLogin::without_iam(&password.conninfo),
         }
     }
 }
@@ -61,7 +62,7 @@ impl RdsConnectionManager {
 impl LibpqLogin {
     fn new(iam: &Iam) -> Result<LibpqLogin, Error> {
         let (mut places, mut tokens, mut unresolved) = (Vec::new(), Vec::new(), None);
-        for target in iam.in_order().into_iter().map(|i| &iam.targets[i]) {
+        for target in iam.targets_in_order() {
             match places_of(target, iam.conninfo.is_balanced()) {
                 Ok(of_this) => {
                     places.extend(of_this);
@@ -166,12 +167,12 @@ const PLACE: [&str; 3] = ["host", "hostaddr", "port"];
 /// What libpq is to dial for one host, address by address where the name stands for another
 /// endpoint.
 fn places_of(target: &Target, is_balanced: bool) -> Result<Vec<[String; 3]>, Error> {
-    let (hosts, addresses) = target.names_to_dial(is_balanced)?;
-    let (addresses, port) = (addresses.unwrap_or_default(), target.host.port);
-    let pairs = hosts.split(',').zip(addresses.split(','));
-    Ok(pairs
-        .map(|(host, address)| [host.to_owned(), address.to_owned(), port.to_string()])
-        .collect())
+    let (name, port) = (target.endpoint.host(), target.host.port.to_string());
+    let addresses = match target.hostaddr(is_balanced)? {
+        Hostaddr::Resolved(addresses) => addresses.iter().map(IpAddr::to_string).collect(),
+        other => vec![other.to_string()],
+    };
+    Ok(addresses.into_iter().map(|address| [name.to_owned(), address, port.clone()]).collect())
 }
 
 /// One host stands where everybody looks for it. Several stand among the parameters, where libpq

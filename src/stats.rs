@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Error, Retirement};
+use crate::error::{Error, LoginFailure, Retirement};
 
 /// What a manager and its clones have counted since it was made, for metrics. From
 /// [`stats`](crate::RdsConnectionManager::stats).
@@ -23,7 +23,7 @@ use crate::error::{Error, Retirement};
 /// # assert_eq!(stats.failed_logins.values().sum::<u64>(), 0);
 /// # Ok::<(), diesel_rds_iam::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Logins that were tried, one for each host that was tried; those that failed are among them.
@@ -46,56 +46,6 @@ pub struct Stats {
     pub checkouts_peeked: u64,
 }
 
-/// Why a login failed, as far as an alarm has to know. The [`Error`] tells the rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum LoginFailure {
-    /// There were no credentials, or no token could be signed with them.
-    Credentials,
-    /// No server answered: the name, the network, or a server that starts or stops.
-    Unreachable,
-    /// The server's certificate was not trusted, or it speaks no TLS.
-    Certificate,
-    /// The server refused the token: the policy, the name that it is signed for, the clock.
-    RefusedToken,
-    /// The server does not let this user into this database in this way: no such user, no GRANT
-    /// rds_iam, no such database.
-    RefusedUser,
-    /// The server takes no more connections, or no more logins, for now.
-    Limit,
-    /// The server is not what `target_session_attrs` wants.
-    Role,
-    /// Anything else.
-    Other,
-}
-
-impl LoginFailure {
-    const ALL: [LoginFailure; 8] = [
-        LoginFailure::Credentials,
-        LoginFailure::Unreachable,
-        LoginFailure::Certificate,
-        LoginFailure::RefusedToken,
-        LoginFailure::RefusedUser,
-        LoginFailure::Limit,
-        LoginFailure::Role,
-        LoginFailure::Other,
-    ];
-
-    /// A name for metrics: `refused_token`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LoginFailure::Credentials => "credentials",
-            LoginFailure::Unreachable => "unreachable",
-            LoginFailure::Certificate => "certificate",
-            LoginFailure::RefusedToken => "refused_token",
-            LoginFailure::RefusedUser => "refused_user",
-            LoginFailure::Limit => "limit",
-            LoginFailure::Role => "role",
-            LoginFailure::Other => "other",
-        }
-    }
-}
-
 /// The counters behind [`Stats`]. None of them guards anything else, so they may be seen in any
 /// order.
 #[derive(Debug, Default)]
@@ -111,7 +61,8 @@ impl Counters {
     pub(crate) fn login(&self, failure: Option<&Error>) {
         add_one(&self.logins);
         if let Some(error) = failure {
-            add_one(&self.failed_logins[error.login_failure() as usize]);
+            let cause = error.login_failure().unwrap_or(LoginFailure::Other);
+            add_one(&self.failed_logins[cause as usize]);
         }
     }
 

@@ -1,4 +1,6 @@
-//! What is known of one live connection: its age, its last use, its errors.
+//! [`Record`]: what is known of one live connection: its age, its last use, its errors.
+
+mod check;
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
@@ -13,50 +15,50 @@ use diesel::result::Error as QueryError;
 
 use crate::error::Retirement;
 use crate::stats::Counters;
+pub(crate) use check::{peek, ping};
 
-/// Kept with the connection, as the instrumentation that diesel tells of each query. Wraps the
-/// default one.
+/// Kept with the connection as its instrumentation, which diesel calls at each query. Wraps the
+/// default instrumentation.
 ///
-/// A user who sets an instrumentation of their own replaces it: then nothing is known.
+/// A program that sets another instrumentation replaces it. Then nothing is known.
 pub(crate) struct Record {
     ends: Option<Instant>,
     last_use: Instant,
     condition: Condition,
     in_transaction: bool,
-    /// A commit or rollback is on its way; if it succeeds, earlier errors have no consequences.
+    /// A commit or rollback was sent. If it succeeds, earlier errors have no consequences.
     is_ending_transaction: bool,
-    /// It was told that its transaction is read-only: the user's wish, or a server that was
-    /// demoted.
+    /// The server refused a write: the transaction is read-only, or the server is a standby.
     met_read_only: bool,
     listens: bool,
     wrapped: Option<Box<dyn Instrumentation>>,
     counters: Arc<Counters>,
 }
 
-/// What its errors and answers so far say.
+/// What the errors and answers so far mean.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 enum Condition {
     Sound,
-    /// It saw an error that may have to do with the connection: the server is to be asked.
+    /// An error may have affected the connection: it has to be pinged.
     Suspect,
-    /// It cannot be used again.
+    /// The connection cannot be used again.
     Broken(Retirement),
 }
 
-/// What to do with a connection that somebody wants to use.
+/// What to do with a connection at its checkout.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Fate {
-    /// Nothing speaks against it: a look at the socket will do.
-    Use,
-    /// Ask the server.
-    Ask,
-    /// Close it, for this reason.
+pub(crate) enum CheckoutDecision {
+    /// Peek at its socket.
+    Peek,
+    /// Ping the server.
+    Ping,
+    /// Close it for this reason.
     Retire(Retirement),
 }
 
 impl Record {
-    /// Notes down a connection that was made `now`. `jitter`, from 0 to 1, takes up to a tenth off
-    /// its life, so that a pool does not reconnect all at once.
+    /// Starts the record of a connection that was made `now`. `jitter`, from 0 to 1, shortens its
+    /// life by up to a tenth, so that a pool does not reconnect all at once.
     pub(crate) fn start(
         connection: &mut PgConnection,
         now: Instant,
@@ -65,14 +67,10 @@ impl Record {
         counters: Arc<Counters>,
     ) {
         let life = max_lifetime.map(|lifetime| lifetime - lifetime.mul_f64(0.1 * jitter));
-        // A life that is longer than time itself has no end.
+        // An end that Instant cannot represent is no end.
         let ends = life.and_then(|life| now.checked_add(life));
-        connection.set_instrumentation(Record::new(
-            now,
-            ends,
-            get_default_instrumentation(),
-            counters,
-        ));
+        let wrapped = get_default_instrumentation();
+        connection.set_instrumentation(Record::new(now, ends, wrapped, counters));
     }
 
     fn new(
@@ -94,44 +92,43 @@ impl Record {
         }
     }
 
-    /// When it is to be retired.
-    pub(crate) fn ends(&self) -> Option<Instant> {
-        self.ends
-    }
-
-    /// Whether the server is to be asked if it still is the primary.
-    pub(crate) fn met_read_only(&self) -> bool {
-        self.met_read_only
-    }
-
-    /// What is known of this connection; none when its instrumentation is the user's own.
+    /// Returns the record of this connection, or `None` if the program replaced it.
     pub(crate) fn of(connection: &mut PgConnection) -> Option<&mut Record> {
         connection.instrumentation().downcast_mut()
     }
 
-    /// `last_closed` is when the server last closed a connection of ours, maybe with all others.
-    pub(crate) fn fate(
+    /// Returns when the connection is to be retired for its age.
+    pub(crate) fn ends(&self) -> Option<Instant> {
+        self.ends
+    }
+
+    /// Whether the next ping has to check that the server is still the primary.
+    pub(crate) fn met_read_only(&self) -> bool {
+        self.met_read_only
+    }
+
+    /// Decides what to do at a checkout. `last_closed` is when the server last closed a connection
+    /// of this manager, possibly together with all others.
+    pub(crate) fn checkout_decision(
         &self,
         now: Instant,
         validate_after: Duration,
         last_closed: Option<Instant>,
-    ) -> Fate {
+    ) -> CheckoutDecision {
         if let Some(reason) = self.retirement(now) {
-            Fate::Retire(reason)
-        } else if self.condition == Condition::Suspect || self.listens {
-            // The look at the socket would take the notifications of one that listens.
-            Fate::Ask
-        } else if last_closed.is_some_and(|closed| self.last_use <= closed) {
-            // Its end may be on its way.
-            Fate::Ask
-        } else if now.duration_since(self.last_use) > validate_after {
-            Fate::Ask
+            return CheckoutDecision::Retire(reason);
+        }
+        let may_be_closed = last_closed.is_some_and(|closed| self.last_use <= closed);
+        let is_idle = now.duration_since(self.last_use) > validate_after;
+        // The peek would consume the notifications of a connection that listens.
+        if self.is_suspect() || self.listens || may_be_closed || is_idle {
+            CheckoutDecision::Ping
         } else {
-            Fate::Use
+            CheckoutDecision::Peek
         }
     }
 
-    /// Why not to use it again, if there is a reason.
+    /// Returns why the connection must not be used again.
     pub(crate) fn retirement(&self, now: Instant) -> Option<Retirement> {
         match self.condition {
             Condition::Broken(reason) => Some(reason),
@@ -140,54 +137,47 @@ impl Record {
         }
     }
 
-    /// Whether it was found closed.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.condition == Condition::Broken(Retirement::Closed)
-    }
-
-    /// It is not to be used again. The first reason counts.
+    /// Records that the connection must not be used again. The first reason counts.
     pub(crate) fn retire(&mut self, reason: Retirement) {
         if self.retirement(Instant::now()).is_none() {
             self.condition = Condition::Broken(reason);
         }
     }
 
-    /// Whether it saw an error after which the server has not been asked.
+    /// Whether the connection had an error and was not pinged since.
     pub(crate) fn is_suspect(&self) -> bool {
         self.condition == Condition::Suspect
     }
 
-    /// The server has answered.
-    pub(crate) fn found_sound(&mut self) {
+    pub(crate) fn ping_succeeded(&mut self) {
         self.met_read_only = false;
         if self.condition == Condition::Suspect {
             self.condition = Condition::Sound;
         }
     }
 
-    /// A query begins.
-    fn look_at(&mut self, query: &str) {
+    fn query_started(&mut self, query: &str) {
         let first = words(query).next().unwrap_or_default();
         let is = |word: &str| first.eq_ignore_ascii_case(word);
-        // diesel does not know of a transaction that was begun by a query of one's own.
+        // diesel does not know a transaction that a raw query starts.
         self.in_transaction |= is("BEGIN") || is("START");
-        // A COPY that somebody leaves in the middle leaves the connection in it.
+        // A COPY that is abandoned leaves the connection in it.
         if is("COPY") && self.condition < Condition::Suspect {
             self.condition = Condition::Suspect;
         }
         self.listens |= words(query).any(|word| word.eq_ignore_ascii_case("LISTEN"));
     }
 
-    /// A query has ended.
-    fn note(&mut self, error: Option<&QueryError>, now: Instant) {
+    fn query_finished(&mut self, error: Option<&QueryError>, now: Instant) {
         self.last_use = now;
-        self.met_read_only |=
-            matches!(error, Some(QueryError::DatabaseError(Kind::ReadOnlyTransaction, _)));
-        match error.map_or(Condition::Sound, |error| judge(error, self.in_transaction)) {
+        let kind =
+            if let Some(QueryError::DatabaseError(kind, _)) = error { Some(kind) } else { None };
+        self.met_read_only |= matches!(kind, Some(Kind::ReadOnlyTransaction));
+        match error.map_or(Condition::Sound, |error| condition_after(error, self.in_transaction)) {
             Condition::Sound if self.is_ending_transaction && error.is_none() => {
                 self.in_transaction = false;
                 if !self.met_read_only {
-                    self.found_sound();
+                    self.ping_succeeded();
                 }
             }
             condition if condition > self.condition => self.condition = condition,
@@ -197,9 +187,9 @@ impl Record {
     }
 }
 
-/// What an error says of the connection. Those that the data or the query are to blame for say
-/// nothing, unless they leave a transaction that can only be rolled back.
-fn judge(error: &QueryError, in_transaction: bool) -> Condition {
+/// Returns what an error means for the connection. An error that the data or the query cause means
+/// nothing, unless it leaves a transaction that can only be rolled back.
+fn condition_after(error: &QueryError, in_transaction: bool) -> Condition {
     match error {
         QueryError::DatabaseError(kind, _) => match kind {
             Kind::ClosedConnection | Kind::UnableToSendCommand => {
@@ -222,10 +212,11 @@ fn judge(error: &QueryError, in_transaction: bool) -> Condition {
     }
 }
 
-/// The connection goes, and takes this along.
+/// The record is dropped together with its connection.
 impl Drop for Record {
     fn drop(&mut self) {
-        self.counters.retirement(self.retirement(Instant::now()).unwrap_or(Retirement::Released));
+        let reason = self.retirement(Instant::now()).unwrap_or(Retirement::Released);
+        self.counters.retirement(reason);
     }
 }
 
@@ -234,16 +225,18 @@ impl Instrumentation for Record {
         match &event {
             InstrumentationEvent::StartQuery { query, .. } => {
                 let mut text = Text(String::new());
-                // An error ends it before the binds, or says that diesel cannot build the query:
-                // the caller hears of that.
+                // The error of `Text` ends the rendering before the binds. Another error means that
+                // diesel cannot build the query, which the caller sees.
                 let _ = write!(text, "{query}");
-                self.look_at(&text.0);
+                self.query_started(&text.0);
             }
-            InstrumentationEvent::FinishQuery { error, .. } => self.note(*error, Instant::now()),
+            InstrumentationEvent::FinishQuery { error, .. } => {
+                self.query_finished(*error, Instant::now());
+            }
             InstrumentationEvent::BeginTransaction { .. } => self.in_transaction = true,
             InstrumentationEvent::CommitTransaction { depth, .. }
             | InstrumentationEvent::RollbackTransaction { depth, .. } => {
-                self.is_ending_transaction = depth.get() == 1
+                self.is_ending_transaction = depth.get() == 1;
             }
             _ => {}
         }
@@ -253,7 +246,7 @@ impl Instrumentation for Record {
     }
 }
 
-/// A query's text, up to its binds: they are data, and can be megabytes.
+/// The text of a query up to its binds, which are data and can be megabytes.
 struct Text(String);
 
 impl fmt::Write for Text {
@@ -266,17 +259,17 @@ impl fmt::Write for Text {
     }
 }
 
-/// The words of a query, and of its comments and strings.
+/// Returns the words of a query, with those of its comments and strings.
 fn words(query: &str) -> impl Iterator<Item = &str> {
-    let between = |c: char| !c.is_alphanumeric() && c != '_';
-    query.split(between).filter(|word| !word.is_empty())
+    let is_between = |c: char| !c.is_alphanumeric() && c != '_';
+    query.split(is_between).filter(|word| !word.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn session(now: Instant, max_lifetime: Option<Duration>) -> Record {
+    fn new_record(now: Instant, max_lifetime: Option<Duration>) -> Record {
         Record::new(now, max_lifetime.map(|lifetime| now + lifetime), None, Arc::default())
     }
 
@@ -289,35 +282,47 @@ mod tests {
     #[test]
     fn both_sides_of_each_limit() {
         let now = Instant::now();
-        let session = session(now, Some(10 * SECOND));
-        assert_eq!(session.fate(now + SECOND, SECOND, None), Fate::Use);
-        assert_eq!(session.fate(now + SECOND + Duration::from_nanos(1), SECOND, None), Fate::Ask);
-        assert_eq!(session.retirement(now + 10 * SECOND - Duration::from_nanos(1)), None);
-        assert!(session.retirement(now + 10 * SECOND).is_some());
+        let record = new_record(now, Some(10 * SECOND));
+        assert_eq!(record.checkout_decision(now + SECOND, SECOND, None), CheckoutDecision::Peek);
+        assert_eq!(
+            record.checkout_decision(now + SECOND + Duration::from_nanos(1), SECOND, None),
+            CheckoutDecision::Ping
+        );
+        assert_eq!(record.retirement(now + 10 * SECOND - Duration::from_nanos(1)), None);
+        assert!(record.retirement(now + 10 * SECOND).is_some());
     }
 
     #[test]
-    fn what_was_used_before_another_was_found_closed_is_asked() {
+    fn a_connection_used_before_another_was_found_closed_is_pinged() {
         let now = Instant::now();
-        let mut session = session(now, None);
-        assert_eq!(session.fate(now + SECOND, SECOND, Some(now)), Fate::Ask);
-        session.note(None, now + Duration::from_nanos(1));
-        assert_eq!(session.fate(now + SECOND, SECOND, Some(now)), Fate::Use);
+        let mut record = new_record(now, None);
+        assert_eq!(
+            record.checkout_decision(now + SECOND, SECOND, Some(now)),
+            CheckoutDecision::Ping
+        );
+        record.query_finished(None, now + Duration::from_nanos(1));
+        assert_eq!(
+            record.checkout_decision(now + SECOND, SECOND, Some(now)),
+            CheckoutDecision::Peek
+        );
     }
 
     #[test]
     fn without_a_max_lifetime_age_does_not_count() {
         let now = Instant::now();
-        assert_eq!(session(now, None).retirement(now + Duration::from_secs(u32::MAX.into())), None);
+        assert_eq!(
+            new_record(now, None).retirement(now + Duration::from_secs(u32::MAX.into())),
+            None
+        );
     }
 
     #[test]
-    fn what_each_error_means() {
+    fn each_error_has_its_decision() {
         let now = Instant::now();
-        let fate_after = |error: &QueryError| {
-            let mut session = session(now, None);
-            session.note(Some(error), now);
-            session.fate(now, SECOND, None)
+        let decision_after = |error: &QueryError| {
+            let mut record = new_record(now, None);
+            record.query_finished(Some(error), now);
+            record.checkout_decision(now, SECOND, None)
         };
         for kind in [
             Kind::UniqueViolation,
@@ -325,62 +330,65 @@ mod tests {
             Kind::NotNullViolation,
             Kind::CheckViolation,
         ] {
-            assert_eq!(fate_after(&failed(kind)), Fate::Use);
+            assert_eq!(decision_after(&failed(kind)), CheckoutDecision::Peek);
         }
-        assert_eq!(fate_after(&QueryError::NotFound), Fate::Use);
-        assert_eq!(fate_after(&failed(Kind::SerializationFailure)), Fate::Ask);
-        assert_eq!(fate_after(&failed(Kind::Unknown)), Fate::Ask);
-        assert_eq!(fate_after(&failed(Kind::ReadOnlyTransaction)), Fate::Ask);
+        assert_eq!(decision_after(&QueryError::NotFound), CheckoutDecision::Peek);
+        assert_eq!(decision_after(&failed(Kind::SerializationFailure)), CheckoutDecision::Ping);
+        assert_eq!(decision_after(&failed(Kind::Unknown)), CheckoutDecision::Ping);
+        assert_eq!(decision_after(&failed(Kind::ReadOnlyTransaction)), CheckoutDecision::Ping);
         for kind in [Kind::ClosedConnection, Kind::UnableToSendCommand] {
-            assert!(matches!(fate_after(&failed(kind)), Fate::Retire(_)));
+            assert!(matches!(decision_after(&failed(kind)), CheckoutDecision::Retire(_)));
         }
     }
 
     #[test]
-    fn a_commit_that_succeeds_clears_suspicion_and_nothing_worse() {
+    fn a_commit_that_succeeds_clears_a_suspect_connection_only() {
         let now = Instant::now();
         let after_commit = |kind, outcome: Option<&QueryError>| {
-            let mut session = session(now, None);
-            session.note(Some(&failed(kind)), now);
-            session.is_ending_transaction = true;
-            session.note(outcome, now);
-            session.fate(now, SECOND, None)
+            let mut record = new_record(now, None);
+            record.query_finished(Some(&failed(kind)), now);
+            record.is_ending_transaction = true;
+            record.query_finished(outcome, now);
+            record.checkout_decision(now, SECOND, None)
         };
-        assert_eq!(after_commit(Kind::Unknown, None), Fate::Use);
-        assert_eq!(after_commit(Kind::Unknown, Some(&failed(Kind::UniqueViolation))), Fate::Ask);
-        assert!(matches!(after_commit(Kind::ClosedConnection, None), Fate::Retire(_)));
+        assert_eq!(after_commit(Kind::Unknown, None), CheckoutDecision::Peek);
+        assert_eq!(
+            after_commit(Kind::Unknown, Some(&failed(Kind::UniqueViolation))),
+            CheckoutDecision::Ping
+        );
+        assert!(matches!(after_commit(Kind::ClosedConnection, None), CheckoutDecision::Retire(_)));
         // A query that succeeds is no commit.
-        let mut session = session(now, None);
-        session.note(Some(&failed(Kind::Unknown)), now);
-        session.note(None, now);
-        assert_eq!(session.fate(now, SECOND, None), Fate::Ask);
+        let mut record = new_record(now, None);
+        record.query_finished(Some(&failed(Kind::Unknown)), now);
+        record.query_finished(None, now);
+        assert_eq!(record.checkout_decision(now, SECOND, None), CheckoutDecision::Ping);
     }
 
     #[test]
     fn a_violation_inside_of_a_transaction_leaves_it_aborted() {
         let now = Instant::now();
-        let mut session = session(now, None);
-        session.look_at("  begin isolation level serializable");
-        session.note(None, now);
-        assert_eq!(session.fate(now, SECOND, None), Fate::Use);
-        session.note(Some(&failed(Kind::UniqueViolation)), now);
-        assert_eq!(session.fate(now, SECOND, None), Fate::Ask);
+        let mut record = new_record(now, None);
+        record.query_started("  begin isolation level serializable");
+        record.query_finished(None, now);
+        assert_eq!(record.checkout_decision(now, SECOND, None), CheckoutDecision::Peek);
+        record.query_finished(Some(&failed(Kind::UniqueViolation)), now);
+        assert_eq!(record.checkout_decision(now, SECOND, None), CheckoutDecision::Ping);
     }
 
     #[test]
-    fn what_a_query_says() {
+    fn the_words_of_a_query() {
         let cases = [
-            ("LISTEN jobs", Fate::Ask),
-            ("SET x = 1; listen jobs", Fate::Ask),
-            ("COPY t FROM STDIN", Fate::Ask),
-            ("NOTIFY jobs", Fate::Use),
-            ("SELECT listener_id, copy FROM t", Fate::Use),
+            ("LISTEN jobs", CheckoutDecision::Ping),
+            ("SET x = 1; listen jobs", CheckoutDecision::Ping),
+            ("COPY t FROM STDIN", CheckoutDecision::Ping),
+            ("NOTIFY jobs", CheckoutDecision::Peek),
+            ("SELECT listener_id, copy FROM t", CheckoutDecision::Peek),
         ];
-        for (query, fate) in cases {
+        for (query, expected) in cases {
             let now = Instant::now();
-            let mut session = session(now, None);
-            session.look_at(query);
-            assert_eq!(session.fate(now, SECOND, None), fate, "{query}");
+            let mut record = new_record(now, None);
+            record.query_started(query);
+            assert_eq!(record.checkout_decision(now, SECOND, None), expected, "{query}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! libpq's complaints: with a cure, and without secrets.
 
 use crate::conninfo::libpq::Complaint;
-use crate::error::{Error, cure_in};
+use crate::error::Error;
 
 /// libpq's complaint, with its cure, and without what it quotes where that can be part of a
 /// password.
@@ -46,7 +46,8 @@ fn cure(message: &str, conninfo: &str) -> &'static str {
     if conninfo.contains("X-Amz-") {
         return "it holds a token; leave that out, for each connection signs its own";
     }
-    cure_in(CURES, message).unwrap_or("see \"Connection Strings\" in libpq's documentation")
+    let known = CURES.iter().find(|(symptom, _)| message.contains(symptom));
+    known.map(|(_, cure)| *cure).unwrap_or("see \"Connection Strings\" in libpq's documentation")
 }
 
 /// A password, or a token where it does not belong.

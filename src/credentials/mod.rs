@@ -178,9 +178,9 @@ impl State {
         Err(self.error(self.failure.clone().unwrap_or_else(nothing)))
     }
 
-    fn error(&self, source: Arc<CredentialsError>) -> Error {
+    fn error(&self, cause: Arc<CredentialsError>) -> Error {
         let ended = self.current.as_ref().and_then(|current| current.credentials.expiry());
-        Error::Credentials { source, ended }
+        Error::Credentials { cause, ended }
     }
 }
 

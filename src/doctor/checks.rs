@@ -48,7 +48,7 @@ pub(super) fn credentials(login: &Arc<Login>) -> Finding<Credentials> {
     // The cache has the same limit, and names the source that did not answer.
     let outcome = within(LIMIT + Duration::from_millis(500), move || match &*asked {
         Login::Iam(iam) => Some((iam.credentials.get(), iam.credentials.place())),
-        Login::Password { .. } => None,
+        Login::Password(_) => None,
     });
     match outcome.flatten() {
         None => Finding::new(Err(too_late())),
@@ -70,11 +70,11 @@ pub(super) fn account_of(credentials: &Credentials) -> Option<String> {
 }
 
 fn no_credentials(error: &Error) -> Diagnosis {
-    let Error::Credentials { source, .. } = error else { return Diagnosis::of(error) };
+    let Error::Credentials { cause, .. } = error else { return Diagnosis::of(error) };
     let in_ecs_task = std::env::var_os("ECS_CONTAINER_METADATA_URI_V4").is_some()
         && std::env::var_os("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").is_none();
-    let text = format!("no AWS credentials: {}", causes(source));
-    diagnose::judge_credentials(&text, credentials_cure(source), in_ecs_task)
+    let text = format!("no AWS credentials: {}", causes(cause));
+    diagnose::judge_credentials(&text, &credentials_cure(cause), in_ecs_task)
 }
 
 fn end(time: Option<SystemTime>) -> String {
@@ -115,11 +115,8 @@ pub(super) fn addresses(host: &Host, known: &mut Evidence) -> Finding<Vec<IpAddr
 fn resolve(host: &Host) -> Result<Vec<IpAddr>, String> {
     let asked = host.clone();
     let why = match within(LIMIT - dns::LIMIT, move || asked.resolve()) {
-        Some(Ok(addresses)) => {
-            return Ok(addresses.iter().filter_map(|address| address.parse().ok()).collect());
-        }
-        Some(Err(Error::Resolve { source, .. })) => source.to_string(),
-        Some(Err(other)) => other.to_string(),
+        Some(Ok(addresses)) => return Ok(addresses),
+        Some(Err(error)) => error.to_string(),
         None => "no answer".into(),
     };
     Err(format!("cannot resolve host name \"{}\": {why}", host.name))

@@ -4,7 +4,7 @@ use super::evidence::Evidence;
 use super::policy;
 use super::symptom::Symptom;
 use super::{Cause, Diagnosis};
-use crate::error::cure;
+use crate::error::{EndpointKind, LoginContext, Method, Refusal};
 use crate::login::RegionFrom;
 use crate::token::{HostKind, HostName};
 
@@ -415,6 +415,12 @@ fn wrong_host(known: &Evidence) -> Vec<Cause> {
         iam_port(known)
     );
     vec![Cause::new(format!("{cause}: {signed}"), cure).decided_by(fact)]
+}
+
+/// The cure of the library's own error text.
+fn cure(text: &str) -> &'static str {
+    let context = LoginContext { method: Method::Token, endpoint: EndpointKind::Other };
+    context.cure(Refusal::of(text))
 }
 
 /// A name in SQL.

@@ -26,7 +26,7 @@ impl Examination<'_> {
     pub(super) fn through(&mut self, login: &Arc<Login>) {
         match &**login {
             Login::Iam(iam) => self.by_token(login, iam),
-            Login::Password { conninfo, .. } => self.by_password(login, conninfo),
+            Login::Password(password) => self.by_password(login, &password.conninfo),
         }
     }
 
@@ -64,7 +64,7 @@ impl Examination<'_> {
             Given::parse(conninfo).and_then(|given| given.chosen_settings()).unwrap_or_default();
         let user = settings.get("user").cloned().unwrap_or_default();
         self.by_libpq(login, |error| match error {
-            Error::Connect { source, .. } => diagnose::judge_password(&one_line(source), &user),
+            Error::Connect { cause, .. } => diagnose::judge_password(&one_line(cause), &user),
             other => Diagnosis::of(other),
         });
     }
@@ -119,7 +119,7 @@ impl Examination<'_> {
 
 fn diagnose(error: &Error, known: &Evidence) -> Diagnosis {
     match error {
-        Error::Connect { source, .. } => diagnose::judge(&Symptom::said(one_line(source)), known),
+        Error::Connect { cause, .. } => diagnose::judge(&Symptom::said(one_line(cause)), known),
         other => Diagnosis::of(other),
     }
 }

@@ -1,6 +1,11 @@
-mod retirement;
+//! [`Error`]: one variant for each step that can fail.
 
-pub use retirement::Retirement;
+mod credentials;
+mod cure;
+mod login_failure;
+mod refusal;
+mod retirement;
+mod text;
 
 use std::fmt;
 use std::io;
@@ -8,161 +13,181 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::provider::error::CredentialsError;
-use aws_smithy_types::date_time::{DateTime, Format};
 use diesel::ConnectionError;
 
-use crate::stats::LoginFailure as Failure;
+pub(crate) use credentials::credentials_cure;
+pub(crate) use cure::{EndpointKind, LoginContext, Method};
+pub use login_failure::LoginFailure;
+pub(crate) use refusal::{Outlook, Refusal};
+pub use retirement::Retirement;
+pub(crate) use text::{causes, chain, one_line, utc};
 
-/// What went wrong: one variant for each step of the way to a usable connection.
+/// What failed: one variant for each step from the settings to a usable connection.
 ///
-/// `r2d2` keeps only the text of an error, so `Display` is complete: the step, what it said, and
-/// what to do. `Debug` says the same, for it is what `unwrap` and `main` print. No text holds a
-/// token, a secret key or a password.
+/// `Display` is complete, because r2d2 keeps only the text of an error: it says which step failed,
+/// what was said, and what to do. `Debug` says the same, because `unwrap` and `main` print it. No
+/// text contains a token, a secret key or a password.
+///
+/// [`source`](std::error::Error::source) is `None`, because `Display` contains the texts of all
+/// causes. The causes themselves are fields.
+///
+/// [`login_failure`](Self::login_failure) and [`is_transient`](Self::is_transient) classify an
+/// error for a program.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting that is not part of a connection string cannot be used: one of a builder, or of
-    /// [`Endpoint::new`](crate::Endpoint::new).
+    /// The connection string, or an environment variable that completes it, cannot be used. Nothing
+    /// was dialled.
+    #[error("unusable connection string: {0}")]
+    Conninfo(String),
+
+    /// A setting outside of the connection string cannot be used: one of a builder, or an argument
+    /// of [`Endpoint::new`](crate::Endpoint::new).
     #[error("invalid configuration: {0}")]
     Config(String),
 
+    /// Nothing names the region to sign a token for.
+    #[error("no AWS region for {host}: {reason}; set region_name= in the connection string")]
+    #[non_exhaustive]
+    Region {
+        /// The host to sign a token for.
+        host: String,
+        /// Where the region was searched.
+        reason: String,
+    },
+
+    /// There are no AWS credentials: no source has any, a source failed, or it did not answer in
+    /// time.
+    #[error("no AWS credentials: {}{}; {}", causes(.cause), last_end(.ended), credentials_cure(.cause))]
+    #[non_exhaustive]
+    Credentials {
+        /// What each source said.
+        cause: Arc<CredentialsError>,
+        /// When the last credentials expired, if there were any.
+        ended: Option<SystemTime>,
+    },
+
+    /// The credentials had expired when a token was to be signed. The server would refuse it.
+    #[error(
+        "the AWS credentials {key} expired at {}; refresh them (aws sso login, or the role that \
+         provides them) and check this machine's clock",
+        utc(*.ended)
+    )]
+    #[non_exhaustive]
+    CredentialsExpired {
+        /// The access key id. Only its first four characters are shown.
+        key: String,
+        /// When the credentials expired.
+        ended: SystemTime,
+    },
+
+    /// The token could not be signed.
+    #[error("cannot sign a token: {reason}; check the user name, the credentials and the clock")]
+    #[non_exhaustive]
+    Token {
+        /// Why.
+        reason: String,
+    },
+
+    /// The name to dial could not be resolved. Only with `iam_host` or `load_balance_hosts`: libpq
+    /// resolves all other names.
+    #[error("cannot resolve host name \"{}\": {}; {cure}", one_line(host), one_line(cause))]
+    #[non_exhaustive]
+    Resolve {
+        /// The name to dial.
+        host: String,
+        /// What the resolver said.
+        cause: io::Error,
+        /// What to do.
+        cure: String,
+    },
+
+    /// libpq could not open the connection, or the server refused the login.
+    #[error("cannot connect to {target}: {}; {cure}", one_line(cause))]
+    #[non_exhaustive]
+    Connect {
+        /// The user and the server.
+        target: String,
+        /// What libpq or the server said.
+        cause: ConnectionError,
+        /// What to do.
+        cure: String,
+    },
+
+    /// All of several hosts failed.
+    #[error("no host can be used: {}", all(failures))]
+    #[non_exhaustive]
+    Hosts {
+        /// The error of each host, in the order of the attempts.
+        failures: Vec<Error>,
+    },
+
+    /// A back-off is in progress. Logins count against the server's limits, so the manager waits
+    /// after a permanent refusal, and after several failures in a row. Nothing was dialled.
+    #[error("waiting {:.1} s before the next login, after: {cause}", wait.as_secs_f64())]
+    #[non_exhaustive]
+    Paused {
+        /// How long until the next attempt.
+        wait: Duration,
+        /// The text of the last error, which says what to do.
+        cause: String,
+        /// Why the last login failed, as [`login_failure`](Error::login_failure).
+        failure: Option<LoginFailure>,
+        /// Whether the last error is [transient](Error::is_transient).
+        is_transient: bool,
+    },
+
+    /// A pool had no connection within its `connection_timeout`.
+    #[error("timed out waiting for connection: {reason}")]
+    #[non_exhaustive]
+    Timeout {
+        /// Why: the text of the last login error, or that all connections are in use.
+        reason: String,
+        /// Why the last login failed, if that is the reason.
+        failure: Option<LoginFailure>,
+        /// Whether waiting longer can help.
+        is_transient: bool,
+    },
+
     /// A guard of this thread is still alive. A second connection would not see what the first one
     /// has not committed, and could wait for its locks without end.
-    #[error(
-        "this thread's connection is in use; drop the first guard, or pass on a reference to its connection"
-    )]
+    #[error("this thread's connection is in use; drop the first guard, or pass a reference to it")]
     InUse,
 
     /// The thread is ending and has closed its connections.
     #[error("this thread is ending; use the connection before its thread-locals are dropped")]
     ThreadEnding,
 
-    /// A query failed. Made by `?` from diesel's own error.
-    #[error("the query failed: {}", one_line(.0))]
-    Query(#[from] diesel::result::Error),
-
-    /// The connection string, an environment variable that completes it, or a setting of the
-    /// [`Builder`](crate::Builder) cannot be used. Nothing was dialled.
-    #[error("unusable connection string: {0}")]
-    Conninfo(String),
-
-    /// Nothing tells the region that a token has to be signed for.
-    #[error(
-        "no AWS region for {host}: {reason}; set region_name= in the connection string, or Builder::region_name"
-    )]
-    Region {
-        /// The host that a token was to be signed for.
-        host: String,
-        /// Where the region was looked for.
-        reason: String,
-    },
-
-    /// There are no AWS credentials: none were found, the source failed, or it did not answer in
-    /// time.
-    #[error(
-        "no AWS credentials: {}{}; {}",
-        causes(source), last_end(.ended), credentials_cure(source)
-    )]
-    Credentials {
-        /// What each source said.
-        source: Arc<CredentialsError>,
-        /// When the last credentials ended, if there were any.
-        ended: Option<SystemTime>,
-    },
-
-    /// The credentials had already ended when a token was to be signed; the server would refuse it.
-    #[error(
-        "the AWS credentials {key} ended at {}; refresh them (aws sso login, or the role that gave them) and check this machine's clock",
-        utc(*.ended)
-    )]
-    CredentialsExpired {
-        /// The access key id, masked but for its first four characters.
-        key: String,
-        /// When the credentials ended.
-        ended: SystemTime,
-    },
-
-    /// The token could not be signed.
-    #[error("cannot sign a token: {}; check the host name, the user name and the credentials", chain(&**source))]
-    Token {
-        /// What the signer said.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-
-    /// The name to dial could not be resolved (only with `iam_host`: libpq resolves the other
-    /// names).
-    #[error(
-        "cannot resolve host name \"{host}\": {source}; check the name, and that DNS is reachable from here"
-    )]
-    Resolve {
-        /// The name to dial.
-        host: String,
-        /// What the resolver said.
-        source: io::Error,
-    },
-
-    /// libpq could not open the connection, or the server refused the login.
-    #[error("cannot connect to {target}: {}; {}", one_line(source), cure(&source.to_string()))]
-    Connect {
-        /// Whom we tried to log in, and where.
-        target: String,
-        /// What libpq or the server said.
-        source: ConnectionError,
-    },
-
-    /// None of several hosts could be connected to.
-    #[error("no host can be used: {}", all(failures))]
-    Hosts {
-        /// What became of each, in the order in which they were tried.
-        failures: Vec<Error>,
-    },
-
-    /// The server has just refused a login in a way that waiting does not mend, or many logins have
-    /// failed in a row, so it is not asked again yet: logins count against its limits. Nothing was
-    /// dialled.
-    #[error("not trying again for {:.1} s: {cause}", wait.as_secs_f64())]
-    Paused {
-        /// Until the next attempt.
-        wait: Duration,
-        /// The text of the last error, and what to do.
-        cause: String,
-    },
-
-    /// A pool had no connection to give within its connection_timeout.
-    #[error("timed out waiting for connection: {reason}")]
-    Timeout {
-        /// Why: the last error of a login, or that all connections are in use.
-        reason: String,
-        /// What r2d2 said.
-        source: r2d2::Error,
-    },
-
-    /// An open connection did not answer a query: it is dropped and a new one takes its place.
-    #[error(
-        "the connection is no longer usable: {}; it is replaced by a new one",
-        one_line(source)
-    )]
+    /// An open connection failed a ping. It is closed and replaced.
+    #[error("the connection is not usable: {}; it is replaced by a new one", one_line(cause))]
+    #[non_exhaustive]
     Ping {
         /// What diesel said.
-        source: diesel::result::Error,
+        cause: diesel::result::Error,
     },
 
-    /// An open connection is closed before anything went wrong with it: it is too old, or its
-    /// server was demoted. A new one takes its place.
-    #[error("the connection is retired: {reason}; a new one takes its place")]
+    /// An open connection is closed before an operation failed on it: it is too old, or its server
+    /// is no longer the primary. It is replaced.
+    #[error("the connection is retired because {reason}; it is replaced by a new one")]
+    #[non_exhaustive]
     Retired {
         /// Why.
         reason: Retirement,
     },
 
+    /// A query of the program failed. `?` makes this from diesel's error.
+    #[error("the query failed: {}", one_line(.0))]
+    Query(diesel::result::Error),
+
     /// The local stand-in for RDS could not be started or changed.
     #[cfg(feature = "local")]
-    #[error("local RDS: {step}: {}", chain(&**source))]
+    #[error("local RDS: {step}: {}", chain(&**cause))]
+    #[non_exhaustive]
     Local {
-        /// What was being done, and what to do about it.
+        /// The step that failed, and what to do.
         step: String,
-        /// What went wrong.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        /// Why.
+        cause: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
@@ -172,413 +197,143 @@ impl fmt::Debug for Error {
     }
 }
 
+impl From<diesel::result::Error> for Error {
+    fn from(error: diesel::result::Error) -> Error {
+        Error::Query(error)
+    }
+}
+
 impl Error {
-    /// Whether a server looked at the token and refused it: PAM on RDS, LDAP on the stand-in.
-    /// "password authentication failed" is for a user without the role rds_iam, whose token nobody
-    /// looks at.
-    pub(crate) fn is_refused_token(&self) -> bool {
-        let Error::Connect { source, .. } = self else { return false };
-        let text = source.to_string();
-        text.contains("authentication failed for user")
-            && !text.contains("password authentication failed")
+    pub(crate) fn connect(
+        target: impl Into<String>,
+        context: LoginContext,
+        cause: ConnectionError,
+    ) -> Error {
+        let cure = context.cure(Refusal::of(&cause.to_string())).to_owned();
+        Error::Connect { target: target.into(), cause, cure }
     }
 
-    /// Whether the server's certificate is signed by nobody in the file of roots.
-    pub(crate) fn is_unknown_authority(&self) -> bool {
-        matches!(self, Error::Connect { source, .. } if source.to_string().contains("certificate verify failed"))
+    pub(crate) fn resolve(host: &str, context: LoginContext, cause: io::Error) -> Error {
+        let cure = context.cure(unresolved(&cause)).to_owned();
+        Error::Resolve { host: host.to_owned(), cause, cure }
     }
 
-    /// What a login that failed so is counted as.
-    pub(crate) fn login_failure(&self) -> Failure {
+    /// Returns why a login failed, or `None` if this is not the error of a login.
+    pub fn login_failure(&self) -> Option<LoginFailure> {
         match self {
-            Error::Connect { source, .. } => {
-                symptom(&source.to_string()).map_or(Failure::Other, |(_, it, ..)| *it)
-            }
-            Error::Resolve { .. } => Failure::Unreachable,
+            Error::Connect { .. } | Error::Resolve { .. } => Some(self.refusal()?.failure()),
             Error::Credentials { .. } | Error::CredentialsExpired { .. } | Error::Token { .. } => {
-                Failure::Credentials
+                Some(LoginFailure::Credentials)
             }
-            _ => Failure::Other,
+            Error::Hosts { failures } => {
+                let mut causes = failures.iter().filter_map(Error::login_failure);
+                let answer = causes.clone().find(|cause| *cause != LoginFailure::Unreachable);
+                answer.or_else(|| causes.next())
+            }
+            Error::Paused { failure, .. } | Error::Timeout { failure, .. } => *failure,
+            _ => None,
         }
     }
 
-    /// What waiting will do about it.
+    /// Returns whether the same call can succeed later without a change by a person.
+    ///
+    /// `true` for a server that starts, fails over, cannot be reached or has no connection left, for
+    /// a source of credentials that did not answer, for a connection that was replaced, and for a
+    /// pool whose connections are all in use. With several hosts one transient failure is enough.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Connect { .. } | Error::Resolve { .. } => {
+                self.refusal().is_some_and(Refusal::is_transient)
+            }
+            Error::Credentials { cause, .. } => {
+                let text = causes(cause);
+                ["no answer within", "dns error", "io error"].iter().any(|it| text.contains(it))
+            }
+            Error::Hosts { failures } => failures.iter().any(Error::is_transient),
+            Error::Paused { is_transient, .. } | Error::Timeout { is_transient, .. } => {
+                *is_transient
+            }
+            Error::Ping { .. } | Error::Retired { .. } => true,
+            Error::Query(diesel::result::Error::DatabaseError(kind, _)) => {
+                use diesel::result::DatabaseErrorKind as Kind;
+                matches!(kind, Kind::ClosedConnection | Kind::SerializationFailure)
+            }
+            _ => false,
+        }
+    }
+
+    /// Returns what the text of libpq, of the server or of the resolver means.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Error::Connect { cause, .. } => Some(Refusal::of(&cause.to_string())),
+            Error::Resolve { cause, .. } => Some(unresolved(cause)),
+            _ => None,
+        }
+    }
+
+    /// Returns what to expect of the next attempt.
     pub(crate) fn outlook(&self) -> Outlook {
         match self {
-            Error::Connect { source, .. } => {
-                symptom(&source.to_string()).map_or(Outlook::Unknown, |(_, _, it, _)| *it)
-            }
             Error::Hosts { failures } => {
-                let stays = failures.iter().all(|failure| failure.outlook() == Outlook::Stays);
-                if stays { Outlook::Stays } else { Outlook::Unknown }
+                let all = |outlook| failures.iter().all(|failure| failure.outlook() == outlook);
+                if all(Outlook::Permanent) { Outlook::Permanent } else { Outlook::Unknown }
             }
-            _ => Outlook::Unknown,
+            Error::Resolve { .. } => Outlook::Unknown,
+            other => other.refusal().map_or(Outlook::Unknown, Refusal::outlook),
         }
     }
 }
 
-/// What to expect of the next attempt after a failed one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outlook {
-    /// The server was not reached as it starts or stops, and may be back at any moment.
-    ComesBack,
-    /// The server lets us in, and is not what `target_session_attrs` wants, until the next
-    /// failover.
-    ChangesRole,
-    /// It may work or not.
-    Unknown,
-    /// It fails until somebody mends something.
-    Stays,
+/// The resolver's own texts, as libpq has them.
+fn unresolved(cause: &io::Error) -> Refusal {
+    Refusal::of(&format!("could not translate host name: {cause}"))
 }
 
 fn all(failures: &[Error]) -> String {
     failures.iter().map(Error::to_string).collect::<Vec<_>>().join("; or: ")
 }
 
-/// The cure of the first symptom that `text` shows.
-pub(crate) fn cure_in(cures: &[(&str, &'static str)], text: &str) -> Option<&'static str> {
-    cures.iter().find(|(symptom, _)| text.contains(symptom)).map(|(_, cure)| *cure)
-}
-
-/// What libpq or the server says when a login fails, what it is counted as, what waiting does about
-/// it, and what to do.
-type Symptom = (&'static str, Failure, Outlook, &'static str);
-
-/// A text can hold several, for libpq tells of each address of a host: what an answer says comes
-/// before what silence says.
-const SYMPTOMS: &[Symptom] = &[
-    ("password authentication failed", Failure::RefusedUser, Outlook::Stays, GRANT),
-    // libpq's require_auth: the server wants SCRAM or MD5, so nobody looks at a token.
-    ("authentication method requirement", Failure::RefusedUser, Outlook::Stays, GRANT),
-    // RDS Proxy's.
-    (
-        "IAM authentication failed for the role",
-        Failure::RefusedToken,
-        Outlook::Unknown,
-        "sign for the proxy's own endpoint (iam_host= for a CNAME or a tunnel); the AWS identity needs rds-db:connect for this user on the proxy's prx- id",
-    ),
-    (
-        "IAM is allowed only with SSL",
-        Failure::RefusedUser,
-        Outlook::Stays,
-        "the proxy wants TLS: use sslmode=verify-full",
-    ),
-    (
-        "too many competing requests",
-        Failure::Limit,
-        Outlook::Unknown,
-        "log in less often: keep connections in a pool",
-    ),
-    (
-        "string truncated",
-        Failure::RefusedUser,
-        Outlook::Stays,
-        "a pooler in between cuts the token off: raise its longest password, or go past it",
-    ),
-    (
-        "authentication failed for user",
-        Failure::RefusedToken,
-        Outlook::Unknown,
-        "the server refused the token: the AWS identity needs rds-db:connect for this user and database; sign for the real endpoint (iam_host= for a CNAME or a tunnel), in its region; check this machine's clock",
-    ),
-    (
-        ", SSL encryption",
-        Failure::RefusedUser,
-        Outlook::Stays,
-        "the server's pg_hba.conf has no line for this user and database by this way; RDS takes no replication connections",
-    ),
-    (
-        "no pg_hba.conf entry",
-        Failure::RefusedUser,
-        Outlook::Stays,
-        "the server wants TLS: use sslmode=verify-full",
-    ),
-    (
-        "pg_hba.conf rejects",
-        Failure::RefusedUser,
-        Outlook::Stays,
-        "the server wants TLS: use sslmode=verify-full",
-    ),
-    (
-        "root certificate file",
-        Failure::Certificate,
-        Outlook::Stays,
-        "download the RDS CA bundle (global-bundle.pem) and set sslrootcert= to its path",
-    ),
-    ("certificate verify failed", Failure::Certificate, Outlook::Stays, SET_SSLROOTCERT),
-    ("self-signed certificate", Failure::Certificate, Outlook::Stays, SET_SSLROOTCERT),
-    (
-        "does not match host name",
-        Failure::Certificate,
-        Outlook::Stays,
-        "set iam_host= to the endpoint's own name when you dial a CNAME, an address or a tunnel",
-    ),
-    ("remaining connection slots", Failure::Limit, Outlook::Unknown, SHARE_CONNECTIONS),
-    ("too many clients", Failure::Limit, Outlook::Unknown, SHARE_CONNECTIONS),
-    (
-        "too many connections for",
-        Failure::Limit,
-        Outlook::Unknown,
-        "lower max_size, of all programs together, or raise that CONNECTION LIMIT by ALTER ROLE or ALTER DATABASE",
-    ),
-    (
-        "no password supplied",
-        Failure::RefusedUser,
-        Outlook::Stays,
-        "give the password, or leave out rds_iam_auth=false to log in by token",
-    ),
-    (
-        "requires a password",
-        Failure::RefusedUser,
-        Outlook::Stays,
-        "the server's own answer is above; check its authentication method for this user",
-    ),
-    (
-        "is not permitted to log in",
-        Failure::RefusedUser,
-        Outlook::Stays,
-        "run ALTER ROLE ... LOGIN for this user",
-    ),
-    (
-        "permission denied for database",
-        Failure::RefusedUser,
-        Outlook::Stays,
-        "run GRANT CONNECT ON DATABASE ... TO this user",
-    ),
-    (
-        "could not parse network address",
-        Failure::Other,
-        Outlook::Stays,
-        "give hostaddr= an IP address",
-    ),
-    (
-        "invalid integer value",
-        Failure::Other,
-        Outlook::Stays,
-        "check the numbers in the connection string",
-    ),
-    (
-        "does not exist",
-        Failure::RefusedUser,
-        Outlook::Stays,
-        "check the names of database and user",
-    ),
-    (
-        "server does not support SSL",
-        Failure::Certificate,
-        Outlook::Stays,
-        "use the RDS endpoint itself: a token is sent over TLS only",
-    ),
-    ("session is read-only", Failure::Role, Outlook::ChangesRole, CHECK_SESSION_ATTRS),
-    ("session is not read-only", Failure::Role, Outlook::ChangesRole, CHECK_SESSION_ATTRS),
-    ("server is in hot standby mode", Failure::Role, Outlook::ChangesRole, CHECK_SESSION_ATTRS),
-    ("server is not in hot standby mode", Failure::Role, Outlook::ChangesRole, CHECK_SESSION_ATTRS),
-    (
-        "target_session_attrs",
-        Failure::Other,
-        Outlook::Unknown,
-        "check the value against libpq's parameter key words",
-    ),
-    (
-        "could not translate host name",
-        Failure::Unreachable,
-        Outlook::Unknown,
-        "check the name, and that DNS is reachable from here",
-    ),
-    (
-        "timeout expired",
-        Failure::Unreachable,
-        Outlook::Unknown,
-        "check the security group, the VPC and the port from this network",
-    ),
-    // SQLSTATE 57P03, cannot_connect_now.
-    ("the database system is starting up", Failure::Unreachable, Outlook::ComesBack, WAIT),
-    ("the database system is shutting down", Failure::Unreachable, Outlook::ComesBack, WAIT),
-    ("the database system is in recovery mode", Failure::Unreachable, Outlook::ComesBack, WAIT),
-    (
-        "the database system is not yet accepting connections",
-        Failure::Unreachable,
-        Outlook::ComesBack,
-        WAIT,
-    ),
-    // SQLSTATE 57P01: it began to shut down in the middle of the login.
-    (
-        "terminating connection due to administrator command",
-        Failure::Unreachable,
-        Outlook::ComesBack,
-        WAIT,
-    ),
-    (
-        "Connection refused",
-        Failure::Unreachable,
-        Outlook::ComesBack,
-        "check host and port, and that the server is running",
-    ),
-    ("server closed the connection unexpectedly", Failure::Unreachable, Outlook::Unknown, CUT),
-    ("SSL connection has been closed unexpectedly", Failure::Unreachable, Outlook::Unknown, CUT),
-    ("EOF detected", Failure::Unreachable, Outlook::Unknown, CUT),
-    ("Connection reset by peer", Failure::Unreachable, Outlook::Unknown, CUT),
-];
-
-const GRANT: &str = "the user does not exist; or, for a login by token, lacks the role: run GRANT rds_iam TO the user; or, for a login by password (rds_iam_auth=false), has another one: never grant rds_iam there";
-const SET_SSLROOTCERT: &str = "set sslrootcert= to the CA bundle that signed the server's certificate (for RDS: global-bundle.pem)";
-const SHARE_CONNECTIONS: &str = "lower max_size, of all programs together, or raise max_connections; RDS Proxy shares connections";
-const CHECK_SESSION_ATTRS: &str =
-    "check target_session_attrs, and which of the servers is the writer";
-const CUT: &str =
-    "the server went down, or something on the way to it hangs up; see its log if it stays so";
-const WAIT: &str = "wait until the server is up, and see its log if it stays so";
-
-fn symptom(text: &str) -> Option<&'static Symptom> {
-    SYMPTOMS.iter().find(|(symptom, ..)| text.contains(symptom))
-}
-
-/// The cure for what libpq or the server says when a login fails.
-pub(crate) fn cure(text: &str) -> &'static str {
-    symptom(text).map_or("check the server's log for the cause", |(.., cure)| cure)
-}
-
-/// The cure for what the sources of credentials say.
-pub(crate) fn credentials_cure(error: &CredentialsError) -> &'static str {
-    const CURES: &[(&str, &str)] = &[
-        ("cargo feature", "build diesel-rds-iam with its feature sso or credentials-process"),
-        (
-            "gave credentials that ended",
-            "log in again (aws sso login) or refresh that source, and check this machine's clock",
-        ),
-        ("no answer within", "see why that source does not answer, or raise credentials_timeout"),
-        ("the given provider", "see to the provider that the builder was given"),
-        ("panicked", "see to the provider that the builder was given"),
-        ("sso/cache", "log in: aws sso login --profile NAME"),
-        (
-            "could not parse profile",
-            "mend ~/.aws/config and ~/.aws/credentials, or what AWS_CONFIG_FILE names",
-        ),
-        ("not authorized", "allow that role or action to the identity that asks, in IAM"),
-        ("AccessDenied", "allow that role or action to the identity that asks, in IAM"),
-        ("dns error", "check that this name can be resolved from here, and AWS_REGION"),
-        ("io error", "check that this source can be reached from here, and HTTPS_PROXY"),
-    ];
-    cure_in(CURES, &causes(error)).unwrap_or(match error {
-        CredentialsError::CredentialsNotLoaded(_) if std::env::var_os("AWS_PROFILE").is_some() => {
-            "check AWS_PROFILE, which is set: the profile of that name, or one that it refers to, has no credentials"
-        }
-        CredentialsError::CredentialsNotLoaded(_) => {
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or give the task or instance a role"
-        }
-        _ => "mend that source; those after it are not asked",
-    })
-}
-
-/// The texts of an error and its sources, each once. The SDK's general words before them are left
-/// out, and what is too long for a line of a log is cut: a credential_process can say anything.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = one_line(error);
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = one_line(cause);
-        if !text.contains(&cause_text) && !cause.is::<CredentialsError>() {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    cut(text)
-}
-
-/// In characters.
-const LONGEST_TEXT: usize = 1000;
-
-/// libpq's messages have several lines and a closing newline; a log line has one.
-pub(crate) fn one_line(error: &(impl fmt::Display + ?Sized)) -> String {
-    let text = error.to_string();
-    // A server can say anything: send colours to a terminal, or a token back to us.
-    let shown = |word: &str| match word.contains("X-Amz-") {
-        true => "***".to_owned(),
-        false => word.chars().filter(|c| !c.is_control()).collect(),
-    };
-    cut(text.split_whitespace().map(shown).collect::<Vec<_>>().join(" "))
-}
-
-/// What is too long for a line of a log.
-fn cut(mut text: String) -> String {
-    if let Some((end, _)) = text.char_indices().nth(LONGEST_TEXT) {
-        text.replace_range(end.., "...");
-    }
-    text
-}
-
-/// What a credentials error has to say, without the SDK's general words before it.
-pub(crate) fn causes(error: &CredentialsError) -> String {
-    std::error::Error::source(error).map_or_else(|| chain(error), chain)
-}
-
 fn last_end(ended: &Option<SystemTime>) -> String {
-    ended.map_or_else(String::new, |end| format!(" (the last ones ended at {})", utc(end)))
-}
-
-/// A time for people: `2026-01-31T12:00:00Z`.
-pub(crate) fn utc(time: SystemTime) -> String {
-    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let time = DateTime::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
-    time.fmt(Format::DateTime).unwrap_or_else(|_| "an unknown time".into())
+    ended.map_or_else(String::new, |end| format!(" (the last ones expired at {})", utc(end)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const RDS: LoginContext = LoginContext { method: Method::Token, endpoint: EndpointKind::Rds };
+
+    fn refused(text: &str) -> Error {
+        Error::connect("app@db:5432", RDS, ConnectionError::BadConnection(format!("{text}\n")))
+    }
+
     #[test]
-    fn each_symptom_has_its_own_cure() {
-        let cases = [
-            ("FATAL:  PAM authentication failed for user \"app\"", "rds-db:connect"),
-            ("FATAL:  LDAP authentication failed for user \"app\"", "rds-db:connect"),
-            ("FATAL:  password authentication failed for user \"app\"", "GRANT rds_iam"),
-            ("FATAL:  no pg_hba.conf entry for host \"10.0.0.1\", no encryption", "verify-full"),
-            (
-                "FATAL:  no pg_hba.conf entry for replication connection from host \"10.0.0.1\", SSL encryption",
-                "no line",
-            ),
-            ("FATAL:  role \"app\" is not permitted to log in", "ALTER ROLE"),
-            ("FATAL:  permission denied for database \"app\"", "GRANT CONNECT"),
-            (
-                "root certificate file \"/root/.postgresql/root.crt\" does not exist",
-                "global-bundle.pem",
-            ),
-            ("SSL error: certificate verify failed", "sslrootcert="),
-            ("server certificate for \"a\" does not match host name \"b\"", "iam_host="),
-            ("FATAL:  database \"x\" does not exist", "names of database"),
-            ("FATAL:  authentication method requirement \"password\" failed", "GRANT rds_iam"),
-            ("FATAL:  IAM authentication failed for the role app", "the proxy's own endpoint"),
-            ("FATAL:  IAM is allowed only with SSL connections", "sslmode=verify-full"),
-            ("FATAL:  too many competing requests", "in a pool"),
-            ("FATAL:  too many connections for role \"app\"", "CONNECTION LIMIT"),
-            ("ERROR:  string truncated", "a pooler in between"),
-            (
-                "FATAL:  terminating connection due to administrator command",
-                "wait until the server is up",
-            ),
-            ("SSL connection has been closed unexpectedly", "went down"),
-            ("something never seen before", "server's log"),
-            ("a host:1/?Action=connect&X-Amz-Signature=ab \u{1b}[2J back", "a *** [2J back"),
-        ];
-        for (text, expected) in cases {
-            let error = Error::Connect {
-                target: "app@db:5432/app".into(),
-                source: ConnectionError::BadConnection(format!("{text}\n")),
-            };
-            let shown = error.to_string();
-            assert!(shown.contains(expected), "{shown}");
-            assert!(!shown.contains('\n'), "{shown:?}");
-            assert_eq!(format!("{error:?}"), shown);
-            assert!(std::error::Error::source(&error).is_some());
-        }
+    fn a_refused_login_is_told_in_one_line_with_its_cure() {
+        let error = refused("FATAL: PAM authentication failed for user \"app\"");
+        let shown = error.to_string();
+        assert!(shown.starts_with("cannot connect to app@db:5432: "), "{shown}");
+        assert!(shown.contains("rds-db:connect") && !shown.contains('\n'), "{shown:?}");
+        assert_eq!(format!("{error:?}"), shown);
+        assert!(std::error::Error::source(&error).is_none(), "anyhow would print it twice");
+        assert_eq!(error.login_failure(), Some(LoginFailure::RefusedToken));
     }
 
     #[test]
     fn a_credentials_error_shows_its_inner_cause() {
-        let source = CredentialsError::not_loaded("environment: not set");
-        let error = Error::Credentials { source: Arc::new(source), ended: None };
+        let cause = Arc::new(CredentialsError::not_loaded("environment: not set"));
+        let error = Error::Credentials { cause, ended: None };
         assert!(error.to_string().contains("environment: not set"), "{error}");
+        assert!(!error.is_transient());
+    }
+
+    #[test]
+    fn what_waiting_helps_is_transient_also_inside_other_errors() {
+        let (down, no_grant) =
+            (refused("Connection refused"), refused("password authentication failed"));
+        assert!(down.is_transient() && !no_grant.is_transient());
+        let hosts = Error::Hosts { failures: vec![down, refused("does not match host name")] };
+        assert!(hosts.is_transient());
+        assert_eq!(hosts.login_failure(), Some(LoginFailure::Certificate));
+        assert_eq!(hosts.outlook(), Outlook::Unknown);
     }
 }

@@ -4,24 +4,23 @@ use std::fmt;
 
 /// Why a connection was closed, in [`Error::Retired`](crate::Error::Retired) and in
 /// [`Stats`](crate::Stats).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Retirement {
-    /// It had reached its [`max_lifetime`](crate::Builder::max_lifetime).
+    /// It reached its [`max_lifetime`](crate::Builder::max_lifetime).
     Age,
-    /// The server had closed it, or the way there was cut.
+    /// The server closed it, or the network connection ended.
     Closed,
-    /// A checkout asked the server, and the answer was an error, as in a transaction that was begun
-    /// by a query of one's own and has failed.
+    /// A ping at its checkout failed.
     FailedCheck,
-    /// It was left in a transaction begun through diesel, or in one in an unknown state.
+    /// It was checked in with an open transaction, or in an unknown state.
     Transaction,
-    /// It was dropped in a panic.
+    /// A thread panicked while it used the connection.
     Panic,
-    /// Its server was the primary, and is so no longer.
+    /// Its server was the primary and is a standby now.
     Demoted,
-    /// Nothing was wrong: a pool had no use for it any more, a thread ended, or it was dropped.
-    /// (One that is given an instrumentation of its own counts here, and is not counted again.)
+    /// Nothing was wrong: the pool did not need it, a thread ended, or it was dropped. A connection
+    /// whose instrumentation was replaced counts here and is not counted again.
     Released,
 }
 
@@ -36,7 +35,7 @@ impl Retirement {
         Retirement::Released,
     ];
 
-    /// A name for metrics: `failed_check`.
+    /// Returns the name for metrics, such as `failed_check`.
     pub fn as_str(self) -> &'static str {
         match self {
             Retirement::Age => "age",
@@ -50,15 +49,15 @@ impl Retirement {
     }
 }
 
-/// For people.
+/// In words, such as "it is older than max_lifetime".
 impl fmt::Display for Retirement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Retirement::Age => "it is past its max_lifetime",
-            Retirement::Closed => "the server has closed it",
-            Retirement::FailedCheck => "it failed a check",
-            Retirement::Transaction => "it was left in a transaction",
-            Retirement::Panic => "it was dropped in a panic",
+            Retirement::Age => "it is older than max_lifetime",
+            Retirement::Closed => "the server closed it",
+            Retirement::FailedCheck => "a check failed",
+            Retirement::Transaction => "it was checked in with an open transaction",
+            Retirement::Panic => "a thread panicked while it used it",
             Retirement::Demoted => "its server is no longer the primary",
             Retirement::Released => "it is no longer needed",
         })

@@ -425,5 +425,5 @@ fn create_roles(server: &Server, iam_users: &[String], password: &str) -> Result
 fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     step: impl Into<String>,
 ) -> impl FnOnce(E) -> Error {
-    move |source| Error::Local { step: step.into(), source: source.into() }
+    move |cause| Error::Local { step: step.into(), cause: cause.into() }
 }

@@ -1,25 +1,50 @@
-//! What became of the last attempts to connect.
+//! [`Backoff`]: the failed logins of a manager since its last success.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::error::{Error, Outlook};
+use crate::error::{Error, LoginFailure, Outlook};
 
-/// The last cause, for all who wait, and the pauses after failures: a refusal that waiting cannot
-/// mend, or many in a row.
+/// The last error, for all who wait for a connection, and the waits between logins: after a
+/// permanent refusal, and after many failures in a row.
 #[derive(Default)]
-pub(crate) struct Backoff(Mutex<Last>);
+pub(crate) struct Backoff(Mutex<Streak>);
 
+/// Failures without a success in between.
 #[derive(Default)]
-struct Last {
-    error: Option<String>,
-    /// Failures since the last success.
-    in_a_row: u32,
+struct Streak {
+    failures: u32,
+    started: Option<Instant>,
+    last: Option<LastError>,
+    /// The causes that were reported at error level.
+    reported: Vec<LoginFailure>,
     pause: Option<Pause>,
 }
 
-/// Between one attempt and the next, whoever makes them.
+/// An error of which r2d2 keeps only the text.
+#[derive(Debug, Clone)]
+pub(crate) struct LastError {
+    pub(crate) text: String,
+    pub(crate) failure: Option<LoginFailure>,
+    pub(crate) is_transient: bool,
+}
+
+impl LastError {
+    fn new(error: &Error) -> LastError {
+        let (failure, is_transient) = (error.login_failure(), error.is_transient());
+        LastError { text: error.to_string(), failure, is_transient }
+    }
+}
+
+/// A streak that a success ended.
+#[derive(Debug, PartialEq)]
+pub(crate) struct EndedStreak {
+    pub(crate) failures: u32,
+    pub(crate) lasted: Duration,
+}
+
+/// The wait between two logins, whichever threads make them.
 struct Pause {
     until: Instant,
     length: Duration,
@@ -29,51 +54,72 @@ struct Pause {
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// So many failures in a row, of whatever kind, are no storm yet.
+/// From this number of failures in a row, a pause follows each failure: the server has other
+/// clients, and `PerThread` tries one login for each unit of work.
 const BURST: u32 = 5;
-/// From then on: the server has logins of others to care for, and `PerThread` tries one for each
-/// unit of work.
 const PAUSE_AFTER_BURST: Duration = Duration::from_millis(100);
 
 impl Backoff {
-    /// Asks for leave to connect. After a pause one gets it, and for the others the next, longer
-    /// pause has begun.
+    /// Returns [`Error::Paused`] during a pause. When it ends, one caller may log in; for all
+    /// others the next, longer pause starts.
     pub(crate) fn begin(&self, now: Instant) -> Result<(), Error> {
-        let mut last = self.0.lock();
-        let Last { error: Some(cause), pause: Some(pause), .. } = &mut *last else { return Ok(()) };
+        let mut streak = self.0.lock();
+        let Streak { last: Some(last), pause: Some(pause), .. } = &mut *streak else {
+            return Ok(());
+        };
         if now < pause.until {
-            return Err(Error::Paused { wait: pause.until - now, cause: cause.clone() });
+            let LastError { text: cause, failure, is_transient } = last.clone();
+            return Err(Error::Paused { wait: pause.until - now, cause, failure, is_transient });
         }
         pause.length = (2 * pause.length).min(pause.longest);
         pause.until = now + pause.length;
         Ok(())
     }
 
-    pub(crate) fn succeeded(&self) {
-        *self.0.lock() = Last::default();
+    /// Records a success. Returns the streak that it ended, if logins failed before.
+    pub(crate) fn succeeded(&self, now: Instant) -> Option<EndedStreak> {
+        let streak = std::mem::take(&mut *self.0.lock());
+        let lasted = now.duration_since(streak.started?);
+        (streak.failures > 0).then_some(EndedStreak { failures: streak.failures, lasted })
     }
 
-    /// Tells the waiters of a failure of which the outcome of connect() is still open.
-    pub(crate) fn note(&self, error: &Error) {
-        self.0.lock().error = Some(error.to_string());
+    /// Records the failure of one host while the outcome of the whole login is still open.
+    pub(crate) fn host_failed(&self, error: &Error) {
+        let last = LastError::new(error);
+        self.0.lock().last = Some(last);
     }
 
-    pub(crate) fn failed(&self, error: &Error, now: Instant) {
-        let mut last = self.0.lock();
-        last.error = Some(error.to_string());
-        last.in_a_row += 1;
-        let (length, longest) = match error.outlook() {
-            Outlook::Stays => (FIRST_PAUSE, LONGEST_PAUSE),
-            Outlook::Unknown if last.in_a_row >= BURST => (PAUSE_AFTER_BURST, PAUSE_AFTER_BURST),
-            _ => return last.pause = None,
+    /// Records a failed login. Returns whether its cause is new in this streak.
+    pub(crate) fn failed(&self, error: &Error, now: Instant) -> bool {
+        let last = LastError::new(error);
+        let cause = last.failure.unwrap_or(LoginFailure::Other);
+        let mut streak = self.0.lock();
+        streak.last = Some(last);
+        streak.failures += 1;
+        streak.started.get_or_insert(now);
+        streak.pause = streak.next_pause(error.outlook(), now);
+        let is_new = !streak.reported.contains(&cause);
+        if is_new {
+            streak.reported.push(cause);
+        }
+        is_new
+    }
+
+    pub(crate) fn last_error(&self) -> Option<LastError> {
+        self.0.lock().last.clone()
+    }
+}
+
+impl Streak {
+    /// A pause that has started continues if the next failure is of the same kind.
+    fn next_pause(&mut self, outlook: Outlook, now: Instant) -> Option<Pause> {
+        let (length, longest) = match outlook {
+            Outlook::Permanent => (FIRST_PAUSE, LONGEST_PAUSE),
+            Outlook::Unknown if self.failures >= BURST => (PAUSE_AFTER_BURST, PAUSE_AFTER_BURST),
+            _ => return None,
         };
-        // One that has begun goes on, whoever else fails in the same way in the meantime.
-        let begun = last.pause.take().filter(|pause| pause.longest == longest);
-        last.pause = Some(begun.unwrap_or(Pause { until: now + length, length, longest }));
-    }
-
-    pub(crate) fn last_error(&self) -> Option<String> {
-        self.0.lock().error.clone()
+        let started = self.pause.take().filter(|pause| pause.longest == longest);
+        Some(started.unwrap_or(Pause { until: now + length, length, longest }))
     }
 }
 
@@ -82,10 +128,11 @@ mod tests {
     use diesel::ConnectionError;
 
     use super::*;
+    use crate::error::{EndpointKind, LoginContext, Method};
 
     fn refused(text: &str) -> Error {
-        let source = ConnectionError::BadConnection(text.into());
-        Error::Connect { target: "app@db:5432".into(), source }
+        let context = LoginContext { method: Method::Token, endpoint: EndpointKind::Rds };
+        Error::connect("app@db:5432", context, ConnectionError::BadConnection(text.into()))
     }
 
     const NO_GRANT: &str = "FATAL: password authentication failed for user \"app\"";
@@ -93,25 +140,29 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_the_longest_and_a_success_ends_them() {
-        let (attempts, mut now) = (Backoff::default(), Instant::now());
-        attempts.begin(now).unwrap();
-        attempts.failed(&refused(NO_GRANT), now);
+        let (backoff, mut now) = (Backoff::default(), Instant::now());
+        let begun = now;
+        backoff.begin(now).unwrap();
+        backoff.failed(&refused(NO_GRANT), now);
         for pause in [1, 2, 4, 8, 10, 10] {
             let before = now + pause * SECOND - Duration::from_nanos(1);
-            let error = attempts.begin(before).unwrap_err();
+            let error = backoff.begin(before).unwrap_err();
             assert!(error.to_string().contains("GRANT rds_iam"), "{error}");
+            assert_eq!(error.login_failure(), Some(LoginFailure::RefusedUser));
             now += pause * SECOND;
-            attempts.begin(now).unwrap();
-            attempts.begin(now).unwrap_err();
-            attempts.failed(&refused(NO_GRANT), now);
+            backoff.begin(now).unwrap();
+            backoff.begin(now).unwrap_err();
+            backoff.failed(&refused(NO_GRANT), now);
         }
-        attempts.succeeded();
-        attempts.begin(now).unwrap();
-        assert_eq!(attempts.last_error(), None);
+        let ended = backoff.succeeded(now);
+        assert_eq!(ended, Some(EndedStreak { failures: 7, lasted: now - begun }));
+        backoff.begin(now).unwrap();
+        assert!(backoff.last_error().is_none());
+        assert_eq!(backoff.succeeded(now), None);
     }
 
     #[test]
-    fn only_what_waiting_cannot_mend_makes_a_pause() {
+    fn only_a_permanent_refusal_starts_a_pause_at_once() {
         let cases = [
             (NO_GRANT, false),
             ("FATAL: database \"x\" does not exist", false),
@@ -119,42 +170,52 @@ mod tests {
             ("FATAL: PAM authentication failed for user \"app\"", true),
             ("Connection refused", true),
             ("timeout expired", true),
-            ("something never seen before", true),
+            ("something new", true),
         ];
         for (text, at_once) in cases {
-            let (attempts, now) = (Backoff::default(), Instant::now());
-            attempts.failed(&refused(text), now);
-            assert_eq!(attempts.begin(now).is_ok(), at_once, "{text}");
-            assert!(attempts.last_error().unwrap().contains(text), "{text}");
+            let (backoff, now) = (Backoff::default(), Instant::now());
+            backoff.failed(&refused(text), now);
+            assert_eq!(backoff.begin(now).is_ok(), at_once, "{text}");
+            assert!(backoff.last_error().unwrap().text.contains(text), "{text}");
         }
     }
 
     #[test]
     fn many_failures_in_a_row_are_spaced_and_a_success_ends_that() {
-        let (attempts, now) = (Backoff::default(), Instant::now());
-        let hung_up = refused("server closed the connection unexpectedly");
+        let (backoff, now) = (Backoff::default(), Instant::now());
+        let closed = refused("server closed the connection unexpectedly");
         for _ in 0..BURST {
-            attempts.begin(now).unwrap();
-            attempts.failed(&hung_up, now);
+            backoff.begin(now).unwrap();
+            backoff.failed(&closed, now);
         }
         let mut next = now + PAUSE_AFTER_BURST;
         for _ in 0..3 {
-            attempts.begin(next - Duration::from_nanos(1)).unwrap_err();
-            attempts.begin(next).unwrap();
-            attempts.begin(next).unwrap_err();
-            attempts.failed(&hung_up, next);
+            backoff.begin(next - Duration::from_nanos(1)).unwrap_err();
+            backoff.begin(next).unwrap();
+            backoff.begin(next).unwrap_err();
+            backoff.failed(&closed, next);
             next += PAUSE_AFTER_BURST;
         }
-        attempts.succeeded();
-        attempts.failed(&hung_up, next);
-        attempts.begin(next).unwrap();
+        backoff.succeeded(next);
+        backoff.failed(&closed, next);
+        backoff.begin(next).unwrap();
     }
 
     #[test]
-    fn those_under_way_at_the_first_refusal_prolong_no_pause() {
-        let (attempts, now) = (Backoff::default(), Instant::now());
-        attempts.failed(&refused(NO_GRANT), now);
-        attempts.failed(&refused(NO_GRANT), now + SECOND / 2);
-        attempts.begin(now + SECOND).unwrap();
+    fn logins_in_progress_at_the_first_refusal_do_not_prolong_the_pause() {
+        let (backoff, now) = (Backoff::default(), Instant::now());
+        backoff.failed(&refused(NO_GRANT), now);
+        backoff.failed(&refused(NO_GRANT), now + SECOND / 2);
+        backoff.begin(now + SECOND).unwrap();
+    }
+
+    #[test]
+    fn each_cause_is_new_once_in_a_streak() {
+        let (backoff, now) = (Backoff::default(), Instant::now());
+        let (no_grant, down) = (refused(NO_GRANT), refused("Connection refused"));
+        let seen = [&no_grant, &no_grant, &down, &no_grant, &down];
+        assert_eq!(seen.map(|error| backoff.failed(error, now)), [true, false, true, false, false]);
+        backoff.succeeded(now);
+        assert!(backoff.failed(&no_grant, now));
     }
 }

@@ -1,4 +1,4 @@
-//! The root certificates for libpq, less those of other regions.
+//! [`CaBundle`]: the root certificates for libpq, without those of other regions.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -16,16 +16,16 @@ use crate::token::is_region;
 
 /// A file of root certificates, as `sslrootcert` names it.
 ///
-/// libpq reads and parses the file at each connect, and AWS' bundle for all regions costs ten times
-/// the CPU of the login. So libpq gets a shorter one, in which the roots of other regions are
-/// missing. That can only take trust away.
-pub(crate) struct Roots {
+/// libpq reads and parses the file at each login. AWS' bundle for all regions costs ten times the
+/// CPU of the login. So libpq gets a shorter file without the root certificates of other regions.
+/// This can only remove trust.
+pub(crate) struct CaBundle {
     file: PathBuf,
     regions: Vec<String>,
     last: Mutex<Option<(Stamp, Option<Arc<Trimmed>>)>>,
 }
 
-/// Tells one state of a file from another.
+/// Identifies one state of a file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Stamp {
     inode: u64,
@@ -33,32 +33,33 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-/// A file in memory: nothing to remove when the process ends, however it does.
+/// A file in memory: nothing has to be removed when the process ends.
 #[derive(Debug)]
 pub(crate) struct Trimmed {
     _file: File,
-    path: String,
+    path: PathBuf,
 }
 
-impl Roots {
-    pub(crate) fn new(file: impl Into<PathBuf>, regions: Vec<String>) -> Roots {
-        Roots { file: file.into(), regions, last: Mutex::new(None) }
+impl CaBundle {
+    pub(crate) fn new(file: impl Into<PathBuf>, regions: Vec<String>) -> CaBundle {
+        CaBundle { file: file.into(), regions, last: Mutex::new(None) }
     }
 
-    /// The shorter file, made anew when the original has changed; none where there is nothing to
-    /// leave out, or where this system cannot do it: then the original serves.
+    /// Returns the shorter file. It is made again when the original has changed. Returns `None` if
+    /// there is nothing to leave out, or if the system cannot do this.
     pub(crate) fn trimmed(&self) -> Option<Arc<Trimmed>> {
         let stamp = Stamp::of(&self.file).ok()?;
-        let mut last = self.last.lock();
-        let trimmed = match &*last {
-            Some((known, trimmed)) if *known == stamp => trimmed.clone(),
-            _ => {
+        let known = self.last.lock().clone().filter(|(known, _)| *known == stamp);
+        let trimmed = match known {
+            Some((_, trimmed)) => trimmed,
+            // Not under the lock, because it logs. Two threads may do the same work once.
+            None => {
                 let trimmed = self.trim();
-                *last = Some((stamp, trimmed.clone()));
+                *self.last.lock() = Some((stamp, trimmed.clone()));
                 trimmed
             }
         };
-        // A process that has changed its user may not open it any more.
+        // A process that changed its user may not be allowed to open the file again.
         trimmed.filter(|trimmed| File::open(trimmed.path()).is_ok())
     }
 
@@ -67,9 +68,9 @@ impl Roots {
         match Trimmed::new(&kept) {
             Ok(trimmed) => Some(Arc::new(trimmed)),
             Err(error) => {
+                let file = self.file.display();
                 log::debug!(
-                    "{} is used as it is, for there is no file in memory: {error}",
-                    self.file.display()
+                    "{file} is used as it is, because no file in memory is possible: {error}"
                 );
                 None
             }
@@ -80,30 +81,27 @@ impl Roots {
 impl Stamp {
     fn of(file: &Path) -> io::Result<Stamp> {
         let data = fs::metadata(file)?;
-        Ok(Stamp {
-            inode: data.ino(),
-            size: data.size(),
-            changed: (data.ctime(), data.ctime_nsec()),
-        })
+        let changed = (data.ctime(), data.ctime_nsec());
+        Ok(Stamp { inode: data.ino(), size: data.size(), changed })
     }
 }
 
 impl Trimmed {
     fn new(pem: &[u8]) -> io::Result<Trimmed> {
-        let mut file = File::from(memfd_create("diesel-rds-iam-roots", MemfdFlags::CLOEXEC)?);
+        let mut file = File::from(memfd_create("diesel-rds-iam-ca-bundle", MemfdFlags::CLOEXEC)?);
         file.write_all(pem)?;
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
         Ok(Trimmed { _file: file, path })
     }
 
-    /// What this process finds it by.
-    pub(crate) fn path(&self) -> &str {
+    /// Returns the path by which this process opens the file.
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// The certificates of these regions and those that name none; none where that is all, or where the
-/// file holds anything else.
+/// Returns the certificates of these regions and those that name no region. Returns `None` if those
+/// are all, or if the file contains anything else.
 fn without_other_regions(pem: &[u8], regions: &[String]) -> Option<Vec<u8>> {
     let all = X509::stack_from_pem(pem).ok()?;
     let blocks = pem.windows(BEGIN.len()).filter(|window| *window == BEGIN).count();
@@ -118,10 +116,10 @@ fn without_other_regions(pem: &[u8], regions: &[String]) -> Option<Vec<u8>> {
 
 const BEGIN: &[u8] = b"-----BEGIN ";
 
-/// The region in `Amazon RDS eu-west-1 Root CA RSA2048 G1`.
+/// Returns the region in `Amazon RDS eu-west-1 Root CA RSA2048 G1`.
 fn region_of(root: &X509) -> Option<String> {
-    let name =
-        root.subject_name().entries_by_nid(Nid::COMMONNAME).next()?.data().to_string().ok()?;
+    let entry = root.subject_name().entries_by_nid(Nid::COMMONNAME).next()?;
+    let name = entry.data().to_string().ok()?;
     let region = name.strip_prefix("Amazon RDS ")?.split(' ').next()?;
     is_region(region).then(|| region.to_owned())
 }
@@ -131,7 +129,7 @@ mod tests {
     use super::*;
 
     /// Of us-east-1, eu-west-1 twice, and three that name no region.
-    const ROOTS: &[u8] = include_bytes!("../../tests/data/roots.pem");
+    const BUNDLE: &[u8] = include_bytes!("../../tests/data/roots.pem");
 
     fn names(pem: &[u8]) -> Vec<String> {
         let name = |root: &X509| {
@@ -152,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn roots_of_other_regions_are_left_out() {
+    fn root_certificates_of_other_regions_are_left_out() {
         let others = [
             "Amazon RDS Root 2019 CA",
             "Amazon Root CA 1",
@@ -162,23 +160,23 @@ mod tests {
             |ours: &[&str]| Some([ours, &others].concat().into_iter().map(str::to_owned).collect());
         let american = "Amazon RDS us-east-1 Root CA RSA2048 G1";
         let irish = ["Amazon RDS eu-west-1 Root CA ECC384 G1", "Amazon RDS eu-west-1 2019 CA"];
-        assert_eq!(kept(ROOTS, &["us-east-1"]), of(&[american]));
-        assert_eq!(kept(ROOTS, &["eu-west-1"]), of(&irish));
-        assert_eq!(kept(ROOTS, &["ap-south-1"]), of(&[]));
-        assert_eq!(kept(ROOTS, &["eu-west-1", "us-east-1"]), None, "nothing to leave out");
+        assert_eq!(kept(BUNDLE, &["us-east-1"]), of(&[american]));
+        assert_eq!(kept(BUNDLE, &["eu-west-1"]), of(&irish));
+        assert_eq!(kept(BUNDLE, &["ap-south-1"]), of(&[]));
+        assert_eq!(kept(BUNDLE, &["eu-west-1", "us-east-1"]), None, "nothing to leave out");
     }
 
     #[test]
-    fn what_is_not_a_bundle_of_roots_stays_as_it_is() {
+    fn a_file_with_anything_else_is_not_changed() {
         let first =
-            &ROOTS[..ROOTS.windows(BEGIN.len()).skip(1).position(|it| it == BEGIN).unwrap() + 1];
+            &BUNDLE[..BUNDLE.windows(BEGIN.len()).skip(1).position(|it| it == BEGIN).unwrap() + 1];
         let cases: [(&str, Vec<u8>); 4] = [
             ("only roots of other regions", first.to_vec()),
             (
                 "a revocation list",
-                [ROOTS, b"-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n"].concat(),
+                [BUNDLE, b"-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n"].concat(),
             ),
-            ("cut off", ROOTS[..ROOTS.len() - 40].to_vec()),
+            ("cut off", BUNDLE[..BUNDLE.len() - 40].to_vec()),
             ("no certificate", b"nothing".to_vec()),
         ];
         for (what, pem) in cases {
@@ -187,22 +185,22 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_file_is_read_anew_and_an_unchanged_one_is_not() {
+    fn only_a_changed_file_is_read_again() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("roots.pem");
-        let roots = Roots::new(&file, vec!["eu-west-1".into()]);
-        assert!(roots.trimmed().is_none(), "there is none");
-        fs::write(&file, ROOTS).unwrap();
+        let roots = CaBundle::new(&file, vec!["eu-west-1".into()]);
+        assert!(roots.trimmed().is_none(), "the file does not exist");
+        fs::write(&file, BUNDLE).unwrap();
         let first = roots.trimmed().unwrap();
         assert_eq!(names(&fs::read(first.path()).unwrap()).len(), 5);
         assert!(Arc::ptr_eq(&first, &roots.trimmed().unwrap()));
-        fs::write(&file, [ROOTS, ROOTS].concat()).unwrap();
+        fs::write(&file, [BUNDLE, BUNDLE].concat()).unwrap();
         let second = roots.trimmed().unwrap();
         assert_eq!(names(&fs::read(second.path()).unwrap()).len(), 10);
         assert_eq!(
             names(&fs::read(first.path()).unwrap()).len(),
             5,
-            "a login under way keeps its own"
+            "a login in progress keeps its file"
         );
     }
 }

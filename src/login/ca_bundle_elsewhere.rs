@@ -1,25 +1,26 @@
-//! Where there are no files in memory: the root certificates as they are.
+//! Systems without files in memory: libpq gets the root certificates as they are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-pub(crate) struct Roots;
+pub(crate) struct CaBundle;
 
-/// Never made.
+/// Has no values.
 #[derive(Debug)]
 pub(crate) enum Trimmed {}
 
-impl Roots {
-    pub(crate) fn new(_file: impl Into<PathBuf>, _regions: Vec<String>) -> Roots {
-        Roots
+impl CaBundle {
+    pub(crate) fn new(_file: impl Into<PathBuf>, _regions: Vec<String>) -> CaBundle {
+        CaBundle
     }
 
-    pub(crate) fn trimmed(&self) -> Option<Trimmed> {
+    pub(crate) fn trimmed(&self) -> Option<Arc<Trimmed>> {
         None
     }
 }
 
 impl Trimmed {
-    pub(crate) fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &Path {
         match *self {}
     }
 }

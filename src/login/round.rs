@@ -1,91 +1,130 @@
-//! What is known of each host in the course of one connect().
+//! [`Round`]: the hosts of one login, and the last failure of each.
 
 use std::time::{Duration, Instant};
 
-use diesel::PgConnection;
-
-use crate::error::{Error, Outlook};
+use crate::error::{Error, Outlook, Refusal};
 
 /// Between two rounds.
-pub(crate) const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
-/// Between two attempts at a host that answers, and is not what is wanted: each is a login.
+/// Between two attempts at a host that accepts logins in another role. Each attempt is a login.
 const PAUSE_OF_LOGINS: Duration = Duration::from_secs(1);
 
-/// The last failure at each host, in the order of the connection string.
-pub(crate) struct Hosts<'a> {
-    failures: Vec<Option<(Error, Instant)>>,
-    note: &'a Note<'a>,
+/// The hosts of one login, in the order of the attempts.
+pub(super) struct Round<H> {
+    candidates: Vec<Candidate<H>>,
 }
 
-/// Hears of each login, and why it failed.
-pub(crate) type Note<'a> = dyn Fn(Option<&Error>) + 'a;
+struct Candidate<H> {
+    host: H,
+    failure: Option<(Error, Instant)>,
+}
 
-impl<'a> Hosts<'a> {
-    pub(crate) fn new(count: usize, note: &'a Note<'a>) -> Hosts<'a> {
-        Hosts { failures: (0..count).map(|_| None).collect(), note }
+impl<H: Copy> Round<H> {
+    pub(super) fn new(hosts: impl IntoIterator<Item = H>) -> Round<H> {
+        let candidate = |host| Candidate { host, failure: None };
+        Round { candidates: hosts.into_iter().map(candidate).collect() }
     }
 
-    /// Connects to one host; none: it failed there. An error is one of ours, for which other hosts
-    /// have no remedy.
-    pub(crate) fn attempt(
-        &mut self,
-        i: usize,
-        connect: impl FnOnce() -> Result<PgConnection, Error>,
-    ) -> Result<Option<PgConnection>, Error> {
-        let outcome = connect();
-        (self.note)(outcome.as_ref().err());
-        match outcome {
-            Err(error @ (Error::Connect { .. } | Error::Resolve { .. })) => {
-                self.log(&error);
-                self.failures[i] = Some((error, Instant::now()));
-                Ok(None)
-            }
-            outcome => outcome.map(Some),
+    /// Returns how many hosts there are.
+    pub(super) fn len(&self) -> usize {
+        self.candidates.len()
+    }
+
+    pub(super) fn host(&self, i: usize) -> H {
+        self.candidates[i].host
+    }
+
+    pub(super) fn failed(&mut self, i: usize, error: Error, now: Instant) {
+        self.candidates[i].failure = Some((error, now));
+    }
+
+    /// Whether to try this host now.
+    pub(super) fn is_due(&self, i: usize, now: Instant) -> bool {
+        let Some((_, at)) = &self.candidates[i].failure else { return true };
+        match self.outlook(i) {
+            Some(Outlook::Starting) => true,
+            Some(Outlook::OtherRole) => now.duration_since(*at) >= PAUSE_OF_LOGINS,
+            _ => false,
         }
     }
 
-    /// A host that is down or a standby is what several hosts are for; one that refuses us wants a
-    /// person.
-    fn log(&self, error: &Error) {
-        let is_refusal = error.is_refused_token() || error.outlook() == Outlook::Stays;
-        let level = if is_refusal && self.failures.len() > 1 {
-            log::Level::Warn
-        } else {
-            log::Level::Debug
-        };
-        log::log!(level, "{error}");
+    /// Whether this host accepted the login and is not what `target_session_attrs` asks for.
+    pub(super) fn is_in_other_role(&self, i: usize) -> bool {
+        self.outlook(i) == Some(Outlook::OtherRole)
     }
 
-    /// Whether to try this host in this round.
-    pub(crate) fn is_due(&self, i: usize) -> bool {
-        self.failures[i].as_ref().is_none_or(|(error, at)| match error.outlook() {
-            Outlook::ComesBack => true,
-            Outlook::ChangesRole => at.elapsed() >= PAUSE_OF_LOGINS,
-            Outlook::Unknown | Outlook::Stays => false,
-        })
-    }
-
-    /// Those that let us in, and are not what is wanted.
-    pub(crate) fn in_other_role(&self) -> Vec<usize> {
-        let is = |i: &usize| self.outlook(*i) == Some(Outlook::ChangesRole);
-        (0..self.failures.len()).filter(is).collect()
-    }
-
-    /// Whether another round has a chance.
-    pub(crate) fn may_change(&self) -> bool {
-        let changes =
-            |i| matches!(self.outlook(i), Some(Outlook::ComesBack | Outlook::ChangesRole));
-        (0..self.failures.len()).any(changes)
+    /// Whether another round can succeed.
+    pub(super) fn may_change(&self) -> bool {
+        let changes = [Some(Outlook::Starting), Some(Outlook::OtherRole)];
+        (0..self.len()).any(|i| changes.contains(&self.outlook(i)))
     }
 
     fn outlook(&self, i: usize) -> Option<Outlook> {
-        self.failures[i].as_ref().map(|(error, _)| error.outlook())
+        self.candidates[i].failure.as_ref().map(|(error, _)| error.outlook())
     }
 
-    pub(crate) fn into_error(self) -> Error {
-        let mut failures: Vec<Error> =
-            self.failures.into_iter().flatten().map(|(error, _)| error).collect();
+    pub(super) fn into_error(self) -> Error {
+        let failures = self.candidates.into_iter().filter_map(|candidate| candidate.failure);
+        let mut failures: Vec<Error> = failures.map(|(error, _)| error).collect();
         if failures.len() == 1 { failures.remove(0) } else { Error::Hosts { failures } }
+    }
+}
+
+/// Logs the failure of one host. With several hosts a host that is down is expected, and one that
+/// refuses the login is not.
+pub(super) fn log_failure(error: &Error, hosts: usize) {
+    let is_refused =
+        error.refusal().is_some_and(Refusal::is_of_token) || error.outlook() == Outlook::Permanent;
+    let level = if is_refused && hosts > 1 { log::Level::Warn } else { log::Level::Debug };
+    log::log!(level, "{error}");
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::ConnectionError;
+
+    use super::*;
+    use crate::error::{EndpointKind, LoginContext, Method};
+
+    fn failure(text: &str) -> Error {
+        let context = LoginContext { method: Method::Token, endpoint: EndpointKind::Rds };
+        Error::connect("app@db:5432", context, ConnectionError::BadConnection(text.into()))
+    }
+
+    #[test]
+    fn a_host_is_due_again_by_the_reason_of_its_failure() {
+        let now = Instant::now();
+        let just_before = now + PAUSE_OF_LOGINS - Duration::from_nanos(1);
+        let cases = [
+            ("Connection refused", true, true),
+            ("the database system is starting up", true, true),
+            ("session is read-only", false, true),
+            ("timeout expired", false, false),
+            ("PAM authentication failed for user \"app\"", false, false),
+            ("database \"x\" does not exist", false, false),
+        ];
+        for (text, at_once, after_a_second) in cases {
+            let mut round = Round::new(["a"]);
+            assert!(round.is_due(0, now), "before the first attempt");
+            round.failed(0, failure(text), now);
+            assert_eq!(round.is_due(0, just_before), at_once, "{text}");
+            assert_eq!(round.is_due(0, now + PAUSE_OF_LOGINS), after_a_second, "{text}");
+            assert_eq!(round.may_change(), after_a_second, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_single_failure_is_the_error_and_several_are_listed_in_their_order() {
+        let now = Instant::now();
+        let mut round = Round::new(["a", "b"]);
+        round.failed(1, failure("second"), now);
+        assert!(!round.is_in_other_role(0) && !round.may_change());
+        round.failed(0, failure("session is read-only"), now);
+        assert!(round.is_in_other_role(0) && round.may_change());
+        assert!(matches!(round.into_error(), Error::Hosts { failures } if failures.len() == 2));
+        let mut round = Round::new(["a"]);
+        round.failed(0, failure("first"), now);
+        assert!(matches!(round.into_error(), Error::Connect { .. }));
     }
 }

@@ -1,16 +1,16 @@
-//! [`PoolLog`]: what goes on in a pool, for the log.
+//! [`PoolLog`]: what happens in a pool, for the log.
 
-use r2d2::event::{AcquireEvent, CheckinEvent, CheckoutEvent, ReleaseEvent, TimeoutEvent};
+use r2d2::event::{AcquireEvent, CheckinEvent, CheckoutEvent, ReleaseEvent};
 use r2d2::{HandleError, HandleEvent};
 
 use crate::error::Error;
 
-/// Logs what goes on in a pool: *error* for a login that failed, *warn* for a connection that was
-/// found dead and replaced, and for a waiter that got none in time; *debug* for each connection
-/// that comes or goes; *trace* for each checkout and checkin.
+/// Logs what happens in a pool: *debug* for each connection that is added or closed, *trace* for
+/// each checkout and check-in.
 ///
-/// [`pool_builder`](crate::RdsConnectionManager::pool_builder) plugs it in as both of r2d2's
-/// handlers. A handler of your own can hand on to it:
+/// The manager itself logs failed logins and closed connections.
+/// [`pool_builder`](crate::RdsConnectionManager::pool_builder) sets it as both of r2d2's handlers. A
+/// handler of a program can call it:
 ///
 /// ```
 /// use diesel_rds_iam::PoolLog;
@@ -32,40 +32,37 @@ use crate::error::Error;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PoolLog;
 
-/// r2d2's default handler logs everything as an error.
+/// The manager has logged the errors of logins and checks, once per cause. What remains are the
+/// errors of a `CustomizeConnection`.
 impl HandleError<Error> for PoolLog {
     fn handle_error(&self, error: Error) {
-        match error {
-            // The refusal itself was logged.
-            Error::Retired { .. } | Error::Paused { .. } => log::debug!("{error}"),
-            Error::Ping { .. } => log::warn!("{error}"),
-            error => log::error!("{error}"),
+        let is_of_manager = error.login_failure().is_some()
+            || matches!(error, Error::Ping { .. } | Error::Retired { .. } | Error::Paused { .. });
+        if !is_of_manager {
+            log::error!("{error}");
         }
     }
 }
 
+/// `handle_timeout` is not implemented, because r2d2 calls it while it holds the lock of the pool:
+/// a logger that uses the pool would wait for ever. [`Pool::get`](crate::Pool::get) logs timeouts.
 impl HandleEvent for PoolLog {
     fn handle_acquire(&self, event: AcquireEvent) {
-        log::debug!("connection {} is in the pool", event.connection_id());
+        log::debug!("connection {} added to the pool", event.connection_id());
     }
 
     fn handle_release(&self, event: ReleaseEvent) {
-        log::debug!(
-            "connection {} has left the pool, {:.1?} old",
-            event.connection_id(),
-            event.age()
-        );
+        let (id, age) = (event.connection_id(), event.age());
+        log::debug!("connection {id} left the pool ({age:.1?} old)");
     }
 
     fn handle_checkout(&self, event: CheckoutEvent) {
-        log::trace!("connection {} is out, after {:.1?}", event.connection_id(), event.duration());
-    }
-
-    fn handle_timeout(&self, event: TimeoutEvent) {
-        log::warn!("a waiter got no connection within {:.1?}", event.timeout());
+        let (id, waited) = (event.connection_id(), event.duration());
+        log::trace!("connection {id} checked out (waited {waited:.1?})");
     }
 
     fn handle_checkin(&self, event: CheckinEvent) {
-        log::trace!("connection {} is back, after {:.1?}", event.connection_id(), event.duration());
+        let (id, used) = (event.connection_id(), event.duration());
+        log::trace!("connection {id} checked in (used for {used:.1?})");
     }
 }

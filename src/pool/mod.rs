@@ -1,52 +1,83 @@
-//! [`Pool`]: r2d2's, with the causes.
+//! [`Pool`]: r2d2's pool, with the cause of each error.
 
 mod log;
 mod per_thread;
 
-pub use log::PoolLog;
-pub use per_thread::{PerThread, PerThreadConnection};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use std::time::Duration;
-
-use r2d2::PooledConnection;
+use r2d2::{ManageConnection, PooledConnection};
 
 use crate::error::Error;
 use crate::manager::RdsConnectionManager;
+pub use log::PoolLog;
+pub use per_thread::{PerThread, PerThreadConnection};
 
-/// An [`r2d2::Pool`] that tells each waiter why there is no connection. Made by
+/// Longer than one `connect_timeout`, so that a waiting thread gets the cause.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// r2d2 adds timeouts to the current time. A longer one would be a time that does not exist.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+impl RdsConnectionManager {
+    /// Returns an [`r2d2::Builder`] with defaults that suit IAM logins.
+    ///
+    /// `max_lifetime` is the [manager's](crate::Builder::max_lifetime), and `connection_timeout` 15
+    /// seconds. [`PoolLog`] gets errors and events. All else is r2d2's.
+    pub fn pool_builder(&self) -> r2d2::Builder<RdsConnectionManager> {
+        r2d2::Pool::builder()
+            .max_lifetime(self.max_lifetime)
+            .connection_timeout(CONNECTION_TIMEOUT)
+            .error_handler(Box::new(PoolLog))
+            .event_handler(Box::new(PoolLog))
+    }
+
+    /// Connects once, then builds a pool and waits until it has its idle connections. If the first
+    /// connection fails, this returns its error at once, while [`r2d2::Builder::build`] would retry
+    /// until `connection_timeout`.
+    ///
+    /// # Errors
+    /// - The errors of [`connect`](ManageConnection::connect) if the first connection fails.
+    /// - [`Error::Timeout`] if only the first connection succeeds.
+    pub fn build_pool(&self, builder: r2d2::Builder<RdsConnectionManager>) -> Result<Pool, Error> {
+        let manager = self.with_first(self.connect()?);
+        let pool = Pool {
+            pool: builder.build_unchecked(manager.clone()),
+            manager,
+            is_timing_out: Arc::default(),
+        };
+        pool.wait_for_idle_connections()?;
+        // With a min_idle of 0 r2d2 has not asked for it yet. In the pool, r2d2 ends it when it is
+        // too old.
+        if pool.manager.has_first() { pool.get().map(|_| pool) } else { Ok(pool) }
+    }
+}
+
+/// An [`r2d2::Pool`] that returns the cause if there is no connection. Made by
 /// [`build_pool`](RdsConnectionManager::build_pool).
 ///
-/// r2d2 gives the cause to one waiter, and tells the others that time has run out. All else is
-/// r2d2's, and where its own type is wanted, a reference to this one will do. Clones are cheap and
-/// are the same pool.
+/// r2d2 reports a cause to one of the waiting threads. Clones are cheap and are the same pool.
+/// [`AsRef`] gives r2d2's own type.
 #[derive(Debug, Clone)]
 pub struct Pool {
     pool: r2d2::Pool<RdsConnectionManager>,
     manager: RdsConnectionManager,
+    /// Whether the last checkout timed out. The first timeout in a row is logged as a warning.
+    is_timing_out: Arc<AtomicBool>,
 }
 
 impl Pool {
-    pub(crate) fn build(
-        builder: r2d2::Builder<RdsConnectionManager>,
-        manager: RdsConnectionManager,
-    ) -> Result<Pool, Error> {
-        let timeout = |source| Error::Timeout {
-            reason: manager.last_error().or(told(&source)).unwrap_or(UNKNOWN.into()),
-            source,
-        };
-        let pool = builder.build(manager.clone()).map_err(timeout)?;
-        Ok(Pool { pool, manager })
-    }
-
-    /// Takes a connection out of the pool, and waits for one for connection_timeout at most.
+    /// Checks out a connection. Waits for one for `connection_timeout` at most.
     ///
     /// # Errors
-    /// [`Error::Timeout`], with the cause.
+    /// [`Error::Timeout`] with the cause.
     pub fn get(&self) -> Result<PooledConnection<RdsConnectionManager>, Error> {
-        self.pool.get().map_err(|source| self.explained(source))
+        self.get_timeout(self.pool.connection_timeout())
     }
 
-    /// Takes a connection out of the pool, and waits for one for `timeout` at most.
+    /// Checks out a connection. Waits for one for `timeout` at most.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -54,48 +85,88 @@ impl Pool {
         &self,
         timeout: Duration,
     ) -> Result<PooledConnection<RdsConnectionManager>, Error> {
-        self.pool.get_timeout(timeout).map_err(|source| self.explained(source))
+        let connection = self.pool.get_timeout(timeout.min(LONGEST_TIMEOUT));
+        match connection {
+            Ok(connection) => {
+                self.is_timing_out.store(false, Ordering::Relaxed);
+                Ok(connection)
+            }
+            Err(error) => Err(self.timed_out(timeout, Some(&error))),
+        }
     }
 
-    /// Takes a connection out of the pool if one is idle.
-    ///
-    /// Returns `None` without waiting if there is none.
+    /// Checks out a connection if one is idle. Returns `None` without waiting if there is none.
     pub fn try_get(&self) -> Option<PooledConnection<RdsConnectionManager>> {
         self.pool.try_get()
     }
 
-    /// How many connections there are, and how many of them are idle.
+    /// Returns how many connections there are, and how many of them are idle.
     pub fn state(&self) -> r2d2::State {
         self.pool.state()
     }
 
-    /// The maximum number of connections.
+    /// Returns the maximum number of connections.
     pub fn max_size(&self) -> u32 {
         self.pool.max_size()
     }
 
-    /// The manager of this pool.
+    /// Returns the manager of this pool.
     pub fn manager(&self) -> &RdsConnectionManager {
         &self.manager
     }
 
-    fn explained(&self, source: r2d2::Error) -> Error {
-        let (made, most) = (self.pool.state().connections, self.pool.max_size());
-        let reason = if made >= most {
-            format!(
-                "all {most} connections are in use; give them back sooner, or raise max_size, and see what is slow"
-            )
-        } else {
-            self.manager.last_error().or(told(&source)).unwrap_or(UNKNOWN.into())
-        };
-        Error::Timeout { reason, source }
+    fn timed_out(&self, timeout: Duration, said: Option<&r2d2::Error>) -> Error {
+        let error = self.timeout_error(said);
+        let was_timing_out = self.is_timing_out.swap(true, Ordering::Relaxed);
+        let level = if was_timing_out { ::log::Level::Debug } else { ::log::Level::Warn };
+        ::log::log!(level, "no connection within {timeout:.1?}: {error}");
+        error
+    }
+
+    fn timeout_error(&self, said: Option<&r2d2::Error>) -> Error {
+        let max_size = self.pool.max_size();
+        if self.pool.state().connections >= max_size {
+            let reason = format!(
+                "all {max_size} connections are in use; check them in sooner, or raise max_size"
+            );
+            return Error::Timeout { reason, failure: None, is_transient: true };
+        }
+        match self.manager.backoff().last_error() {
+            Some(last) => Error::Timeout {
+                reason: last.text,
+                failure: last.failure,
+                is_transient: last.is_transient,
+            },
+            None => Error::Timeout {
+                reason: said.and_then(cause_in).unwrap_or_else(|| IN_PROGRESS.to_owned()),
+                failure: None,
+                is_transient: true,
+            },
+        }
+    }
+
+    /// As [`r2d2::Builder::build`] does, which cannot take every `connection_timeout`.
+    fn wait_for_idle_connections(&self) -> Result<(), Error> {
+        let wanted = self.pool.min_idle().unwrap_or(self.pool.max_size());
+        let timeout = self.pool.connection_timeout().min(LONGEST_TIMEOUT);
+        let deadline = Instant::now() + timeout;
+        while self.pool.state().connections < wanted {
+            if Instant::now() >= deadline {
+                return Err(self.timed_out(timeout, None));
+            }
+            // r2d2 reports no event for this.
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 }
 
-const UNKNOWN: &str = "no login has failed, and none has ended in time; see why the server is slow, or raise connection_timeout";
+const IN_PROGRESS: &str = "logins are still in progress: the server is slow to accept connections; \
+                           check its load, or raise connection_timeout";
 
-/// The cause that r2d2 gives to one of the waiters.
-fn told(error: &r2d2::Error) -> Option<String> {
+/// Returns the cause that r2d2 reports to one of the waiting threads, such as the error of a
+/// `CustomizeConnection`.
+fn cause_in(error: &r2d2::Error) -> Option<String> {
     error.to_string().strip_prefix("timed out waiting for connection: ").map(str::to_owned)
 }
 

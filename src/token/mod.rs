@@ -84,7 +84,7 @@ pub fn presign(
     credentials: &Credentials,
     now: SystemTime,
 ) -> Result<AuthToken, Error> {
-    let refused = |text: &str| Error::Token { source: text.into() };
+    let refused = |text: &str| Error::Token { reason: text.into() };
     check_clock(now).map_err(refused)?;
     let lifetime_end = now + LIFETIME;
     let expires_at = credentials.expiry().map_or(lifetime_end, |end| end.min(lifetime_end));

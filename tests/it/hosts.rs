@@ -76,7 +76,7 @@ fn the_error_names_each_host_and_its_cause() {
     two.a.stop();
     two.b.refuse_next(usize::MAX);
     let error = two.goes_to("connect_timeout=2").unwrap_err();
-    let Error::Hosts { failures } = &error else { panic!("{error}") };
+    let Error::Hosts { failures, .. } = &error else { panic!("{error}") };
     let expected = [(&two.a, "Connection refused"), (&two.b, "authentication failed for user")];
     for (failure, (rds, cause)) in failures.iter().zip(expected) {
         let (own, all) = (failure.to_string(), error.to_string());

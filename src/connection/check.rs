@@ -1,0 +1,35 @@
+//! Checks of a live connection: the ping, and the peek at its socket.
+
+use diesel::connection::SimpleConnection;
+use diesel::sql_types::Bool;
+use diesel::{PgConnection, RunQueryDsl};
+
+use crate::error::{Error, Retirement};
+
+/// Sends a query and waits for its answer. With `role_check` a second query checks that the server
+/// still has the role.
+pub(crate) fn ping(
+    connection: &mut PgConnection,
+    role_check: Option<&'static str>,
+) -> Result<(), Error> {
+    // Not diesel's ping: that is a prepared statement, which never ends on a connection that was
+    // left in a COPY.
+    connection.batch_execute("SELECT 1").map_err(failed)?;
+    let Some(query) = role_check else { return Ok(()) };
+    match diesel::dsl::sql::<Bool>(query).get_result(connection).map_err(failed)? {
+        true => Ok(()),
+        false => Err(Error::Retired { reason: Retirement::Demoted }),
+    }
+}
+
+/// Checks without waiting whether the server has closed the connection. Returns whether there is
+/// something to read.
+pub(crate) fn peek(connection: &mut PgConnection) -> Result<bool, Error> {
+    let mut read = || connection.notifications_iter().next().transpose().map_err(failed);
+    // After the server has closed it, the first read returns nothing and the second the error.
+    Ok(read()?.is_some() || read()?.is_some())
+}
+
+fn failed(cause: diesel::result::Error) -> Error {
+    Error::Ping { cause }
+}

@@ -1,0 +1,69 @@
+//! What to do when no source has AWS credentials.
+
+use aws_credential_types::provider::error::CredentialsError;
+
+use super::text::causes;
+
+/// Returns what to do about what the sources of credentials said.
+pub(crate) fn credentials_cure(error: &CredentialsError) -> String {
+    let text = causes(error);
+    let found = CURES.iter().find(|(word, _)| text.contains(word));
+    match found {
+        Some((_, cure)) => cure.replace("PROFILE", &profile()),
+        None => without_a_known_text(error),
+    }
+}
+
+/// The first match counts.
+const CURES: &[(&str, &str)] = &[
+    ("feature(s) enabled: sso", "build diesel-rds-iam with its feature sso"),
+    (
+        "feature(s) enabled: credentials-process",
+        "build diesel-rds-iam with its feature credentials-process",
+    ),
+    ("cargo feature", "build diesel-rds-iam with the feature that this text names"),
+    ("SSO token has expired", "run `aws sso login --profile PROFILE`"),
+    ("sso/cache", "run `aws sso login --profile PROFILE`"),
+    ("UnauthorizedException", "run `aws sso login --profile PROFILE`"),
+    (
+        "gave credentials that ended",
+        "refresh that source (aws sso login, or the role that it uses) and check this machine's \
+         clock",
+    ),
+    ("no answer within", "check why that source does not answer, or raise credentials_timeout"),
+    ("the given provider", "check the provider that the builder got"),
+    ("panicked", "check the provider that the builder got"),
+    (
+        "was not defined",
+        "add the profile to ~/.aws/config, or set AWS_PROFILE to one that `aws configure \
+         list-profiles` shows",
+    ),
+    (
+        "could not parse profile",
+        "correct ~/.aws/config and ~/.aws/credentials, or the files that AWS_CONFIG_FILE and \
+         AWS_SHARED_CREDENTIALS_FILE name",
+    ),
+    ("not authorized", "allow that action to the identity that asks, in IAM"),
+    ("AccessDenied", "allow that action to the identity that asks, in IAM"),
+    ("dns error", "check AWS_REGION, and that this network's DNS resolves the name"),
+    ("io error", "check that this machine reaches that source, and HTTPS_PROXY"),
+];
+
+fn profile() -> String {
+    let name = std::env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
+    name.unwrap_or_else(|| "default".into())
+}
+
+fn without_a_known_text(error: &CredentialsError) -> String {
+    let cure = match error {
+        CredentialsError::CredentialsNotLoaded(_) if std::env::var_os("AWS_PROFILE").is_some() => {
+            "check AWS_PROFILE: that profile, or one that it refers to, has no credentials"
+        }
+        CredentialsError::CredentialsNotLoaded(_) => {
+            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the task or \
+             instance a role"
+        }
+        _ => "correct that source: the sources after it are not tried",
+    };
+    cure.to_owned()
+}
