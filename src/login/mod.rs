@@ -19,7 +19,9 @@ use backoff::Backoff;
 pub(crate) use iam::Iam;
 pub(crate) use region::targets;
 use round::{Round, log_failure};
-pub(crate) use target::{Hostaddr, RegionFrom, Target};
+#[cfg(feature = "doctor")]
+pub(crate) use target::RegionFrom;
+pub(crate) use target::{Hostaddr, Target};
 
 pub(crate) enum Login {
     /// With a new token for each connection.
