@@ -9,7 +9,7 @@ use diesel::r2d2::R2D2Connection;
 use parking_lot::Mutex;
 use r2d2::ManageConnection;
 
-use crate::connection::{CheckoutDecision, Record, peek, ping};
+use crate::connection::{CheckoutDecision, Generation, Moment, Record, Shared, peek, ping};
 use crate::conninfo::IS_READ_WRITE;
 use crate::error::{Error, Retirement};
 use crate::login::Login;
@@ -43,8 +43,7 @@ pub struct RdsConnectionManager {
     validate_after: Duration,
     backoff: Arc<Backoff>,
     counters: Arc<Counters>,
-    /// When a connection was last found closed by the server.
-    last_closed: Arc<Mutex<Option<Instant>>>,
+    generation: Arc<Generation>,
     /// The first connection of a pool, made before the pool is built.
     first: Arc<Mutex<Option<PgConnection>>>,
 }
@@ -64,6 +63,20 @@ impl RdsConnectionManager {
             Login::Iam(iam) => iam.credentials.answers(),
             Login::Password(_) => (0, 0),
         })
+    }
+
+    /// Closes each connection that is open now, at its next check-in or checkout. No operation fails.
+    ///
+    /// Use it after a change that only new connections see: rights that were rotated, a restored
+    /// database, a server that moved.
+    pub fn retire_all(&self) {
+        self.generation.retire_all();
+        log::info!("open connections will be replaced, because retire_all was called");
+    }
+
+    /// Returns the maximum age of a connection.
+    pub fn max_lifetime(&self) -> Option<Duration> {
+        self.max_lifetime
     }
 
     /// Signs a new token for the first host, as [`connect`](ManageConnection::connect) does for
@@ -112,7 +125,7 @@ impl RdsConnectionManager {
             validate_after,
             backoff: Arc::default(),
             counters: Arc::default(),
-            last_closed: Arc::default(),
+            generation: Arc::default(),
             first: Arc::default(),
         }
     }
@@ -168,28 +181,24 @@ impl ManageConnection for RdsConnectionManager {
             return Ok(first);
         }
         self.backoff.begin(Instant::now())?;
+        let (counters, generation) = (self.counters.clone(), self.generation.clone());
+        let shared = Shared { counters, born: generation.current(), generation };
         let outcome = self.login.connect(&self.backoff, &self.counters);
         let mut connection = outcome.inspect_err(|error| self.login_failed(error))?;
         self.login_succeeded();
-        let counters = self.counters.clone();
-        Record::start(
-            &mut connection,
-            Instant::now(),
-            self.max_lifetime,
-            fastrand::f64(),
-            counters,
-        );
+        let now = Moment::now();
+        Record::start(&mut connection, now, self.max_lifetime, fastrand::f64(), shared);
         Ok(connection)
     }
 
     /// Checks whether the connection can be checked out. It is pinged after an error, after
     /// [`validate_after`](crate::Builder::validate_after) of idle time, if it LISTENs, and once
-    /// after another connection was found closed. Otherwise this only peeks at its socket.
+    /// after another connection was found closed or demoted. Otherwise this only peeks at its
+    /// socket.
     fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        let last_closed = *self.last_closed.lock();
         let record = Record::of(connection);
         let decision = record.map_or(CheckoutDecision::Ping, |record| {
-            record.checkout_decision(Instant::now(), self.validate_after, last_closed)
+            record.checkout_decision(Moment::now(), self.validate_after)
         });
         let valid = match decision {
             CheckoutDecision::Retire(reason) => Err(Error::Retired { reason }),
@@ -199,7 +208,7 @@ impl ManageConnection for RdsConnectionManager {
         valid.inspect_err(|error| {
             log::debug!("{error}");
             if matches!(error, Error::Ping { .. }) {
-                self.found_closed();
+                self.generation.connection_closed();
             }
         })
     }
@@ -231,21 +240,9 @@ impl RdsConnectionManager {
         }
     }
 
-    /// A server that closes one connection may be closing all. Reported once for a restart.
-    fn found_closed(&self) {
-        let now = Instant::now();
-        let last = self.last_closed.lock().replace(now);
-        if last.is_none_or(|last| now.duration_since(last) > Duration::from_secs(10)) {
-            log::warn!("the server closed a connection; open connections are checked and replaced");
-        }
-    }
-
     fn retirement(&self, connection: &mut PgConnection) -> Option<Retirement> {
         let record = Record::of(connection);
-        let reason = record.and_then(|record| record.retirement(Instant::now()));
-        if reason == Some(Retirement::Closed) {
-            self.found_closed();
-        }
+        let reason = record.and_then(|record| record.retirement(Moment::now()));
         if reason.is_some() {
             return reason;
         }
@@ -265,27 +262,55 @@ impl RdsConnectionManager {
 
     fn ping(&self, connection: &mut PgConnection) -> Result<(), Error> {
         self.counters.pinged();
-        let met_read_only = Record::of(connection).is_some_and(|record| record.met_read_only());
-        let answer = ping(connection, self.role_check(met_read_only));
-        match &answer {
+        let generation = self.generation.current();
+        let role_check = self.role_check(connection);
+        let answer = ping(connection, role_check.map(|check| check.query));
+        let is_kept = role_check.is_some_and(|check| !check.is_required);
+        match answer {
             Ok(()) => {
                 if let Some(record) = Record::of(connection) {
-                    record.ping_succeeded();
+                    record.ping_succeeded(generation);
                 }
+                Ok(())
             }
-            Err(Error::Retired { reason }) => retire(connection, *reason),
-            Err(_) => retire(connection, Retirement::FailedCheck),
+            // The program may use a standby that was one from the start.
+            Err(Error::Retired { .. }) if is_kept => {
+                if let Some(record) = Record::of(connection) {
+                    record.is_on_a_reader();
+                    record.ping_succeeded(generation);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let reason =
+                    if let Error::Retired { reason } = error { Some(reason) } else { None };
+                retire(connection, reason.unwrap_or(Retirement::FailedCheck));
+                Err(error)
+            }
         }
-        answer
     }
 
-    fn role_check(&self, met_read_only: bool) -> Option<&'static str> {
-        match &*self.login {
-            _ if met_read_only => Some(IS_READ_WRITE),
+    fn role_check(&self, connection: &mut PgConnection) -> Option<RoleCheck> {
+        let wanted = match &*self.login {
             Login::Iam(iam) => iam.conninfo.role_check(),
             Login::Password(_) => None,
+        };
+        if let Some(query) = wanted {
+            return Some(RoleCheck { query, is_required: true });
         }
+        let record = Record::of(connection)?;
+        let is_required = record.has_written() || record.needs_role_check();
+        let is_due = record.met_read_only() || record.needs_role_check();
+        is_due.then_some(RoleCheck { query: IS_READ_WRITE, is_required })
     }
+}
+
+/// A query that checks the role of a server.
+#[derive(Clone, Copy)]
+struct RoleCheck {
+    query: &'static str,
+    /// Whether a connection whose server has another role is retired.
+    is_required: bool,
 }
 
 /// Records why the connection will be closed.

@@ -1,10 +1,14 @@
 //! [`Record`]: what is known of one live connection: its age, its last use, its errors.
 
 mod check;
+mod condition;
+mod generation;
+mod moment;
+mod statement;
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use diesel::PgConnection;
 use diesel::connection::{
@@ -16,33 +20,48 @@ use diesel::result::Error as QueryError;
 use crate::error::Retirement;
 use crate::stats::Counters;
 pub(crate) use check::{peek, ping};
+use condition::{Condition, condition_after};
+pub(crate) use generation::Generation;
+pub(crate) use moment::Moment;
+use statement::QueryEffects;
 
 /// Kept with the connection as its instrumentation, which diesel calls at each query. Wraps the
 /// default instrumentation.
 ///
 /// A program that sets another instrumentation replaces it. Then nothing is known.
 pub(crate) struct Record {
-    ends: Option<Instant>,
-    last_use: Instant,
+    ends: Option<Moment>,
+    last_use: Moment,
     condition: Condition,
     in_transaction: bool,
+    /// Whether the texts of the queries left a transaction open. diesel does not see the
+    /// transactions of raw queries.
+    is_left_open: bool,
+    /// What the text of the current query does to the session.
+    query: QueryEffects,
+    /// diesel's transaction manager sends the next BEGIN, and knows of it.
+    is_begun_by_diesel: bool,
+    /// Whether the server executed a write on this connection.
+    has_written: bool,
+    /// The server is a standby that was one from the start: a refused write is no demotion.
+    is_reader: bool,
     /// A commit or rollback was sent. If it succeeds, earlier errors have no consequences.
     is_ending_transaction: bool,
     /// The server refused a write: the transaction is read-only, or the server is a standby.
     met_read_only: bool,
     listens: bool,
     wrapped: Option<Box<dyn Instrumentation>>,
-    counters: Arc<Counters>,
+    /// The generation in which the connection was last found usable.
+    checked: u64,
+    shared: Shared,
 }
 
-/// What the errors and answers so far mean.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
-enum Condition {
-    Sound,
-    /// An error may have affected the connection: it has to be pinged.
-    Suspect,
-    /// The connection cannot be used again.
-    Broken(Retirement),
+/// What a connection shares with its manager.
+pub(crate) struct Shared {
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) generation: Arc<Generation>,
+    /// The generation in which the login started.
+    pub(crate) born: u64,
 }
 
 /// What to do with a connection at its checkout.
@@ -61,34 +80,39 @@ impl Record {
     /// life by up to a tenth, so that a pool does not reconnect all at once.
     pub(crate) fn start(
         connection: &mut PgConnection,
-        now: Instant,
+        now: Moment,
         max_lifetime: Option<Duration>,
         jitter: f64,
-        counters: Arc<Counters>,
+        shared: Shared,
     ) {
         let life = max_lifetime.map(|lifetime| lifetime - lifetime.mul_f64(0.1 * jitter));
-        // An end that Instant cannot represent is no end.
         let ends = life.and_then(|life| now.checked_add(life));
         let wrapped = get_default_instrumentation();
-        connection.set_instrumentation(Record::new(now, ends, wrapped, counters));
+        connection.set_instrumentation(Record::new(now, ends, wrapped, shared));
     }
 
     fn new(
-        now: Instant,
-        ends: Option<Instant>,
+        now: Moment,
+        ends: Option<Moment>,
         wrapped: Option<Box<dyn Instrumentation>>,
-        counters: Arc<Counters>,
+        shared: Shared,
     ) -> Record {
         Record {
             ends,
             last_use: now,
             condition: Condition::Sound,
             in_transaction: false,
+            is_left_open: false,
+            query: QueryEffects::default(),
+            is_begun_by_diesel: false,
+            has_written: false,
+            is_reader: false,
             is_ending_transaction: false,
             met_read_only: false,
             listens: false,
             wrapped,
-            counters,
+            checked: shared.born,
+            shared,
         }
     }
 
@@ -98,28 +122,41 @@ impl Record {
     }
 
     /// Returns when the connection is to be retired for its age.
-    pub(crate) fn ends(&self) -> Option<Instant> {
+    pub(crate) fn ends(&self) -> Option<Moment> {
         self.ends
     }
 
-    /// Whether the next ping has to check that the server is still the primary.
+    /// Whether the next ping has to check that the server still accepts writes.
     pub(crate) fn met_read_only(&self) -> bool {
-        self.met_read_only
+        self.met_read_only && !self.is_reader
     }
 
-    /// Decides what to do at a checkout. `last_closed` is when the server last closed a connection
-    /// of this manager, possibly together with all others.
+    /// Whether the server executed a write on this connection.
+    pub(crate) fn has_written(&self) -> bool {
+        self.has_written
+    }
+
+    /// Records that the server is a standby that was never asked to be anything else.
+    pub(crate) fn is_on_a_reader(&mut self) {
+        self.is_reader = true;
+    }
+
+    /// Whether the server of this connection lost its role since the connection was last checked.
+    pub(crate) fn needs_role_check(&self) -> bool {
+        self.shared.generation.needs_role_check(self.checked)
+    }
+
+    /// Decides what to do at a checkout.
     pub(crate) fn checkout_decision(
         &self,
-        now: Instant,
+        now: Moment,
         validate_after: Duration,
-        last_closed: Option<Instant>,
     ) -> CheckoutDecision {
         if let Some(reason) = self.retirement(now) {
             return CheckoutDecision::Retire(reason);
         }
-        let may_be_closed = last_closed.is_some_and(|closed| self.last_use <= closed);
-        let is_idle = now.duration_since(self.last_use) > validate_after;
+        let may_be_closed = self.shared.generation.needs_check(self.checked);
+        let is_idle = now.since(self.last_use) > validate_after;
         // The peek would consume the notifications of a connection that listens.
         if self.is_suspect() || self.listens || may_be_closed || is_idle {
             CheckoutDecision::Ping
@@ -129,17 +166,19 @@ impl Record {
     }
 
     /// Returns why the connection must not be used again.
-    pub(crate) fn retirement(&self, now: Instant) -> Option<Retirement> {
+    pub(crate) fn retirement(&self, now: Moment) -> Option<Retirement> {
         match self.condition {
             Condition::Broken(reason) => Some(reason),
-            _ if self.ends.is_some_and(|end| end <= now) => Some(Retirement::Age),
+            _ if self.is_left_open => Some(Retirement::Transaction),
+            _ if self.shared.generation.is_retired(self.shared.born) => Some(Retirement::Requested),
+            _ if self.ends.is_some_and(|end| now.has_reached(end)) => Some(Retirement::Age),
             _ => None,
         }
     }
 
     /// Records that the connection must not be used again. The first reason counts.
     pub(crate) fn retire(&mut self, reason: Retirement) {
-        if self.retirement(Instant::now()).is_none() {
+        if self.retirement(Moment::now()).is_none() {
             self.condition = Condition::Broken(reason);
         }
     }
@@ -149,74 +188,74 @@ impl Record {
         self.condition == Condition::Suspect
     }
 
-    pub(crate) fn ping_succeeded(&mut self) {
+    /// Records a ping that succeeded. `generation` was current before it was sent.
+    pub(crate) fn ping_succeeded(&mut self, generation: u64) {
+        self.checked = generation;
+        self.found_sound();
+    }
+
+    fn found_sound(&mut self) {
         self.met_read_only = false;
         if self.condition == Condition::Suspect {
             self.condition = Condition::Sound;
         }
     }
 
-    fn query_started(&mut self, query: &str) {
-        let first = words(query).next().unwrap_or_default();
-        let is = |word: &str| first.eq_ignore_ascii_case(word);
-        // diesel does not know a transaction that a raw query starts.
-        self.in_transaction |= is("BEGIN") || is("START");
-        // A COPY that is abandoned leaves the connection in it.
-        if is("COPY") && self.condition < Condition::Suspect {
-            self.condition = Condition::Suspect;
+    fn query_started(&mut self, text: &str) {
+        let mut effects = QueryEffects::of(text);
+        self.in_transaction |= effects.begins;
+        if std::mem::take(&mut self.is_begun_by_diesel) {
+            (effects.open, effects.begins) = (None, false);
         }
-        self.listens |= words(query).any(|word| word.eq_ignore_ascii_case("LISTEN"));
+        // A COPY that is abandoned leaves the connection in it. diesel does not know that its
+        // prepared statements are gone.
+        if effects.deallocates {
+            self.worsen(Condition::Broken(Retirement::StaleStatements));
+        } else if effects.copies {
+            self.worsen(Condition::Suspect);
+        }
+        self.listens |= effects.listens;
+        self.query = effects;
     }
 
-    fn query_finished(&mut self, error: Option<&QueryError>, now: Instant) {
+    fn query_finished(&mut self, error: Option<&QueryError>, now: Moment) {
         self.last_use = now;
-        let kind =
-            if let Some(QueryError::DatabaseError(kind, _)) = error { Some(kind) } else { None };
-        self.met_read_only |= matches!(kind, Some(Kind::ReadOnlyTransaction));
+        let query = std::mem::take(&mut self.query);
+        self.is_left_open = query.leaves_open(self.is_left_open, error.is_some());
+        self.has_written |= query.writes && error.is_none();
+        if let Some(QueryError::DatabaseError(Kind::ReadOnlyTransaction, _)) = error {
+            self.met_read_only = true;
+            if self.has_written {
+                self.shared.generation.writer_demoted();
+            }
+        }
         match error.map_or(Condition::Sound, |error| condition_after(error, self.in_transaction)) {
             Condition::Sound if self.is_ending_transaction && error.is_none() => {
                 self.in_transaction = false;
-                if !self.met_read_only {
-                    self.ping_succeeded();
+                if !self.met_read_only() {
+                    self.found_sound();
                 }
             }
-            condition if condition > self.condition => self.condition = condition,
-            _ => {}
+            condition => self.worsen(condition),
         }
         self.is_ending_transaction = false;
     }
-}
 
-/// Returns what an error means for the connection. An error that the data or the query cause means
-/// nothing, unless it leaves a transaction that can only be rolled back.
-fn condition_after(error: &QueryError, in_transaction: bool) -> Condition {
-    match error {
-        QueryError::DatabaseError(kind, _) => match kind {
-            Kind::ClosedConnection | Kind::UnableToSendCommand => {
-                Condition::Broken(Retirement::Closed)
+    fn worsen(&mut self, condition: Condition) {
+        if condition > self.condition {
+            if condition == Condition::Broken(Retirement::Closed) {
+                self.shared.generation.connection_closed();
             }
-            Kind::UniqueViolation
-            | Kind::ForeignKeyViolation
-            | Kind::RestrictViolation
-            | Kind::NotNullViolation
-            | Kind::CheckViolation
-            | Kind::ExclusionViolation
-                if !in_transaction =>
-            {
-                Condition::Sound
-            }
-            _ => Condition::Suspect,
-        },
-        QueryError::BrokenTransactionManager => Condition::Broken(Retirement::Transaction),
-        _ => Condition::Sound,
+            self.condition = condition;
+        }
     }
 }
 
 /// The record is dropped together with its connection.
 impl Drop for Record {
     fn drop(&mut self) {
-        let reason = self.retirement(Instant::now()).unwrap_or(Retirement::Released);
-        self.counters.retirement(reason);
+        let reason = self.retirement(Moment::now()).unwrap_or(Retirement::Released);
+        self.shared.counters.retirement(reason);
     }
 }
 
@@ -231,9 +270,12 @@ impl Instrumentation for Record {
                 self.query_started(&text.0);
             }
             InstrumentationEvent::FinishQuery { error, .. } => {
-                self.query_finished(*error, Instant::now());
+                self.query_finished(*error, Moment::now());
             }
-            InstrumentationEvent::BeginTransaction { .. } => self.in_transaction = true,
+            InstrumentationEvent::BeginTransaction { .. } => {
+                self.in_transaction = true;
+                self.is_begun_by_diesel = true;
+            }
             InstrumentationEvent::CommitTransaction { depth, .. }
             | InstrumentationEvent::RollbackTransaction { depth, .. } => {
                 self.is_ending_transaction = depth.get() == 1;
@@ -259,18 +301,16 @@ impl fmt::Write for Text {
     }
 }
 
-/// Returns the words of a query, with those of its comments and strings.
-fn words(query: &str) -> impl Iterator<Item = &str> {
-    let is_between = |c: char| !c.is_alphanumeric() && c != '_';
-    query.split(is_between).filter(|word| !word.is_empty())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn new_record(now: Instant, max_lifetime: Option<Duration>) -> Record {
-        Record::new(now, max_lifetime.map(|lifetime| now + lifetime), None, Arc::default())
+    fn new_record(now: Moment, max_lifetime: Option<Duration>) -> Record {
+        Record::new(now, max_lifetime.map(|lifetime| now + lifetime), None, shared())
+    }
+
+    fn shared() -> Shared {
+        Shared { counters: Arc::default(), generation: Arc::default(), born: 0 }
     }
 
     fn failed(kind: Kind) -> QueryError {
@@ -281,11 +321,11 @@ mod tests {
 
     #[test]
     fn both_sides_of_each_limit() {
-        let now = Instant::now();
+        let now = Moment::now();
         let record = new_record(now, Some(10 * SECOND));
-        assert_eq!(record.checkout_decision(now + SECOND, SECOND, None), CheckoutDecision::Peek);
+        assert_eq!(record.checkout_decision(now + SECOND, SECOND), CheckoutDecision::Peek);
         assert_eq!(
-            record.checkout_decision(now + SECOND + Duration::from_nanos(1), SECOND, None),
+            record.checkout_decision(now + SECOND + Duration::from_nanos(1), SECOND),
             CheckoutDecision::Ping
         );
         assert_eq!(record.retirement(now + 10 * SECOND - Duration::from_nanos(1)), None);
@@ -293,23 +333,127 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_used_before_another_was_found_closed_is_pinged() {
-        let now = Instant::now();
-        let mut record = new_record(now, None);
+    fn after_another_connection_was_found_closed_each_older_one_is_pinged_once() {
+        let now = Moment::now();
+        let (mut one, mut other) = (new_record(now, None), new_record(now, None));
+        other.shared.generation = one.shared.generation.clone();
+        one.query_finished(Some(&failed(Kind::ClosedConnection)), now);
+        assert_eq!(other.checkout_decision(now, SECOND), CheckoutDecision::Ping);
+        assert!(!other.needs_role_check());
+        other.ping_succeeded(other.shared.generation.current());
+        assert_eq!(other.checkout_decision(now, SECOND), CheckoutDecision::Peek);
+    }
+
+    #[test]
+    fn a_refused_write_of_one_writer_makes_the_others_check_their_role() {
+        let now = Moment::now();
+        let (mut one, mut other) = (new_record(now, None), new_record(now, None));
+        other.shared.generation = one.shared.generation.clone();
+        one.query_started("INSERT INTO t VALUES (1)");
+        one.query_finished(Some(&failed(Kind::ReadOnlyTransaction)), now);
+        assert!(!other.needs_role_check(), "it never wrote: it may be a reader");
+        one.query_started("INSERT INTO t VALUES (1)");
+        one.query_finished(None, now);
+        one.query_finished(Some(&failed(Kind::ReadOnlyTransaction)), now);
+        assert!(other.needs_role_check() && one.met_read_only());
+        assert_eq!(other.checkout_decision(now, SECOND), CheckoutDecision::Ping);
+    }
+
+    #[test]
+    fn retire_all_retires_what_is_older() {
+        let now = Moment::now();
+        let record = new_record(now, None);
+        record.shared.generation.retire_all();
+        assert_eq!(record.retirement(now), Some(Retirement::Requested));
+        let mut younger = new_record(now, None);
+        younger.shared.generation = record.shared.generation.clone();
+        younger.shared.born = younger.shared.generation.current();
+        assert_eq!(younger.retirement(now), None);
+    }
+
+    #[test]
+    fn a_machine_that_slept_has_old_connections() {
+        let now = Moment::now();
+        let record = new_record(now, Some(10 * SECOND));
         assert_eq!(
-            record.checkout_decision(now + SECOND, SECOND, Some(now)),
+            record.checkout_decision(now.after_sleep(2 * SECOND), SECOND),
             CheckoutDecision::Ping
         );
-        record.query_finished(None, now + Duration::from_nanos(1));
+        assert_eq!(record.retirement(now.after_sleep(10 * SECOND)), Some(Retirement::Age));
+        assert_eq!(record.retirement(now.set_back(10 * SECOND)), None);
         assert_eq!(
-            record.checkout_decision(now + SECOND, SECOND, Some(now)),
-            CheckoutDecision::Peek
+            record.retirement((now + 10 * SECOND).set_back(20 * SECOND)),
+            Some(Retirement::Age)
         );
     }
 
     #[test]
+    fn a_raw_transaction_that_is_left_open_retires_the_connection() {
+        let closed = Some(Retirement::Transaction);
+        let cases: &[(&[(&str, bool)], Option<Retirement>)] = &[
+            (&[("BEGIN", true)], closed),
+            (&[("BEGIN; INSERT INTO t VALUES (1)", true)], closed),
+            (&[("/* x */ START TRANSACTION", true), ("SELECT 1", true)], closed),
+            (&[("BEGIN", true), ("COMMIT", true)], None),
+            (&[("BEGIN; SELECT 1; COMMIT", true)], None),
+            (&[("BEGIN", true), ("COMMIT", false)], None),
+            (&[("BEGIN; SELECT 1; COMMIT", false)], closed),
+            (&[("BEGIN", true), ("ROLLBACK TO SAVEPOINT a", true)], closed),
+            (&[("BEGIN", true), ("COMMIT AND CHAIN", true)], closed),
+            (&[("BEGIN", true), ("PREPARE TRANSACTION 'a'", true)], None),
+            (&[("BEGIN", false)], None),
+        ];
+        for (queries, expected) in cases {
+            let now = Moment::now();
+            let mut record = new_record(now, None);
+            for (query, succeeds) in *queries {
+                record.query_started(query);
+                let error = (!succeeds).then(|| failed(Kind::UniqueViolation));
+                record.query_finished(error.as_ref(), now);
+            }
+            assert_eq!(record.retirement(now), *expected, "{queries:?}");
+        }
+    }
+
+    #[test]
+    fn diesels_own_transactions_are_left_to_diesel() {
+        let now = Moment::now();
+        let mut record = new_record(now, None);
+        record.is_begun_by_diesel = true;
+        record.query_started("BEGIN");
+        record.query_finished(None, now);
+        assert_eq!(record.retirement(now), None, "a test transaction stays open");
+    }
+
+    #[test]
+    fn stale_statements_retire_the_connection_after_one_failure() {
+        let stale = Some(Retirement::StaleStatements);
+        let failures = [
+            "cached plan must not change result type",
+            "Prepared Statement \"__diesel_stmt_3\" existiert nicht",
+            "cache lookup failed for type 16402",
+        ];
+        for message in failures {
+            let now = Moment::now();
+            let mut record = new_record(now, None);
+            let information = Box::new(String::from(message));
+            record
+                .query_finished(Some(&QueryError::DatabaseError(Kind::Unknown, information)), now);
+            assert_eq!(record.retirement(now), stale, "{message}");
+        }
+        for (query, expected) in
+            [("DISCARD ALL", stale), ("deallocate all", stale), ("DISCARD TEMP", None)]
+        {
+            let now = Moment::now();
+            let mut record = new_record(now, None);
+            record.query_started(query);
+            assert_eq!(record.retirement(now), expected, "{query}");
+        }
+    }
+
+    #[test]
     fn without_a_max_lifetime_age_does_not_count() {
-        let now = Instant::now();
+        let now = Moment::now();
         assert_eq!(
             new_record(now, None).retirement(now + Duration::from_secs(u32::MAX.into())),
             None
@@ -318,11 +462,11 @@ mod tests {
 
     #[test]
     fn each_error_has_its_decision() {
-        let now = Instant::now();
+        let now = Moment::now();
         let decision_after = |error: &QueryError| {
             let mut record = new_record(now, None);
             record.query_finished(Some(error), now);
-            record.checkout_decision(now, SECOND, None)
+            record.checkout_decision(now, SECOND)
         };
         for kind in [
             Kind::UniqueViolation,
@@ -343,13 +487,13 @@ mod tests {
 
     #[test]
     fn a_commit_that_succeeds_clears_a_suspect_connection_only() {
-        let now = Instant::now();
+        let now = Moment::now();
         let after_commit = |kind, outcome: Option<&QueryError>| {
             let mut record = new_record(now, None);
             record.query_finished(Some(&failed(kind)), now);
             record.is_ending_transaction = true;
             record.query_finished(outcome, now);
-            record.checkout_decision(now, SECOND, None)
+            record.checkout_decision(now, SECOND)
         };
         assert_eq!(after_commit(Kind::Unknown, None), CheckoutDecision::Peek);
         assert_eq!(
@@ -361,18 +505,19 @@ mod tests {
         let mut record = new_record(now, None);
         record.query_finished(Some(&failed(Kind::Unknown)), now);
         record.query_finished(None, now);
-        assert_eq!(record.checkout_decision(now, SECOND, None), CheckoutDecision::Ping);
+        assert_eq!(record.checkout_decision(now, SECOND), CheckoutDecision::Ping);
     }
 
     #[test]
     fn a_violation_inside_of_a_transaction_leaves_it_aborted() {
-        let now = Instant::now();
+        let now = Moment::now();
         let mut record = new_record(now, None);
-        record.query_started("  begin isolation level serializable");
+        record.is_begun_by_diesel = true;
+        record.query_started("BEGIN ISOLATION LEVEL SERIALIZABLE");
         record.query_finished(None, now);
-        assert_eq!(record.checkout_decision(now, SECOND, None), CheckoutDecision::Peek);
+        assert_eq!(record.checkout_decision(now, SECOND), CheckoutDecision::Peek);
         record.query_finished(Some(&failed(Kind::UniqueViolation)), now);
-        assert_eq!(record.checkout_decision(now, SECOND, None), CheckoutDecision::Ping);
+        assert_eq!(record.checkout_decision(now, SECOND), CheckoutDecision::Ping);
     }
 
     #[test]
@@ -385,10 +530,10 @@ mod tests {
             ("SELECT listener_id, copy FROM t", CheckoutDecision::Peek),
         ];
         for (query, expected) in cases {
-            let now = Instant::now();
+            let now = Moment::now();
             let mut record = new_record(now, None);
             record.query_started(query);
-            assert_eq!(record.checkout_decision(now, SECOND, None), expected, "{query}");
+            assert_eq!(record.checkout_decision(now, SECOND), expected, "{query}");
         }
     }
 

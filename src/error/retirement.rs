@@ -15,23 +15,29 @@ pub enum Retirement {
     FailedCheck,
     /// It was checked in with an open transaction, or in an unknown state.
     Transaction,
+    /// Its prepared statements, or its cached plans, no longer fit the schema.
+    StaleStatements,
     /// A thread panicked while it used the connection.
     Panic,
     /// Its server was the primary and is a standby now.
     Demoted,
+    /// [`retire_all`](crate::RdsConnectionManager::retire_all) was called after its login.
+    Requested,
     /// Nothing was wrong: the pool did not need it, a thread ended, or it was dropped. A connection
     /// whose instrumentation was replaced counts here and is not counted again.
     Released,
 }
 
 impl Retirement {
-    pub(crate) const ALL: [Retirement; 7] = [
+    pub(crate) const ALL: [Retirement; 9] = [
         Retirement::Age,
         Retirement::Closed,
         Retirement::FailedCheck,
         Retirement::Transaction,
+        Retirement::StaleStatements,
         Retirement::Panic,
         Retirement::Demoted,
+        Retirement::Requested,
         Retirement::Released,
     ];
 
@@ -42,8 +48,10 @@ impl Retirement {
             Retirement::Closed => "closed",
             Retirement::FailedCheck => "failed_check",
             Retirement::Transaction => "transaction",
+            Retirement::StaleStatements => "stale_statements",
             Retirement::Panic => "panic",
             Retirement::Demoted => "demoted",
+            Retirement::Requested => "requested",
             Retirement::Released => "released",
         }
     }
@@ -57,7 +65,9 @@ impl fmt::Display for Retirement {
             Retirement::Closed => "the server closed it",
             Retirement::FailedCheck => "a check failed",
             Retirement::Transaction => "it was checked in with an open transaction",
+            Retirement::StaleStatements => "its prepared statements are stale",
             Retirement::Panic => "a thread panicked while it used it",
+            Retirement::Requested => "retire_all was called",
             Retirement::Demoted => "its server is no longer the primary",
             Retirement::Released => "it is no longer needed",
         })

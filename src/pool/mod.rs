@@ -24,11 +24,18 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 impl RdsConnectionManager {
     /// Returns an [`r2d2::Builder`] with defaults that suit IAM logins.
     ///
-    /// `max_lifetime` is the [manager's](crate::Builder::max_lifetime), and `connection_timeout` 15
-    /// seconds. [`PoolLog`] gets errors and events. All else is r2d2's.
+    /// - `connection_timeout` is 15 seconds.
+    /// - `max_lifetime` is `None`, because the [manager](crate::Builder::max_lifetime) ends
+    ///   connections itself, each at its own time. r2d2 would end idle connections all at once.
+    /// - `idle_timeout` is `None`. r2d2 would close idle connections below `min_idle` too, and open
+    ///   new ones at once.
+    /// - [`PoolLog`] gets errors and events.
+    ///
+    /// All else is r2d2's.
     pub fn pool_builder(&self) -> r2d2::Builder<RdsConnectionManager> {
         r2d2::Pool::builder()
-            .max_lifetime(self.max_lifetime)
+            .max_lifetime(None)
+            .idle_timeout(None)
             .connection_timeout(CONNECTION_TIMEOUT)
             .error_handler(Box::new(PoolLog))
             .event_handler(Box::new(PoolLog))

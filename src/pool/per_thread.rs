@@ -6,12 +6,12 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use diesel::PgConnection;
 use r2d2::ManageConnection;
 
-use crate::connection::Record;
+use crate::connection::{Moment, Record};
 use crate::error::{Error, Retirement};
 use crate::manager::RdsConnectionManager;
 
@@ -134,7 +134,7 @@ trait Manager: 'static {
     fn has_broken(&self, connection: &mut Self::Connection) -> bool;
 
     /// When the manager itself will retire the connection.
-    fn ends(connection: &mut Self::Connection) -> Option<Instant>;
+    fn ends(connection: &mut Self::Connection) -> Option<Moment>;
     /// Records that the connection is closed for its age.
     fn retire_for_age(connection: &mut Self::Connection);
     /// Whether the connection had an error and was not pinged since.
@@ -156,7 +156,7 @@ impl Manager for RdsConnectionManager {
         ManageConnection::has_broken(self, connection)
     }
 
-    fn ends(connection: &mut PgConnection) -> Option<Instant> {
+    fn ends(connection: &mut PgConnection) -> Option<Moment> {
         Record::of(connection)?.ends()
     }
 
@@ -206,11 +206,11 @@ impl<M: Manager> Connections<M> {
 
     fn connect(&self) -> Result<Kept<M>, Error> {
         // Fixed before dialling: a slow login does not prolong the connection's life.
-        let ends = self.max_lifetime.and_then(|lifetime| Instant::now().checked_add(lifetime));
+        let ends = self.max_lifetime.and_then(|lifetime| Moment::now().checked_add(lifetime));
         let mut connection = self.manager.connect()?;
         // Read now, because a user's own instrumentation removes the manager's record.
         let managers = M::ends(&mut connection);
-        Ok(Kept { connection, ends: [ends, managers].into_iter().flatten().min() })
+        Ok(Kept { connection, ends: [ends, managers] })
     }
 
     fn usable_at_start(&self, mut kept: Kept<M>) -> Option<Kept<M>> {
@@ -243,12 +243,14 @@ impl<M: Manager> Drop for Connections<M> {
 /// A connection between two units of work.
 struct Kept<M: Manager> {
     connection: M::Connection,
-    ends: Option<Instant>,
+    /// The end by this `PerThread`, and by the manager.
+    ends: [Option<Moment>; 2],
 }
 
 impl<M: Manager> Kept<M> {
     fn has_ended(&mut self) -> bool {
-        let has_ended = self.ends.is_some_and(|end| end <= Instant::now());
+        let now = Moment::now();
+        let has_ended = self.ends.iter().flatten().any(|end| now.has_reached(*end));
         if has_ended {
             M::retire_for_age(&mut self.connection);
         }
@@ -350,6 +352,8 @@ impl Drop for Slot {
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
+    use std::time::Instant;
+
     use super::*;
 
     /// A manager whose connections are numbers, and that does as it is told.
@@ -393,7 +397,7 @@ mod tests {
             self.finds_broken.load(SeqCst)
         }
 
-        fn ends(_: &mut Number) -> Option<Instant> {
+        fn ends(_: &mut Number) -> Option<Moment> {
             None
         }
 

@@ -1,0 +1,297 @@
+//! [`QueryEffects`]: what the text of a query does to its connection.
+
+/// What the text of a query does to the session.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct QueryEffects {
+    /// Whether the last BEGIN or COMMIT in the text leaves a transaction open. `None` if there is
+    /// neither.
+    pub(super) open: Option<bool>,
+    pub(super) begins: bool,
+    is_single: bool,
+    pub(super) copies: bool,
+    pub(super) listens: bool,
+    pub(super) deallocates: bool,
+    pub(super) writes: bool,
+}
+
+impl QueryEffects {
+    pub(super) fn of(text: &str) -> QueryEffects {
+        let mut effects = QueryEffects::default();
+        let mut count = 0;
+        for statement in statements(text) {
+            count += 1;
+            match statement {
+                Statement::Begin => (effects.open, effects.begins) = (Some(true), true),
+                Statement::End => effects.open = Some(false),
+                Statement::Copy => effects.copies = true,
+                Statement::Listen => effects.listens = true,
+                Statement::Deallocate => effects.deallocates = true,
+                Statement::Write => effects.writes = true,
+                Statement::Other => {}
+            }
+        }
+        effects.is_single = count == 1;
+        effects
+    }
+
+    /// Whether a transaction is open afterwards. If one of several statements failed, it is not
+    /// known which of them were executed. A single COMMIT ends the transaction also if it fails.
+    pub(super) fn leaves_open(self, was_open: bool, has_failed: bool) -> bool {
+        match self.open {
+            Some(open) if has_failed && !self.is_single => was_open || open || self.begins,
+            Some(true) if has_failed => was_open,
+            Some(open) => open,
+            None => was_open,
+        }
+    }
+}
+
+/// What a statement does to the session, by its first words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Statement {
+    /// BEGIN, START TRANSACTION, and a COMMIT or ROLLBACK AND CHAIN.
+    Begin,
+    /// COMMIT, END, ROLLBACK, ABORT, PREPARE TRANSACTION.
+    End,
+    Copy,
+    Listen,
+    /// DISCARD ALL or PLANS, DEALLOCATE: diesel's prepared statements may be gone.
+    Deallocate,
+    /// A statement that only a server that accepts writes can execute.
+    Write,
+    Other,
+}
+
+/// Returns the statements of a text. Semicolons in strings, quoted names and comments do not count.
+fn statements(text: &str) -> impl Iterator<Item = Statement> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest.take()?;
+        let end = if text.contains(';') { end_of_statement(text) } else { text.len() };
+        rest = text.get(end + 1..).filter(|rest| !skip_comments(rest).is_empty());
+        Some(classify(&text[..end]))
+    })
+}
+
+fn classify(statement: &str) -> Statement {
+    let mut words = Words(statement);
+    let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let is = |word: &str, expected: &str| word.eq_ignore_ascii_case(expected);
+    let is_first = |expected: &[&str]| expected.iter().any(|expected| is(first, expected));
+    match () {
+        () if is(first, "BEGIN") || is(first, "START") && is(second, "TRANSACTION") => {
+            Statement::Begin
+        }
+        () if is_first(&["COMMIT", "END", "ROLLBACK", "ABORT"]) => {
+            end_of_transaction(Words(statement))
+        }
+        () if is(first, "PREPARE") && is(second, "TRANSACTION") => Statement::End,
+        () if is(first, "COPY") => Statement::Copy,
+        () if is(first, "LISTEN") => Statement::Listen,
+        () if is(first, "DEALLOCATE") => Statement::Deallocate,
+        () if is(first, "DISCARD") && (is(second, "ALL") || is(second, "PLANS")) => {
+            Statement::Deallocate
+        }
+        () if is_first(&["INSERT", "UPDATE", "DELETE", "MERGE", "CREATE", "ALTER", "DROP"]) => {
+            Statement::Write
+        }
+        () => Statement::Other,
+    }
+}
+
+/// `ROLLBACK TO SAVEPOINT` and the two-phase `COMMIT PREPARED` end no transaction of this session.
+/// `AND CHAIN` starts the next one.
+fn end_of_transaction(words: Words<'_>) -> Statement {
+    let words: Vec<String> = words.take(5).map(str::to_ascii_uppercase).collect();
+    let has = |word: &str| words.iter().any(|other| other == word);
+    if has("TO") || has("PREPARED") {
+        Statement::Other
+    } else if has("CHAIN") && !has("NO") {
+        Statement::Begin
+    } else {
+        Statement::End
+    }
+}
+
+/// The words of a statement, without its comments.
+struct Words<'a>(&'a str);
+
+impl<'a> Iterator for Words<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        let text = skip_comments(self.0);
+        let is_end = |c: char| !c.is_alphanumeric() && c != '_';
+        let end = text.find(is_end).unwrap_or(text.len());
+        self.0 = &text[end..];
+        (end > 0).then(|| &text[..end])
+    }
+}
+
+/// Returns the text after white space and comments.
+fn skip_comments(mut text: &str) -> &str {
+    loop {
+        text = text.trim_start();
+        if text.starts_with("--") {
+            text = &text[text.find('\n').unwrap_or(text.len())..];
+        } else if text.starts_with("/*") {
+            text = &text[length_of_block_comment(text)..];
+        } else {
+            return text;
+        }
+    }
+}
+
+/// Block comments nest in PostgreSQL.
+fn length_of_block_comment(text: &str) -> usize {
+    let (mut depth, mut at) = (0_usize, 0);
+    while at < text.len() {
+        let rest = &text.as_bytes()[at..];
+        if rest.starts_with(b"/*") {
+            (depth, at) = (depth + 1, at + 2);
+        } else if rest.starts_with(b"*/") {
+            (depth, at) = (depth - 1, at + 2);
+            if depth == 0 {
+                return at;
+            }
+        } else {
+            at += 1;
+        }
+    }
+    text.len()
+}
+
+/// Returns the place of the semicolon that ends the first statement, or the length of the text
+/// (PostgreSQL, "Lexical Structure").
+fn end_of_statement(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        let rest = &bytes[at..];
+        at += match bytes[at] {
+            b';' => return at,
+            b'\'' => length_of_string(rest, is_escape_string(&bytes[..at])),
+            b'"' => length_of_string(rest, false),
+            b'$' if !is_in_word(&bytes[..at]) => length_of_dollar_string(rest),
+            b'-' if rest.starts_with(b"--") => {
+                rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len())
+            }
+            b'/' if rest.starts_with(b"/*") => length_of_block_comment(&text[at..]),
+            _ => 1,
+        };
+    }
+    bytes.len()
+}
+
+fn is_in_word(before: &[u8]) -> bool {
+    before.last().is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_' || !b.is_ascii())
+}
+
+/// `E'...'` has backslash escapes.
+fn is_escape_string(before: &[u8]) -> bool {
+    matches!(before, [.., b'e' | b'E']) && !is_in_word(&before[..before.len() - 1])
+}
+
+/// A doubled quote inside is two strings in a row for this purpose.
+fn length_of_string(text: &[u8], has_escapes: bool) -> usize {
+    let quote = text[0];
+    let mut at = 1;
+    while at < text.len() {
+        match text[at] {
+            b'\\' if has_escapes => at += 2,
+            byte if byte == quote => return at + 1,
+            _ => at += 1,
+        }
+    }
+    text.len()
+}
+
+/// `$$...$$` or `$tag$...$tag$`. Another dollar sign, as in `$1`, is a single character.
+fn length_of_dollar_string(text: &[u8]) -> usize {
+    let is_of_tag = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || !b.is_ascii();
+    let tag = 1 + text[1..].iter().take_while(|b| is_of_tag(b)).count();
+    if text.get(tag) != Some(&b'$') || text[1].is_ascii_digit() {
+        return 1;
+    }
+    let delimiter = &text[..=tag];
+    let body = &text[delimiter.len()..];
+    let end = body.windows(delimiter.len()).position(|window| window == delimiter);
+    end.map_or(text.len(), |end| 2 * delimiter.len() + end)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(text: &str) -> Vec<Statement> {
+        statements(text).collect()
+    }
+
+    #[test]
+    fn the_first_words_decide() {
+        use Statement::*;
+        let cases: &[(&str, Statement)] = &[
+            ("BEGIN", Begin),
+            ("  begin isolation level serializable", Begin),
+            ("/* a */ START TRANSACTION", Begin),
+            ("/* a /* b */ c */-- d\nbegin", Begin),
+            ("start_it()", Other),
+            ("COMMIT", End),
+            ("COMMIT AND CHAIN", Begin),
+            ("ROLLBACK AND NO CHAIN", End),
+            ("ROLLBACK TO SAVEPOINT a", Other),
+            ("rollback work to a", Other),
+            ("COMMIT PREPARED 'a'", Other),
+            ("PREPARE TRANSACTION 'a'", End),
+            ("PREPARE a AS SELECT 1", Other),
+            ("END", End),
+            ("ABORT", End),
+            ("COPY t FROM STDIN", Copy),
+            ("LISTEN jobs", Listen),
+            ("NOTIFY jobs", Other),
+            ("DISCARD ALL", Deallocate),
+            ("DISCARD TEMP", Other),
+            ("DEALLOCATE ALL", Deallocate),
+            ("INSERT INTO t VALUES ($1)", Write),
+            ("SELECT listener_id, copy, begin FROM t", Other),
+            ("", Other),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(of(text), [*expected], "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_semicolon_of_sql_itself_ends_a_statement() {
+        use Statement::*;
+        let cases: &[(&str, &[Statement])] = &[
+            ("SET x = 1; listen jobs", &[Other, Listen]),
+            ("BEGIN; SELECT 1; COMMIT;", &[Begin, Other, End]),
+            ("SELECT 1; -- BEGIN\n", &[Other]),
+            ("SELECT '; BEGIN'", &[Other]),
+            ("SELECT 'it''s; BEGIN'", &[Other]),
+            (r"SELECT E'\'; BEGIN'", &[Other]),
+            (r"SELECT '\'; BEGIN", &[Other, Begin]),
+            (r"SELECT date'\'; BEGIN", &[Other, Begin]),
+            ("SELECT \"a;b\"; BEGIN", &[Other, Begin]),
+            ("DO $$ begin; commit; end $$; BEGIN", &[Other, Begin]),
+            ("DO $a$ ; $$ ; $a$; BEGIN", &[Other, Begin]),
+            ("SELECT $1; BEGIN", &[Other, Begin]),
+            ("SELECT a$b$; BEGIN", &[Other, Begin]),
+            ("SELECT 1 /* ; /* ; */ ; */; BEGIN", &[Other, Begin]),
+            ("SELECT 1 -- ; BEGIN", &[Other]),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(of(text), *expected, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "[-;'\"$a-zE\\\\/*\n é]{0,40}") {
+            let _ = of(&text);
+        }
+    }
+}
