@@ -241,6 +241,7 @@ impl Builder {
     }
 
     fn build_given(self, given: Given) -> Result<RdsConnectionManager, Error> {
+        keep_openssl_until_the_end();
         let keywords = self.keywords.clone().or(given.own.clone());
         let (max_lifetime, validate_after) = (self.max_lifetime, self.validate_after);
         let login = if keywords.rds_iam_auth.unwrap_or(true) {
@@ -295,6 +296,13 @@ impl Builder {
         let source = Source::Configured(configured, https::client());
         Ok(Arc::new(CredentialsCache::new(source, self.credentials_timeout, time_source)))
     }
+}
+
+/// Initialises OpenSSL before libpq does, without its cleanup at exit. That cleanup would run while
+/// the threads of a pool are in a handshake, and the program would end with SIGSEGV.
+fn keep_openssl_until_the_end() {
+    #[cfg(target_os = "linux")]
+    openssl::init();
 }
 
 fn warn_of_sslmode(sslmode: &str) {

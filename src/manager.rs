@@ -9,8 +9,9 @@ use diesel::r2d2::R2D2Connection;
 use parking_lot::Mutex;
 use r2d2::ManageConnection;
 
-use crate::connection::{CheckoutDecision, Generation, Moment, Record, Shared, peek, ping};
-use crate::conninfo::IS_READ_WRITE;
+use crate::connection::{
+    CheckoutDecision, Generation, Moment, Record, RoleCheck, Shared, peek, ping,
+};
 use crate::error::{Error, Retirement};
 use crate::login::Login;
 use crate::login::backoff::Backoff;
@@ -264,30 +265,20 @@ impl RdsConnectionManager {
         self.counters.pinged();
         let generation = self.generation.current();
         let role_check = self.role_check(connection);
-        let answer = ping(connection, role_check.map(|check| check.query));
-        let is_kept = role_check.is_some_and(|check| !check.is_required);
-        match answer {
-            Ok(()) => {
-                if let Some(record) = Record::of(connection) {
-                    record.ping_succeeded(generation);
-                }
-                Ok(())
-            }
+        let answer = ping(connection, role_check);
+        let Some(record) = Record::of(connection) else { return answer };
+        match &answer {
+            Ok(()) => record.ping_succeeded(generation),
             // The program may use a standby that was one from the start.
-            Err(Error::Retired { .. }) if is_kept => {
-                if let Some(record) = Record::of(connection) {
-                    record.is_on_a_reader();
-                    record.ping_succeeded(generation);
-                }
-                Ok(())
+            Err(Error::Retired { .. }) if role_check.is_some_and(|check| !check.is_required) => {
+                record.is_on_a_reader();
+                record.ping_succeeded(generation);
+                return Ok(());
             }
-            Err(error) => {
-                let reason =
-                    if let Error::Retired { reason } = error { Some(reason) } else { None };
-                retire(connection, reason.unwrap_or(Retirement::FailedCheck));
-                Err(error)
-            }
+            Err(Error::Retired { reason }) => record.retire(*reason),
+            Err(_) => record.retire(Retirement::FailedCheck),
         }
+        answer
     }
 
     fn role_check(&self, connection: &mut PgConnection) -> Option<RoleCheck> {
@@ -298,19 +289,8 @@ impl RdsConnectionManager {
         if let Some(query) = wanted {
             return Some(RoleCheck { query, is_required: true });
         }
-        let record = Record::of(connection)?;
-        let is_required = record.has_written() || record.needs_role_check();
-        let is_due = record.met_read_only() || record.needs_role_check();
-        is_due.then_some(RoleCheck { query: IS_READ_WRITE, is_required })
+        Record::of(connection)?.role_check()
     }
-}
-
-/// A query that checks the role of a server.
-#[derive(Clone, Copy)]
-struct RoleCheck {
-    query: &'static str,
-    /// Whether a connection whose server has another role is retired.
-    is_required: bool,
 }
 
 /// Records why the connection will be closed.

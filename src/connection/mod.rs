@@ -19,7 +19,7 @@ use diesel::result::Error as QueryError;
 
 use crate::error::Retirement;
 use crate::stats::Counters;
-pub(crate) use check::{peek, ping};
+pub(crate) use check::{IS_READ_WRITE, RoleCheck, peek, ping};
 use condition::{Condition, condition_after};
 pub(crate) use generation::Generation;
 pub(crate) use moment::Moment;
@@ -126,24 +126,22 @@ impl Record {
         self.ends
     }
 
-    /// Whether the next ping has to check that the server still accepts writes.
-    pub(crate) fn met_read_only(&self) -> bool {
+    fn met_read_only(&self) -> bool {
         self.met_read_only && !self.is_reader
     }
 
-    /// Whether the server executed a write on this connection.
-    pub(crate) fn has_written(&self) -> bool {
-        self.has_written
+    /// Returns the check of the server's role that the next ping has to make, whichever role the
+    /// connection string asks for. A server that accepted writes must accept them still.
+    pub(crate) fn role_check(&self) -> Option<RoleCheck> {
+        let has_changed = self.shared.generation.needs_role_check(self.checked);
+        let is_due = has_changed || self.met_read_only();
+        let is_required = has_changed || self.has_written;
+        is_due.then_some(RoleCheck { query: IS_READ_WRITE, is_required })
     }
 
     /// Records that the server is a standby that was never asked to be anything else.
     pub(crate) fn is_on_a_reader(&mut self) {
         self.is_reader = true;
-    }
-
-    /// Whether the server of this connection lost its role since the connection was last checked.
-    pub(crate) fn needs_role_check(&self) -> bool {
-        self.shared.generation.needs_role_check(self.checked)
     }
 
     /// Decides what to do at a checkout.
@@ -339,7 +337,7 @@ mod tests {
         other.shared.generation = one.shared.generation.clone();
         one.query_finished(Some(&failed(Kind::ClosedConnection)), now);
         assert_eq!(other.checkout_decision(now, SECOND), CheckoutDecision::Ping);
-        assert!(!other.needs_role_check());
+        assert!(other.role_check().is_none());
         other.ping_succeeded(other.shared.generation.current());
         assert_eq!(other.checkout_decision(now, SECOND), CheckoutDecision::Peek);
     }
@@ -351,11 +349,11 @@ mod tests {
         other.shared.generation = one.shared.generation.clone();
         one.query_started("INSERT INTO t VALUES (1)");
         one.query_finished(Some(&failed(Kind::ReadOnlyTransaction)), now);
-        assert!(!other.needs_role_check(), "it never wrote: it may be a reader");
+        assert!(other.role_check().is_none(), "it never wrote: it may be a reader");
         one.query_started("INSERT INTO t VALUES (1)");
         one.query_finished(None, now);
         one.query_finished(Some(&failed(Kind::ReadOnlyTransaction)), now);
-        assert!(other.needs_role_check() && one.met_read_only());
+        assert!(other.role_check().unwrap().is_required && one.met_read_only());
         assert_eq!(other.checkout_decision(now, SECOND), CheckoutDecision::Ping);
     }
 

@@ -11,6 +11,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::connection::IS_READ_WRITE;
 use crate::error::Error;
 use crate::token::HostName;
 pub(crate) use hosts::{Host, one_or_one_for_each};
@@ -213,9 +214,6 @@ const PINNED: &[&str] = &["host", "port", "user", "dbname"];
 
 /// Answered already (`service`), or without a meaning beside a token (`passfile`).
 const DROPPED: &[&str] = &["service", "servicefile", "passfile", "password"];
-
-/// Whether the server takes writes, as libpq asks for `target_session_attrs=read-write`.
-pub(crate) const IS_READ_WRITE: &str = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean AS fits";
 
 impl IamConninfo {
     fn get(&self, keyword: &str) -> Option<&str> {

@@ -96,8 +96,8 @@ impl LoginContext {
                  AWS IAM GRANT for this user"
             }
             (Method::Token, EndpointKind::Other) => {
-                "set iam_host= to the endpoint's name in the RDS console: the token was signed \
-                 for another name; then allow rds-db:connect in the IAM policy"
+                "set iam_host= and region_name= to the endpoint's own name and region, as the RDS \
+                 console shows them; then allow rds-db:connect in the IAM policy"
             }
         }
     }
@@ -108,7 +108,9 @@ impl LoginContext {
                 "run GRANT rds_iam TO this user; check that the user exists and that IAM \
                  authentication is turned on"
             }
-            Method::Password => "check the password and the user in the connection string",
+            Method::Password => {
+                "check the password and the user; remove rds_iam_auth=false to log in with a token"
+            }
         }
     }
 

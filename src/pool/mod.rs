@@ -2,6 +2,7 @@
 
 mod log;
 mod per_thread;
+mod slot;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -12,11 +12,13 @@ mod doctor;
 mod doctor_program;
 mod environment;
 mod examples;
+mod exit;
 #[cfg(target_os = "linux")]
 mod faults;
 mod guide;
 mod hostile_logins;
 mod hosts;
+mod left_behind;
 mod local_rds;
 mod login;
 #[cfg(target_os = "linux")]
@@ -26,6 +28,7 @@ mod oracles;
 mod outage;
 mod per_thread;
 mod pool;
+mod review;
 mod secrets;
 mod session;
 mod sources;

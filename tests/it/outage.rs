@@ -281,7 +281,7 @@ fn a_wrong_region_is_told_in_spite_of_the_trimmed_roots() {
         .build(url_with_roots(&rds, OTHERS, &bundle))
         .unwrap();
     let error = manager.connect().map(drop).unwrap_err().to_string();
-    assert!(error.contains("in its region"), "{error}");
+    assert!(error.contains("region_name="), "{error}");
     assert_eq!(last_verdict(&rds), Err(Refusal::Region));
 }
 

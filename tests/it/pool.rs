@@ -60,7 +60,7 @@ fn is_valid_tells_a_dead_connection() {
     manager.is_valid(&mut connection).unwrap();
     drop(rds);
     let text = manager.is_valid(&mut connection).unwrap_err().to_string();
-    assert!(text.starts_with("the connection is no longer usable"), "{text}");
+    assert!(text.starts_with("the connection is not usable"), "{text}");
 }
 
 #[test]
@@ -68,7 +68,9 @@ fn the_defaults_of_a_pool() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let pool: Pool<_> = manager.pool_builder().build(manager.clone()).unwrap();
-    assert_eq!(pool.max_lifetime(), Some(Duration::from_secs(840)));
+    // The manager ends connections itself.
+    assert_eq!((pool.max_lifetime(), pool.idle_timeout()), (None, None));
+    assert_eq!(manager.max_lifetime(), Some(Duration::from_secs(840)));
     assert_eq!(pool.connection_timeout(), Duration::from_secs(15));
     assert!(pool.test_on_check_out());
 }

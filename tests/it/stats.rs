@@ -244,12 +244,13 @@ fn a_thread_that_ends_releases_its_connection() {
 fn the_log_of_a_pool_has_its_levels() {
     let shown = in_a_child("stats::comes_and_goes", &[("RUST_LOG", "diesel_rds_iam=trace")]);
     let lines = [
-        ("DEBUG", "is in the pool"),
-        ("TRACE", "is out, after"),
-        ("TRACE", "is back, after"),
-        ("DEBUG", "has left the pool"),
-        ("WARN", "a waiter got no connection within"),
-        ("WARN", "the connection is no longer usable"),
+        ("DEBUG", "added to the pool"),
+        ("TRACE", "checked out (waited"),
+        ("TRACE", "checked in (used for"),
+        ("DEBUG", "left the pool ("),
+        ("WARN", "no connection within"),
+        ("WARN", "the server closed a connection"),
+        ("DEBUG", "the connection is not usable"),
     ];
     for (level, text) in lines {
         assert!(

@@ -1,0 +1,94 @@
+//! What an adversarial review made happen.
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use diesel_rds_iam::local::LocalRds;
+use diesel_rds_iam::{LoginFailure, Pool};
+
+use crate::support::{in_a_child, manager, start};
+
+#[test]
+fn a_logger_that_uses_the_pool_does_not_hang_it() {
+    in_a_child("review::logs_into_its_own_pool", &[]);
+}
+
+static POOL: OnceLock<Pool> = OnceLock::new();
+
+struct UsesThePool;
+
+thread_local!(static IS_LOGGING: Cell<bool> = const { Cell::new(false) });
+
+impl log::Log for UsesThePool {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, _: &log::Record<'_>) {
+        if let Some(pool) = POOL.get()
+            && !IS_LOGGING.replace(true)
+        {
+            pool.state();
+            drop(pool.try_get());
+            pool.manager().stats();
+            pool.manager().last_error();
+            let _ = pool.manager().token();
+            IS_LOGGING.set(false);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+#[ignore = "runs in its own process, because it sets the logger"]
+fn logs_into_its_own_pool() {
+    log::set_logger(&UsesThePool).unwrap();
+    log::set_max_level(log::LevelFilter::Trace);
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
+    assert!(POOL.set(pool.clone()).is_ok());
+    let held = pool.get().unwrap();
+    pool.get_timeout(Duration::from_millis(50)).map(drop).unwrap_err();
+    drop(held);
+    rds.refuse_next(3);
+    rds.restart().unwrap();
+    drop(pool.get().unwrap());
+    manager.retire_all();
+    drop(pool.get().unwrap());
+}
+
+#[test]
+fn the_longest_timeout_is_no_panic() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let builder = manager.pool_builder().max_size(1).connection_timeout(Duration::MAX);
+    let pool = manager.build_pool(builder).unwrap();
+    drop(pool.get().unwrap());
+    drop(pool.get_timeout(Duration::MAX).unwrap());
+}
+
+#[test]
+fn a_revoked_key_pair_is_one_line_at_error_level_and_its_end_is_told() {
+    let shown = in_a_child("review::a_pool_without_a_key_pair", &[("RUST_LOG", "diesel_rds_iam")]);
+    let is_error = |line: &&str| line.starts_with("[ERROR");
+    assert_eq!(shown.lines().filter(is_error).count(), 1, "{shown}");
+    assert!(shown.contains("logins succeed again ("), "{shown}");
+}
+
+#[test]
+#[ignore = "its log is what the test above checks"]
+fn a_pool_without_a_key_pair() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let pool = manager.build_pool(manager.pool_builder().max_size(10)).unwrap();
+    rds.revoke_key_pair(rds.credentials().access_key_id());
+    manager.retire_all();
+    let error = pool.get_timeout(Duration::from_secs(2)).map(drop).unwrap_err();
+    assert_eq!(error.login_failure(), Some(LoginFailure::RefusedToken), "{error}");
+    assert!(!error.is_transient());
+    rds.add_key_pair(rds.credentials().clone());
+    drop(pool.get().unwrap());
+}
