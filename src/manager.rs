@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use r2d2::ManageConnection;
 
 use crate::connection::{
-    CheckoutDecision, Generation, Moment, Record, RoleCheck, Shared, peek, ping,
+    CheckoutDecision, Generation, Moment, Record, Role, RoleCheck, Shared, peek, ping,
 };
 use crate::error::{Error, Retirement};
 use crate::login::Login;
@@ -266,19 +266,23 @@ impl RdsConnectionManager {
         let generation = self.generation.current();
         let role_check = self.role_check(connection);
         let answer = ping(connection, role_check);
-        let Some(record) = Record::of(connection) else { return answer };
-        match &answer {
-            Ok(()) => record.ping_succeeded(generation),
-            // The program may use a standby that was one from the start.
-            Err(Error::Retired { .. }) if role_check.is_some_and(|check| !check.is_required) => {
-                record.is_on_a_reader();
+        let Some(record) = Record::of(connection) else { return answer.map(|_| ()) };
+        match answer {
+            Ok(role) => {
                 record.ping_succeeded(generation);
-                return Ok(());
+                if let Role::Reader = role {
+                    record.is_on_a_reader();
+                }
+                Ok(())
             }
-            Err(Error::Retired { reason }) => record.retire(*reason),
-            Err(_) => record.retire(Retirement::FailedCheck),
+            Err(error) => {
+                record.retire(match error {
+                    Error::Retired { reason } => reason,
+                    _ => Retirement::FailedCheck,
+                });
+                Err(error)
+            }
         }
-        answer
     }
 
     fn role_check(&self, connection: &mut PgConnection) -> Option<RoleCheck> {

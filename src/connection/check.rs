@@ -18,20 +18,39 @@ pub(crate) struct RoleCheck {
     pub(crate) is_required: bool,
 }
 
+/// What a ping found out about the role of the server.
+pub(crate) enum Role {
+    /// It is what the check asks for, or there was no check.
+    Expected,
+    /// The server does not accept writes, and this connection never depended on that.
+    Reader,
+}
+
 /// Sends a query and waits for its answer. With `role_check` a second query checks that the server
 /// still has the role.
 pub(crate) fn ping(
     connection: &mut PgConnection,
     role_check: Option<RoleCheck>,
-) -> Result<(), Error> {
+) -> Result<Role, Error> {
     // Not diesel's ping: that is a prepared statement, which never ends on a connection that was
     // left in a COPY.
     connection.batch_execute("SELECT 1").map_err(failed)?;
-    let Some(RoleCheck { query, .. }) = role_check else { return Ok(()) };
-    match diesel::dsl::sql::<Bool>(query).get_result(connection).map_err(failed)? {
-        true => Ok(()),
-        false => Err(Error::Retired { reason: Retirement::Demoted }),
+    let Some(check) = role_check else { return Ok(Role::Expected) };
+    if is_true(check.query, connection)? {
+        return Ok(Role::Expected);
     }
+    if check.is_required || is_true(IS_READ_ONLY_BY_THE_SESSION, connection)? {
+        return Err(Error::Retired { reason: Retirement::Demoted });
+    }
+    Ok(Role::Reader)
+}
+
+/// The last user changed the setting, so the next one would get it.
+const IS_READ_ONLY_BY_THE_SESSION: &str = "SELECT EXISTS (SELECT FROM pg_settings \
+    WHERE name = 'default_transaction_read_only' AND setting <> reset_val)";
+
+fn is_true(query: &str, connection: &mut PgConnection) -> Result<bool, Error> {
+    diesel::dsl::sql::<Bool>(query).get_result(connection).map_err(failed)
 }
 
 /// Checks without waiting whether the server has closed the connection. Returns whether there is

@@ -19,7 +19,7 @@ use diesel::result::Error as QueryError;
 
 use crate::error::Retirement;
 use crate::stats::Counters;
-pub(crate) use check::{IS_READ_WRITE, RoleCheck, peek, ping};
+pub(crate) use check::{IS_READ_WRITE, Role, RoleCheck, peek, ping};
 use condition::{Condition, condition_after};
 pub(crate) use generation::Generation;
 pub(crate) use moment::Moment;

@@ -47,13 +47,13 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("sslmode", "verify-full"),
     // Seconds. libpq waits for ever; the kernel gives up on a silent host after two minutes.
     ("connect_timeout", "10"),
-    // Milliseconds. Frees a query to a host that has gone without a word, which keepalives do not:
-    // there are none while something is on its way.
-    ("tcp_user_timeout", "15000"),
-    // 10 + 3 * 5 seconds, for systems without a tcp_user_timeout: with one, Linux gives up by that.
+    // Milliseconds. Ends a query to a host that vanished. Linux also counts the time in which the
+    // server does not read, as in a COPY that waits for a lock, so it is longer than a short gap.
+    ("tcp_user_timeout", "30000"),
+    // 10 + 4 * 5 seconds, for systems without tcp_user_timeout. With it, Linux ignores the count.
     ("keepalives_idle", "10"),
     ("keepalives_interval", "5"),
-    ("keepalives_count", "3"),
+    ("keepalives_count", "4"),
     // Saves a round trip; RDS with IAM does not speak GSSAPI encryption.
     ("gssencmode", "disable"),
     // A server that asks for anything else than the token in TLS is not one that knows IAM (libpq
@@ -440,7 +440,7 @@ mod tests {
         let cases = [
             ("sslmode", "verify-full", "require"),
             ("connect_timeout", "10", "0"),
-            ("tcp_user_timeout", "15000", "1"),
+            ("tcp_user_timeout", "30000", "1"),
             ("gssencmode", "disable", "prefer"),
             ("keepalives_idle", "10", "10"),
             ("port", "5432", "5432"),

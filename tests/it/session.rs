@@ -273,10 +273,13 @@ fn a_max_lifetime_of_zero_panics_as_r2d2s() {
 }
 
 #[test]
-fn the_managers_max_lifetime_is_the_pools() {
+fn the_pool_leaves_the_age_of_connections_to_the_manager() {
     let rds = start(LocalRds::builder());
     for lifetime in [Some(Duration::from_secs(60)), None] {
-        let pool = pool_of(1, rds.manager_builder().max_lifetime(lifetime), &rds.database_url());
-        assert_eq!(pool.max_lifetime(), lifetime);
+        let builder = rds.manager_builder().max_lifetime(lifetime);
+        let manager = builder.build(rds.database_url()).unwrap();
+        let pool = manager.pool_builder().max_size(1).build(manager.clone()).unwrap();
+        assert_eq!((pool.max_lifetime(), pool.idle_timeout()), (None, None));
+        assert_eq!(manager.max_lifetime(), lifetime);
     }
 }
