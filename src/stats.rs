@@ -5,16 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, LoginFailure, Retirement};
 
-/// What a manager and its clones have counted since it was made, for metrics. From
+/// The counters of a manager and its clones since the manager was made, for metrics. From
 /// [`stats`](crate::RdsConnectionManager::stats).
 ///
-/// Counting is an atomic addition, and a snapshot reads one counter after the other: under load,
-/// sums can be off by those that are just being counted. How many connections a pool has, and how
-/// many are idle, r2d2's [`state`](r2d2::Pool::state) tells.
+/// Counting is an atomic addition. A snapshot reads one counter after the other, so sums can differ
+/// by the events of that moment. [`Pool::state`](crate::Pool::state) says how many connections a
+/// pool has, and how many of them are idle.
 ///
 /// ```
 /// # use diesel_rds_iam::RdsConnectionManager;
-/// # let manager = RdsConnectionManager::new("postgres://app@db.abc123.eu-west-1.rds.amazonaws.com/app?sslmode=require")?;
+/// # let url = "postgres://app@db.abc123.eu-west-1.rds.amazonaws.com/app?sslmode=require";
+/// # let manager = RdsConnectionManager::new(url)?;
 /// let stats = manager.stats();
 /// println!("# TYPE logins_failed_total counter");
 /// for (cause, count) in &stats.failed_logins {
@@ -26,28 +27,27 @@ use crate::error::{Error, LoginFailure, Retirement};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Logins that were tried, one for each host that was tried; those that failed are among them.
-    /// One that was tried again at once with newer credentials counts once.
+    /// Attempts to log in, one for each host that was tried. Failures are included. A retry with a
+    /// rotated key pair is part of its attempt.
     pub logins: u64,
-    /// Those that failed. Each cause is there, with 0 too.
+    /// Attempts that failed, by cause. Each cause is present, also with 0.
     pub failed_logins: BTreeMap<LoginFailure, u64>,
-    /// Answers of the source of AWS credentials, the first and the failed ones included. Managers
-    /// of the same settings share their credentials, and these two counts.
+    /// Answers of the source of AWS credentials, including failures. Managers that share their
+    /// credentials share this count and the next.
     pub refreshes: u64,
-    /// Those that brought no credentials.
+    /// Answers without credentials.
     pub failed_refreshes: u64,
-    /// Connections that were closed. Each reason is there, with 0 too.
+    /// Connections that were closed, by reason. Each reason is present, also with 0.
     pub retirements: BTreeMap<Retirement, u64>,
-    /// Checkouts that made a round trip to ask the server. (So does the end of a
-    /// [`PerThread`](crate::PerThread)'s unit of work after an error.)
+    /// Checkouts that pinged the server. The end of a unit of work of a
+    /// [`PerThread`](crate::PerThread) is counted too if it pings after an error.
     pub checkouts_pinged: u64,
-    /// Checkouts that only looked at the socket. With r2d2's `test_on_check_out(false)`, and in a
-    /// [`PerThread`](crate::PerThread) without it, checkouts do neither.
+    /// Checkouts that only peeked at the socket. With `test_on_check_out(false)` a checkout does
+    /// neither.
     pub checkouts_peeked: u64,
 }
 
-/// The counters behind [`Stats`]. None of them guards anything else, so they may be seen in any
-/// order.
+/// The counters behind [`Stats`]. No counter guards other data, so their order does not matter.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     logins: AtomicU64,
