@@ -179,10 +179,11 @@ fn each_retirement_is_counted_by_its_reason() {
         drop(connection.batch_execute("BEGIN; SELECT 1/0").unwrap_err())
     };
     assert_eq!(end_of(plain(), url, abort), [(Retirement::Transaction, 1)]);
-    let copy = |connection: &mut PgConnection| {
-        let _ = connection.batch_execute("COPY (SELECT 1) TO STDOUT");
+    let abort_a_test_transaction = |connection: &mut PgConnection| {
+        connection.begin_test_transaction().unwrap();
+        drop(connection.batch_execute("SELECT 1/0").unwrap_err())
     };
-    assert_eq!(end_of(plain(), url, copy), [(Retirement::FailedCheck, 1)]);
+    assert_eq!(end_of(plain(), url, abort_a_test_transaction), [(Retirement::FailedCheck, 1)]);
     let read_only = |connection: &mut PgConnection| {
         connection.batch_execute("SET default_transaction_read_only = on").unwrap();
         connection.batch_execute("CREATE TABLE t ()").unwrap_err();
