@@ -1,4 +1,4 @@
-//! What it costs to begin and end a unit of work on a thread's own connection, beside a checkout
+//! Measures the begin and end of a unit of work on the connection of a thread, beside a checkout
 //! from a pool.
 //!
 //!     cargo bench --all-features --bench per_thread
@@ -34,23 +34,26 @@ fn main() {
     }
 }
 
-/// All threads are on the same side at the same time.
+/// Measures all threads on the same side at the same time.
 fn measure(manager: &RdsConnectionManager, threads: u32) -> [f64; 3] {
     let per_thread = PerThread::new(manager.clone());
     let pool = |tested| {
         Pool::builder().max_size(threads).test_on_check_out(tested).build(manager.clone()).unwrap()
     };
-    let (tested, untested) = (pool(true), pool(false));
+    let tested = pool(true);
+    let untested = pool(false);
     let start = Barrier::new(threads as usize);
     let at_once = |unit: &dyn Fn()| {
         start.wait();
         microseconds(UNITS, unit)
     };
     let one_thread = || {
-        let mut per_thread = || at_once(&|| drop(per_thread.get().unwrap()));
-        let mut pool = || at_once(&|| drop(tested.get().unwrap()));
-        let mut bare_pool = || at_once(&|| drop(untested.get().unwrap()));
-        in_alternation(ROUNDS, [&mut per_thread, &mut pool, &mut bare_pool])
+        let sides: [&mut dyn FnMut() -> f64; 3] = [
+            &mut || at_once(&|| drop(per_thread.get().unwrap())),
+            &mut || at_once(&|| drop(tested.get().unwrap())),
+            &mut || at_once(&|| drop(untested.get().unwrap())),
+        ];
+        in_alternation(ROUNDS, sides)
     };
     let medians: Vec<[f64; 3]> = thread::scope(|scope| {
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(one_thread)).collect();
