@@ -1,6 +1,6 @@
-//! Causes each fault twice, one after the other, while 16 threads use the database. The clients are
-//! in a separate network, with a proxy in front of the server. The bounds are those of the guide's
-//! chapter.
+//! What befalls a database, one after the other and twice over, while 16 threads work on it. The
+//! clients have a network of their own, and a proxy stands before the server. The bounds are those
+//! of the guide's chapter.
 
 mod fault;
 mod load;
@@ -134,12 +134,12 @@ fn cause(
     assert!(unknown > 0 || !name.contains("commits"), "no commit was cut");
 }
 
-/// Returns the bound of a fault from the guide's table.
+/// In the guide's table: the fault, the bound in seconds, what was measured.
 fn bound(name: &str) -> Duration {
     let mut rows = GUIDE.lines().map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
     let row = rows
         .find(|row| row.get(1) == Some(&name))
-        .unwrap_or_else(|| panic!("the guide has no row for {name}"));
+        .unwrap_or_else(|| panic!("the guide does not tell of {name}"));
     Duration::from_secs(row[2].parse().unwrap())
 }
 
