@@ -1,5 +1,6 @@
-//! The CPU that a login takes this process, beside diesel's with a token that is ready: with the
-//! one root certificate that is needed, and with a bundle for all regions, as Amazon's.
+//! Measures the CPU time of a login in this process, beside diesel's login with a token that is
+//! already signed: with the one root certificate that is needed, and with a bundle for all regions
+//! like Amazon's.
 //!
 //!     cargo bench --all-features --bench connect
 #![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
@@ -45,11 +46,13 @@ fn main() {
         "| root certificates | ours | diesel's | ratio | diesel's, gssencmode=disable | ratio |"
     );
     println!("|---|---|---|---|---|---|");
-    for (roots, file) in [(1, server.root.as_path()), (1 + ROOTS_OF_OTHERS, bundle.path())] {
+    for (roots, file) in [(1, server.root.as_path()), (1 + OTHER_ROOTS, bundle.path())] {
         let [ours, diesels, without_gss] = measure(&server, file);
-        let (ratio, other_ratio) = (ours / diesels, ours / without_gss);
+        let ratio = ours / diesels;
+        let other_ratio = ours / without_gss;
         println!(
-            "| {roots} | {ours:.2} | {diesels:.2} | {ratio:.3} | {without_gss:.2} | {other_ratio:.3} |"
+            "| {roots} | {ours:.2} | {diesels:.2} | {ratio:.3} | {without_gss:.2} | \
+             {other_ratio:.3} |"
         );
     }
 }
@@ -61,7 +64,7 @@ fn measure(server: &Server, root: &Path) -> [f64; 3] {
         .region_name(REGION);
     let ours = ours.build(&conninfo).unwrap();
     let diesels = format!("{conninfo} password='{}'", ours.token().unwrap().as_str());
-    // Our manager's default. libpq's own is to look for Kerberos tickets first.
+    // The default of our manager. By default, libpq looks for Kerberos tickets first.
     let without_gss = format!("{diesels} gssencmode=disable");
     let mut ours = || milliseconds_of_cpu(|| ours.connect().unwrap());
     let mut diesels = || milliseconds_of_cpu(|| PgConnection::establish(&diesels).unwrap());
@@ -69,7 +72,7 @@ fn measure(server: &Server, root: &Path) -> [f64; 3] {
     in_alternation(ROUNDS, [&mut ours, &mut diesels, &mut without_gss])
 }
 
-/// Of all threads of this process, without the end of the connection.
+/// Returns the CPU time of all threads of this process during a login, without the disconnect.
 fn milliseconds_of_cpu(login: impl FnOnce() -> PgConnection) -> f64 {
     let cpu = || clock_gettime(ClockId::ProcessCPUTime);
     let started = cpu();
@@ -78,7 +81,7 @@ fn milliseconds_of_cpu(login: impl FnOnce() -> PgConnection) -> f64 {
     spent.tv_sec as f64 * 1e3 + spent.tv_nsec as f64 / 1e6
 }
 
-/// A LocalRds in a process of its own, for it judges tokens in the process that started it.
+/// A LocalRds in a separate process, because it checks tokens in the process that started it.
 struct Server {
     process: Child,
     port: u16,
@@ -106,7 +109,7 @@ impl Drop for Server {
     }
 }
 
-/// Until standard input ends.
+/// Runs the server until standard input ends.
 fn serve() {
     let rds = LocalRds::start().unwrap();
     let key_pair = rds.credentials();
@@ -115,31 +118,31 @@ fn serve() {
     io::copy(&mut io::stdin(), &mut io::sink()).unwrap();
 }
 
-const ROOTS_OF_OTHERS: usize = 109;
+const OTHER_ROOTS: usize = 109;
 
 #[rustfmt::skip]
 const REGIONS: [&str; 37] = [
-    "af-south-1", "ap-east-1", "ap-east-2", "ap-northeast-1", "ap-northeast-2", "ap-northeast-3", "ap-south-1",
-    "ap-south-2", "ap-southeast-1", "ap-southeast-2", "ap-southeast-3", "ap-southeast-4", "ap-southeast-5",
-    "ap-southeast-6", "ap-southeast-7", "ca-central-1", "ca-west-1", "eu-central-1", "eu-central-2", "eu-north-1",
-    "eu-south-1", "eu-south-2", "eu-west-1", "eu-west-2", "eu-west-3", "il-central-1", "me-central-1", "me-south-1",
-    "mx-central-1", "sa-east-1", "us-east-1", "us-east-2", "us-west-1", "us-west-2", "us-gov-east-1", "us-gov-west-1",
-    "eusc-de-east-1",
+    "af-south-1", "ap-east-1", "ap-east-2", "ap-northeast-1", "ap-northeast-2", "ap-northeast-3",
+    "ap-south-1", "ap-south-2", "ap-southeast-1", "ap-southeast-2", "ap-southeast-3",
+    "ap-southeast-4", "ap-southeast-5", "ap-southeast-6", "ap-southeast-7", "ca-central-1",
+    "ca-west-1", "eu-central-1", "eu-central-2", "eu-north-1", "eu-south-1", "eu-south-2",
+    "eu-west-1", "eu-west-2", "eu-west-3", "il-central-1", "me-central-1", "me-south-1",
+    "mx-central-1", "sa-east-1", "us-east-1", "us-east-2", "us-west-1", "us-west-2",
+    "us-gov-east-1", "us-gov-west-1", "eusc-de-east-1",
 ];
 
-/// A file with the server's root and with as many others as Amazon's global bundle has, by the
-/// names in there.
+/// Writes a file with the server's root and as many others, with the same names, as Amazon's global
+/// bundle has.
 fn bundle(root: &Path) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
-    file.write_all(&roots_of_others().unwrap()).unwrap();
+    file.write_all(&other_roots().unwrap()).unwrap();
     file.write_all(&std::fs::read(root).unwrap()).unwrap();
     file
 }
 
-fn roots_of_others() -> Result<Vec<u8>, ErrorStack> {
+fn other_roots() -> Result<Vec<u8>, ErrorStack> {
     let p384 = EcGroup::from_curve_name(Nid::SECP384R1)?;
-    // One key for all roots of a kind: keys take long to make, and a login does not use those of
-    // others.
+    // All roots of a kind share a key: making a key takes long, and a login does not use it.
     let kinds = [
         ("RSA2048", PKey::from_rsa(Rsa::generate(2048)?)?),
         ("RSA4096", PKey::from_rsa(Rsa::generate(4096)?)?),
@@ -148,7 +151,7 @@ fn roots_of_others() -> Result<Vec<u8>, ErrorStack> {
     let all =
         REGIONS.iter().flat_map(|region| kinds.iter().map(move |(kind, key)| (region, kind, key)));
     let mut pem = Vec::new();
-    for (region, kind, key) in all.take(ROOTS_OF_OTHERS) {
+    for (region, kind, key) in all.take(OTHER_ROOTS) {
         pem.extend(certificate(&format!("Amazon RDS {region} Root CA {kind} G1"), key)?.to_pem()?);
     }
     Ok(pem)

@@ -1,4 +1,4 @@
-//! What it costs to begin and end a unit of work on a thread's own connection, beside a checkout
+//! Measures the begin and end of a unit of work on the connection of a thread, beside a checkout
 //! from a pool.
 //!
 //!     cargo bench --all-features --bench per_thread
@@ -26,35 +26,43 @@ fn main() {
     println!(
         "Medians in microseconds of {ROUNDS} rounds of {UNITS} units of work without a query.\n"
     );
-    println!("| threads | PerThread | pool | pool, untested |");
-    println!("|---|---|---|---|");
+    println!("| threads | PerThread | PerThread, untested | pool | pool, untested |");
+    println!("|---|---|---|---|---|");
     for threads in [1, 2, 8] {
-        let [per_thread, pool, untested] = measure(&manager, threads);
-        println!("| {threads} | {per_thread:.2} | {pool:.2} | {untested:.2} |");
+        let [per_thread, per_thread_untested, pool, pool_untested] = measure(&manager, threads);
+        println!(
+            "| {threads} | {per_thread:.2} | {per_thread_untested:.2} | {pool:.2} | \
+             {pool_untested:.2} |"
+        );
     }
 }
 
-/// All threads are on the same side at the same time.
-fn measure(manager: &RdsConnectionManager, threads: u32) -> [f64; 3] {
+/// Measures all threads on the same side at the same time.
+fn measure(manager: &RdsConnectionManager, threads: u32) -> [f64; 4] {
     let per_thread = PerThread::new(manager.clone());
+    let per_thread_untested = PerThread::new(manager.clone()).test_on_check_out(false);
     let pool = |tested| {
         Pool::builder().max_size(threads).test_on_check_out(tested).build(manager.clone()).unwrap()
     };
-    let (tested, untested) = (pool(true), pool(false));
+    let pool_untested = pool(false);
+    let pool = pool(true);
     let start = Barrier::new(threads as usize);
     let at_once = |unit: &dyn Fn()| {
         start.wait();
         microseconds(UNITS, unit)
     };
     let one_thread = || {
-        let mut per_thread = || at_once(&|| drop(per_thread.get().unwrap()));
-        let mut pool = || at_once(&|| drop(tested.get().unwrap()));
-        let mut bare_pool = || at_once(&|| drop(untested.get().unwrap()));
-        in_alternation(ROUNDS, [&mut per_thread, &mut pool, &mut bare_pool])
+        let sides: [&mut dyn FnMut() -> f64; 4] = [
+            &mut || at_once(&|| drop(per_thread.get().unwrap())),
+            &mut || at_once(&|| drop(per_thread_untested.get().unwrap())),
+            &mut || at_once(&|| drop(pool.get().unwrap())),
+            &mut || at_once(&|| drop(pool_untested.get().unwrap())),
+        ];
+        in_alternation(ROUNDS, sides)
     };
-    let medians: Vec<[f64; 3]> = thread::scope(|scope| {
+    let medians: Vec<[f64; 4]> = thread::scope(|scope| {
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(one_thread)).collect();
         running.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    [0, 1, 2].map(|side| median(medians.iter().map(|of_thread| of_thread[side]).collect()))
+    [0, 1, 2, 3].map(|side| median(medians.iter().map(|of_thread| of_thread[side]).collect()))
 }

@@ -1,4 +1,4 @@
--- What script/soak asks of the example web: of twenty requests, two write, and each page is among the others.
+-- The requests of script/soak to the example web. Of 20 requests, 2 write; the others cover all pages.
 
 local pages = { "/health", "/status", "/entries.json", "/entries.json", "/entries.json" }
 local turn = 0
@@ -14,20 +14,20 @@ function request()
     return wrk.format("GET", pages[turn - 2] or "/")
 end
 
--- For script/soak, a line each. Times are in microseconds.
+-- Prints a line for each result, which script/soak reads. Times are in microseconds.
 function done(summary, latency)
     local errors = summary.errors
-    local told = {
+    local results = {
         requests = summary.requests,
-        sockets = errors.connect + errors.read + errors.write,
-        late = errors.timeout,
-        refused = errors.status,
+        connection_errors = errors.connect + errors.read + errors.write,
+        timeouts = errors.timeout,
+        error_answers = errors.status,
         microseconds = summary.duration,
         median = latency:percentile(50),
-        most = latency:percentile(99),
-        longest = latency.max,
+        percentile_99 = latency:percentile(99),
+        maximum = latency.max,
     }
-    for name, value in pairs(told) do
+    for name, value in pairs(results) do
         print(string.format("soak %s %d", name, value))
     end
 end

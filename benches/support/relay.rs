@@ -1,4 +1,4 @@
-//! A relay that makes the way to a server longer.
+//! A TCP relay that adds a delay.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Starts one that holds back what is sent to `port`, and what comes from there, for `delay`.
-/// Returns its own port; it runs as long as the program.
+/// Starts a relay that delays each direction of the connections to `port`. Returns the port of the
+/// relay, which runs until the program ends.
 pub(crate) fn relay_to(port: u16, delay: Duration) -> io::Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let own_port = listener.local_addr()?.port();
@@ -22,7 +22,8 @@ pub(crate) fn relay_to(port: u16, delay: Duration) -> io::Result<u16> {
     Ok(own_port)
 }
 
-/// Reads on while it holds back, so that a delay is all that it adds.
+/// Copies in one direction. Continues to read during the delay, so that it does not limit the
+/// throughput.
 fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration) -> io::Result<()> {
     to.set_nodelay(true)?;
     let (sender, receiver) = mpsc::channel::<(Instant, Vec<u8>)>();
@@ -37,7 +38,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration) -> io::Resul
         let mut buffer = vec![0; 1 << 16];
         loop {
             let length = from.read(&mut buffer)?;
-            // Ends with the stream, or with who writes it on.
+            // Ends with the stream, or when the writing thread has ended.
             if length == 0
                 || sender.send((Instant::now() + delay, buffer[..length].to_vec())).is_err()
             {

@@ -1,4 +1,4 @@
-"""Prints dsql_vectors.json: DSQL tokens by botocore at a fixed time. Needs botocore (with moto, script/bootstrap)."""
+"""Prints dsql_vectors.json: DSQL tokens of botocore at a fixed time. Needs botocore, which script/bootstrap tests installs."""
 
 import datetime
 import json

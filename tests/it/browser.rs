@@ -1,4 +1,4 @@
-//! The example web in a browser, as a person uses it.
+//! The example web in a browser.
 
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +10,7 @@ use crate::support::web::{Web, number};
 use crate::support::{eventually, start};
 
 #[test]
-fn a_person_adds_an_entry_and_finishes_it() {
+fn a_user_adds_an_entry_and_finishes_it() {
     let rds = start(LocalRds::builder());
     let (web, browser) = (Web::on(&rds), Browser::start());
     browser.open(&web.url);
@@ -27,11 +27,11 @@ fn a_person_adds_an_entry_and_finishes_it() {
 }
 
 #[test]
-fn a_person_is_told_what_is_wrong_with_a_text() {
+fn an_invalid_text_is_explained() {
     let rds = start(LocalRds::builder());
     let (web, browser) = (Web::on(&rds), Browser::start());
     browser.open(&web.url);
-    // The browser itself says no to nothing, and takes no more than 200 characters.
+    // The browser refuses an empty text, and accepts at most 200 characters.
     browser.click(".add button");
     assert_eq!(browser.evaluate("location.pathname"), "/");
     browser.type_into("#text", &"x".repeat(201));
@@ -55,7 +55,7 @@ fn the_status_page_follows_the_pool_through_a_restart() {
     assert_eq!((logins, shows(closed)), (Some(9), Some(0)));
     rds.restart().unwrap();
     eventually(|| ureq::get(&web.url).call().is_ok());
-    // The page loads itself anew.
+    // The page reloads itself.
     eventually(|| shows("logins") > logins && shows(closed) > Some(0));
     eventually(|| shows("idle") == Some(8));
 }
@@ -77,20 +77,20 @@ fn the_pages_fit_a_phone() {
     browser.click(".add button");
     assert_eq!(browser.text(".entries span"), longest);
     assert_eq!(browser.evaluate("document.documentElement.scrollWidth"), 360);
-    // Its word was broken into letters.
+    // The label of the button does not wrap.
     let height =
         |css: &str| browser.evaluate(&format!("document.querySelector('{css}').offsetHeight"));
     assert_eq!(height(".entries button"), height(".add button"));
 }
 
 #[test]
-fn nothing_is_left_of_a_browser_when_a_test_fails() {
+fn a_failing_test_ends_its_browser() {
     static GROUP: AtomicU32 = AtomicU32::new(0);
     let test = || {
         let browser = Browser::start();
         assert!(is_there(browser.group()));
         GROUP.store(browser.group(), Ordering::SeqCst);
-        panic!("as a test that fails");
+        panic!("a failing test");
     };
     assert!(catch_unwind(test).is_err());
     assert!(!is_there(GROUP.load(Ordering::SeqCst)));

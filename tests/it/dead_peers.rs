@@ -1,7 +1,7 @@
-//! A host that vanishes without a word, as one that loses its power: how long we wait for it by our
-//! defaults.
+//! A host that vanishes without closing its connections, as after a power failure: how long we wait
+//! with our defaults.
 //!
-//! The server and the client each have a network of their own.
+//! The server and the client each have a separate network.
 
 use std::fs;
 use std::ops::Range;
@@ -22,65 +22,65 @@ use crate::support::{in_a_network_of_its_own, start};
 
 const NAME: &str = "db.abc123.eu-west-1.rds.amazonaws.com";
 
-/// A query that outlasts the test.
+/// A query that takes longer than the test.
 const SLEEP: &str = "SELECT pg_sleep(120)";
 
-/// For what a busy machine adds to a bound.
+/// Added to each bound for a busy machine.
 const SLACK: u64 = 5;
 
 #[test]
-fn a_host_that_vanished_is_noticed_within_the_bounds_of_our_defaults() {
-    in_a_network_of_its_own("dead_peers::a_host_that_vanishes", SERVER, &[]);
+fn a_vanished_host_is_noticed_within_the_bounds_of_our_defaults() {
+    in_a_network_of_its_own("dead_peers::a_host_vanishes", SERVER, &[]);
 }
 
 #[test]
-#[ignore = "runs in a network of its own, which has the server's address"]
-fn a_host_that_vanishes() {
+#[ignore = "runs in a separate network that has the address of the server"]
+fn a_host_vanishes() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
     let reached_at = format!("{SERVER}:{}", Proxy::to(rds.port()).port);
     let url = rds.database_url().replace(&format!("localhost:{}", rds.port()), &reached_at);
     let cable = Cable::lay();
-    cable.across(|| the_clients_side(&rds, &url, &cable));
+    cable.across(|| run_clients(&rds, &url, &cable));
 }
 
-fn the_clients_side(rds: &LocalRds, url: &str, cable: &Cable) {
+fn run_clients(rds: &LocalRds, url: &str, cable: &Cable) {
     let manager =
         rds.manager_builder().validate_after(Duration::from_secs(3600)).build(url).unwrap();
-    let asking = rds.manager_builder().validate_after(Duration::ZERO).build(url).unwrap();
-    let without = rds.manager_builder().build(format!("{url}&tcp_user_timeout=0")).unwrap();
+    let pinging = rds.manager_builder().validate_after(Duration::ZERO).build(url).unwrap();
+    let by_keepalives = rds.manager_builder().build(format!("{url}&tcp_user_timeout=0")).unwrap();
 
-    let pool = asking.pool_builder().max_size(1).build(asking).unwrap();
-    let (used, used_without) = (manager.connect().unwrap(), without.connect().unwrap());
-    let in_flight = ask("a query in flight", manager.connect().unwrap(), SLEEP);
-    let in_flight_without =
-        ask("a query in flight, by keepalives alone", without.connect().unwrap(), SLEEP);
+    let pool = pinging.pool_builder().max_size(1).build(pinging).unwrap();
+    let (used, used_by_keepalives) = (manager.connect().unwrap(), by_keepalives.connect().unwrap());
+    let in_flight = query("a query in flight", manager.connect().unwrap(), SLEEP);
+    let in_flight_by_keepalives =
+        query("a query in flight, with keepalives only", by_keepalives.connect().unwrap(), SLEEP);
     let mut idle = manager.connect().unwrap();
     let idle_since = Instant::now();
     wait_until("the server works on both queries", || sleeping(&mut idle) == 2);
     wait_until("all that was sent is acknowledged", is_all_acknowledged);
 
-    let silence = Instant::now();
+    let cut = Instant::now();
     cable.cut();
-    let sent = ask("a query sent into the silence", used, "SELECT 1");
-    let sent_without =
-        ask("a query sent into the silence, by keepalives alone", used_without, "SELECT 1");
+    let sent = query("a query sent after the cut", used, "SELECT 1");
+    let sent_by_keepalives =
+        query("a query sent after the cut, with keepalives only", used_by_keepalives, "SELECT 1");
     let checkout =
-        wait("a checkout that asks", move || pool.get().map(drop).unwrap_err().to_string());
+        wait("a checkout that pings", move || pool.get().map(drop).unwrap_err().to_string());
     let another = manager.clone();
     let login = wait("a login", move || another.connect().map(drop).unwrap_err().to_string());
-    let look = Wait {
+    let peek = Wait {
         begun: idle_since,
-        ..wait("a look at an idle connection", move || look(&manager, idle))
+        ..wait("a peek at an idle connection", move || peek(&manager, idle))
     };
 
     let gone = "Connection timed out";
-    login.ends(silence, 9..10 + SLACK, "timeout expired");
-    sent.ends(silence, 29..30 + SLACK, gone);
-    checkout.ends(silence, 29..30 + SLACK, gone);
-    in_flight.ends(silence, 29..30 + SLACK, gone);
-    look.ends(silence, 29..30 + SLACK, gone);
-    in_flight_without.ends(silence, 29..30 + SLACK, gone);
-    sent_without.goes_on(Duration::from_secs(2));
+    login.ends(cut, 9..10 + SLACK, "timeout expired");
+    sent.ends(cut, 29..30 + SLACK, gone);
+    checkout.ends(cut, 29..30 + SLACK, gone);
+    in_flight.ends(cut, 29..30 + SLACK, gone);
+    peek.ends(cut, 29..30 + SLACK, gone);
+    in_flight_by_keepalives.ends(cut, 29..30 + SLACK, gone);
+    sent_by_keepalives.continues(Duration::from_secs(2));
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_gap_of_10_seconds_ends_neither_a_query_nor_an_idle_connection() {
 }
 
 #[test]
-#[ignore = "runs in a network of its own, which has the server's address"]
+#[ignore = "runs in a separate network that has the address of the server"]
 fn a_gap() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
     let reached_at = format!("{SERVER}:{}", Proxy::to(rds.port()).port);
@@ -117,14 +117,14 @@ diesel::table! {
 }
 
 #[test]
-fn a_copy_that_the_server_does_not_read_for_25_seconds_goes_on() {
+fn a_copy_that_the_server_does_not_read_for_25_seconds_continues() {
     const ROWS: usize = 2_000_000;
     let rds = start(LocalRds::builder());
     let manager = rds.manager_builder().build(rds.database_url()).unwrap();
     let mut connection = manager.connect().unwrap();
     connection.batch_execute("CREATE TABLE copied (id INTEGER PRIMARY KEY)").unwrap();
     let mut other = manager.connect().unwrap();
-    // COPY waits for this session's row before it reads on.
+    // COPY waits for the row of this session before it reads more.
     other.batch_execute("BEGIN; INSERT INTO copied VALUES (0)").unwrap();
     let copy = thread::spawn(move || {
         let rows = (0..ROWS).map(|id| format!("{id}\n")).collect::<String>();
@@ -144,7 +144,7 @@ fn a_copy_that_the_server_does_not_read_for_25_seconds_goes_on() {
     assert_eq!(copy.join().unwrap().unwrap(), ROWS);
 }
 
-/// One that waits for the server, in a thread of its own, which tells how that ends.
+/// An operation that waits for the server in a separate thread. The thread sends the error.
 struct Wait {
     whose: &'static str,
     begun: Instant,
@@ -155,54 +155,53 @@ fn wait(whose: &'static str, error: impl FnOnce() -> String + Send + 'static) ->
     let (begun, (sender, end)) = (Instant::now(), channel());
     thread::spawn(move || {
         let error = error();
-        // Nobody listens any more if the test has failed.
+        // The receiver is gone if the test has failed.
         let _ = sender.send((Instant::now(), error));
     });
     Wait { whose, begun, end }
 }
 
-fn ask(whose: &'static str, mut connection: PgConnection, query: &'static str) -> Wait {
-    wait(whose, move || connection.batch_execute(query).unwrap_err().to_string())
+fn query(whose: &'static str, mut connection: PgConnection, sql: &'static str) -> Wait {
+    wait(whose, move || connection.batch_execute(sql).unwrap_err().to_string())
 }
 
 impl Wait {
-    /// Not sooner after its begin, and not later after the begin of the silence, than so many
-    /// seconds.
-    fn ends(self, silence: Instant, seconds: Range<u64>, expected: &str) {
+    /// Asserts that the operation failed no earlier than the start of the range after its begin,
+    /// and no later than the end of the range after the cut.
+    fn ends(self, cut: Instant, seconds: Range<u64>, expected: &str) {
         let [soonest, latest] = [seconds.start, seconds.end].map(Duration::from_secs);
         let whose = self.whose;
-        let (end, error) = match self.end.recv_timeout(latest.saturating_sub(silence.elapsed())) {
+        let (end, error) = match self.end.recv_timeout(latest.saturating_sub(cut.elapsed())) {
             Ok(end) => end,
-            Err(missing) => panic!(
-                "{whose}: no error {:?} after the silence began: {missing}",
-                silence.elapsed()
-            ),
+            Err(missing) => {
+                panic!("{whose}: no error {:?} after the cut: {missing}", cut.elapsed())
+            }
         };
-        let (waited, silent) = (end - self.begun, end - silence);
-        let shown = format!("{whose}: after {waited:.1?}, {silent:.1?} of them silent: {error}");
+        let (waited, after_cut) = (end - self.begun, end - cut);
+        let shown = format!("{whose}: after {waited:.1?}, {after_cut:.1?} after the cut: {error}");
         eprintln!("{shown}");
-        assert!(waited >= soonest && silent <= latest && error.contains(expected), "{shown}");
+        assert!(waited >= soonest && after_cut <= latest && error.contains(expected), "{shown}");
     }
 
-    fn goes_on(self, time: Duration) {
+    fn continues(self, time: Duration) {
         let end = self.end.recv_timeout(time);
         assert_eq!(end.unwrap_err(), RecvTimeoutError::Timeout, "{}", self.whose);
-        eprintln!("{}: goes on after {:.1?}", self.whose, self.begun.elapsed());
+        eprintln!("{}: continues after {:.1?}", self.whose, self.begun.elapsed());
     }
 }
 
-/// Looks at the socket of an idle connection again and again, until it is seen to be dead.
-fn look(manager: &RdsConnectionManager, mut idle: PgConnection) -> String {
+/// Peeks at the socket of an idle connection until it is found dead.
+fn peek(manager: &RdsConnectionManager, mut idle: PgConnection) -> String {
     loop {
         match manager.is_valid(&mut idle) {
             Err(error) => return error.to_string(),
-            // Nothing tells of the moment.
+            // There is no event to wait for.
             Ok(()) => thread::sleep(Duration::from_millis(100)),
         }
     }
 }
 
-/// How many queries are in flight to outlast the test.
+/// Returns the number of long queries in flight.
 fn sleeping(connection: &mut PgConnection) -> i64 {
     let query = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE query = '{SLEEP}' AND state = 'active'"
@@ -210,7 +209,7 @@ fn sleeping(connection: &mut PgConnection) -> i64 {
     diesel::dsl::sql::<BigInt>(&query).get_result(connection).unwrap()
 }
 
-/// Whether no socket of this network has something on its way: keepalives begin only then.
+/// Returns whether all data sent in this network is acknowledged: keepalives begin only then.
 fn is_all_acknowledged() -> bool {
     let sockets = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
     let mut queues =
@@ -221,6 +220,6 @@ fn is_all_acknowledged() -> bool {
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "not yet: {what}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "waited 10 s until {what}");
     }
 }

@@ -1,4 +1,4 @@
-//! All of diesel works on a pooled connection, as it does on diesel's own manager's.
+//! All of diesel works on a pooled connection, as with diesel's manager.
 
 use std::io::Read;
 
@@ -105,8 +105,8 @@ struct NewNote {
     text: &'static str,
 }
 
-/// Through `&mut *`: diesel implements COPY for the connection itself and for its own manager's
-/// pool.
+/// Needs `&mut *`: diesel implements COPY for `PgConnection` and for the pool of its own manager
+/// only.
 #[test]
 fn copy_in_and_out() {
     with_connection(|connection| {

@@ -1,4 +1,4 @@
-//! The examples, as a user runs them.
+//! The example quickstart, as a user runs it.
 
 use std::process::{Command, Output};
 
@@ -6,7 +6,7 @@ use diesel_rds_iam::local::LocalRds;
 
 use crate::support::{example, start};
 
-/// Shows what it showed, for the search for secrets.
+/// Repeats the output of the command, so that the test in secrets.rs can search it.
 pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     eprint!("{}{}", printed(&output), logged(&output));
@@ -26,6 +26,22 @@ fn quickstart_on_a_local_rds() {
     let output = run(&mut example("quickstart"));
     assert!(output.status.success(), "{}", logged(&output));
     assert!(printed(&output).ends_with("All as it should be.\n"), "{}", printed(&output));
+    let shown = masked(&printed(&output));
+    assert!(
+        masked(README).contains(&shown),
+        "update the output in README.md: {}",
+        printed(&output)
+    );
+}
+
+const README: &str = include_str!("../../README.md");
+
+/// Replaces ports and hashes, which differ in each run.
+fn masked(output: &str) -> String {
+    let differs = |word: &str| word.len() > 4 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let words = output.split_whitespace();
+    let words = words.map(|word| if differs(word.trim_end_matches('.')) { "*" } else { word });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[test]
@@ -38,7 +54,7 @@ fn quickstart_on_your_database() {
 }
 
 #[test]
-fn quickstart_fails_where_it_is_not_let_in() {
+fn quickstart_fails_if_its_token_is_refused() {
     let rds = start(LocalRds::builder());
     rds.refuse_next(usize::MAX);
     let output = run(example("quickstart").envs(rds.environment()));

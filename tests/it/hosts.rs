@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 
 use crate::support::{in_a_child, last_verdict, start};
 
-/// Two servers, and what a client needs for both.
+/// Two servers, and a CA bundle for both.
 struct Two {
     a: LocalRds,
     b: LocalRds,
@@ -34,11 +34,12 @@ impl Two {
     fn conninfo(&self, more: &str) -> String {
         let (a, b, roots) = (self.a.port(), self.b.port(), self.roots.path().display());
         format!(
-            "host=localhost,localhost port={a},{b} user=app dbname=app region_name=us-east-1 sslrootcert='{roots}' {more}"
+            "host=localhost,localhost port={a},{b} user=app dbname=app region_name=us-east-1 \
+             sslrootcert='{roots}' {more}"
         )
     }
 
-    /// Which of the two a connection with these settings goes to.
+    /// Returns the server that a connection with these settings goes to.
     fn goes_to(&self, more: &str) -> Result<&'static str, Error> {
         let mut connection = self.builder().build(self.conninfo(more)).unwrap().connect()?;
         Ok(if port(&mut connection) == i32::from(self.a.port()) { "a" } else { "b" })
@@ -52,7 +53,7 @@ fn port(connection: &mut PgConnection) -> i32 {
 }
 
 #[test]
-fn the_first_that_can_be_reached_is_taken_with_a_token_of_its_own() {
+fn the_first_reachable_host_gets_a_token_signed_for_it() {
     let two = Two::start();
     assert_eq!(two.goes_to("").unwrap(), "a");
     two.a.stop();
@@ -62,8 +63,8 @@ fn the_first_that_can_be_reached_is_taken_with_a_token_of_its_own() {
 }
 
 #[test]
-fn a_host_that_refuses_its_token_is_passed_over() {
-    // libpq would stop there, for it has one password for all.
+fn after_a_refused_token_the_next_host_is_tried() {
+    // libpq would stop there, because it has one password for all hosts.
     let two = Two::start();
     two.a.revoke_key_pair(two.a.credentials().access_key_id());
     assert_eq!(two.goes_to("").unwrap(), "b");
@@ -150,41 +151,41 @@ fn a_pool_moves_to_the_new_writer_after_a_failover() {
     assert_eq!(port(&mut pool.get().unwrap()), i32::from(two.b.port()));
 }
 
-/// Waits for a connection while hosts are away, and says how long after `back` it came.
-fn late_after(two: &Two, conninfo: &str, back: impl FnOnce()) -> Duration {
+/// Waits for a connection while no writer is reachable. Returns how long after `recover` it came.
+fn recovery_time(two: &Two, conninfo: &str, recover: impl FnOnce()) -> Duration {
     let manager = two.builder().build(conninfo).unwrap();
     let pool = manager.build_pool(manager.pool_builder().max_size(2)).unwrap();
     two.a.stop();
     let waiting = std::thread::spawn(move || pool.get().map(|_| Instant::now()));
-    // r2d2 by itself tries after 0.2, 0.6, 1.4, 3, 6.2 and 13 seconds.
+    // Without our retries, r2d2 would retry after 0.2, 0.6, 1.4, 3, 6.2 and 13 seconds.
     std::thread::sleep(Duration::from_millis(6500));
-    back();
-    let returned = Instant::now();
-    waiting.join().unwrap().unwrap().saturating_duration_since(returned)
+    recover();
+    let recovered = Instant::now();
+    waiting.join().unwrap().unwrap().saturating_duration_since(recovered)
 }
 
 #[test]
-fn a_pool_is_back_with_its_writer_though_a_standby_is_there() {
-    // Found by a stranger: what the standby said kept connect() from trying on.
+fn a_pool_recovers_with_its_writer_while_a_standby_is_reachable() {
+    // Regression: the answer of the standby ended the retries of connect().
     let two = Two::start();
     two.b.demote().unwrap();
     let conninfo = two.conninfo("target_session_attrs=read-write");
-    let late = late_after(&two, &conninfo, || two.a.restart().unwrap());
-    assert!(late < Duration::from_secs(3), "{late:?}");
+    let recovery = recovery_time(&two, &conninfo, || two.a.restart().unwrap());
+    assert!(recovery < Duration::from_secs(3), "{recovery:?}");
     assert!(two.b.attempts().len() < 30, "{} logins at the standby", two.b.attempts().len());
 }
 
 #[test]
-fn a_pool_is_back_with_a_standby_that_was_promoted() {
+fn a_pool_recovers_with_a_promoted_standby() {
     let two = Two::start();
     two.b.demote().unwrap();
     let conninfo = two.conninfo("target_session_attrs=read-write");
-    let late = late_after(&two, &conninfo, || two.b.promote().unwrap());
-    assert!(late < Duration::from_secs(3), "{late:?}");
+    let recovery = recovery_time(&two, &conninfo, || two.b.promote().unwrap());
+    assert!(recovery < Duration::from_secs(3), "{recovery:?}");
 }
 
 #[test]
-fn a_host_that_refuses_its_token_is_asked_once_with_prefer_standby_too() {
+fn prefer_standby_tries_a_host_that_refused_its_token_only_once() {
     let two = Two::start();
     for rds in [&two.a, &two.b] {
         rds.refuse_next(usize::MAX);
@@ -194,8 +195,8 @@ fn a_host_that_refuses_its_token_is_asked_once_with_prefer_standby_too() {
 }
 
 #[test]
-fn an_empty_hostaddr_and_one_with_gaps_are_as_libpq_reads_them() {
-    // Found by a stranger: libpq took the variable again at each connect.
+fn an_empty_hostaddr_and_one_with_gaps_are_read_as_by_libpq() {
+    // Regression: libpq used the variable again at each connect.
     let two = Two::start();
     let keys = two.a.credentials();
     for (hostaddr, more) in [("127.0.0.9", "hostaddr=''"), (",127.0.0.1", "")] {
@@ -212,13 +213,13 @@ fn an_empty_hostaddr_and_one_with_gaps_are_as_libpq_reads_them() {
 }
 
 #[test]
-#[ignore = "runs in a child, which has PGHOSTADDR"]
+#[ignore = "runs in a child process with PGHOSTADDR"]
 fn connects_from_the_environment() {
     diesel_rds_iam::RdsConnectionManager::from_env().unwrap().connect().unwrap();
 }
 
 #[test]
-fn load_balance_hosts_tries_them_in_random_order() {
+fn load_balance_hosts_tries_the_hosts_in_random_order() {
     let two = Two::start();
     let seen: std::collections::BTreeSet<_> =
         (0..40).map(|_| two.goes_to("load_balance_hosts=random").unwrap()).collect();
@@ -227,14 +228,14 @@ fn load_balance_hosts_tries_them_in_random_order() {
 }
 
 #[test]
-fn load_balance_hosts_is_read_from_libpqs_variable() {
-    let shown = in_a_child("hosts::balances_by_variable", &[("PGLOADBALANCEHOSTS", "perhaps")]);
+fn load_balance_hosts_is_read_from_the_environment() {
+    let shown = in_a_child("hosts::reads_the_variable", &[("PGLOADBALANCEHOSTS", "perhaps")]);
     assert!(shown.contains("load_balance_hosts is neither disable nor random"), "{shown}");
 }
 
 #[test]
-#[ignore = "runs in a child, which has PGLOADBALANCEHOSTS"]
-fn balances_by_variable() {
+#[ignore = "runs in a child process with PGLOADBALANCEHOSTS"]
+fn reads_the_variable() {
     let error =
         diesel_rds_iam::RdsConnectionManager::new("postgres://app@a.example.com/app").unwrap_err();
     println!("{error}");

@@ -1,4 +1,4 @@
-//! Who is let in, who is not, and what each is told.
+//! Logins that succeed, logins that fail, and their errors.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,14 +13,14 @@ use crate::support::{
 const NAME: &str = "db.abc123.eu-west-1.rds.amazonaws.com";
 
 #[test]
-fn a_user_with_rds_iam_is_let_in_by_token() {
+fn a_user_with_rds_iam_logs_in_with_a_token() {
     let rds = start(LocalRds::builder());
     assert_eq!(current_user(&mut manager(&rds).connect().unwrap()), LocalRds::USER);
     assert_eq!(last_verdict(&rds), Ok(()));
 }
 
 #[test]
-fn a_refused_token_and_a_wrong_password_are_told_apart() {
+fn a_refused_token_and_a_wrong_password_have_different_errors() {
     let rds = start(LocalRds::builder());
     rds.refuse_next(1);
     let text = refused(&manager(&rds));
@@ -33,7 +33,7 @@ fn a_refused_token_and_a_wrong_password_are_told_apart() {
     assert!(text.contains("password authentication failed for user \"without_grant\""), "{text}");
     assert!(text.contains("GRANT rds_iam"), "{text}");
 
-    let unknown = rds.manager_builder().build(rds.database_url_for("nobody_knows")).unwrap();
+    let unknown = rds.manager_builder().build(rds.database_url_for("unknown_user")).unwrap();
     assert!(refused(&unknown).contains("GRANT rds_iam"));
 
     let wrong = rds.password_url().replace(rds.password(), "wrong");
@@ -54,7 +54,7 @@ fn rds_iam_auth_false_logs_in_by_password() {
 }
 
 #[test]
-fn tampering_with_each_part_of_a_token_is_refused_with_the_right_reason() {
+fn a_token_changed_in_any_part_is_refused_with_the_right_reason() {
     use Refusal::*;
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
     let cases: &[(&str, &str, Refusal)] = &[
@@ -129,7 +129,7 @@ fn odd_user_names_log_in() {
 }
 
 #[test]
-fn twenty_connections_are_twenty_logins_each_signed_at_its_own_time() {
+fn each_of_20_connections_logs_in_with_a_new_token() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let connections: Vec<_> = (0..20)
@@ -152,7 +152,7 @@ fn twenty_connections_are_twenty_logins_each_signed_at_its_own_time() {
 }
 
 #[test]
-fn open_connections_outlive_their_tokens_and_new_ones_get_new_tokens() {
+fn open_connections_outlive_their_tokens() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let old_token = manager.token().unwrap();
@@ -202,7 +202,7 @@ fn a_session_token_of_role_credentials_is_part_of_the_token() {
 
 #[test]
 fn a_cname_works_with_iam_host_under_verify_full() {
-    // localhost plays the CNAME: dialled, but neither signed for nor expected in the certificate.
+    // localhost is the CNAME: we connect to it, but neither sign for it nor expect its certificate.
     let rds = start(LocalRds::builder().endpoint(NAME, 5432));
     let cname = format!(
         "host=localhost port={} user=app dbname=app sslrootcert='{}' region_name=us-east-1",
@@ -211,10 +211,10 @@ fn a_cname_works_with_iam_host_under_verify_full() {
     );
     refused(&rds.manager_builder().build(&cname).unwrap());
     assert_eq!(last_verdict(&rds), Err(Refusal::Endpoint));
-    let cured = rds.manager_builder().iam_host(NAME).iam_port(5432).build(&cname).unwrap();
-    assert_eq!(cured.endpoints().next().unwrap().to_string(), format!("{NAME}:5432"));
-    assert!(cured.connect().is_ok());
-    // The same, said in the connection string.
+    let fixed = rds.manager_builder().iam_host(NAME).iam_port(5432).build(&cname).unwrap();
+    assert_eq!(fixed.endpoints().next().unwrap().to_string(), format!("{NAME}:5432"));
+    assert!(fixed.connect().is_ok());
+    // The same in the connection string.
     assert!(rds.manager_builder().build(rds.database_url()).unwrap().connect().is_ok());
 }
 
@@ -224,9 +224,10 @@ fn a_tunnel_to_an_address_works_with_iam_host_and_iam_port() {
     let tunnel = rds.database_url().replace("@localhost:", "@127.0.0.1:");
     assert!(tunnel.contains("@127.0.0.1:"));
     assert!(rds.manager_builder().build(tunnel).unwrap().connect().is_ok());
-    // libpq's own way of saying it.
+    // The same with hostaddr.
     let hostaddr = format!(
-        "host={NAME} hostaddr=127.0.0.1 port={} user=app dbname=app sslrootcert='{}' region_name=us-east-1 iam_port=5432",
+        "host={NAME} hostaddr=127.0.0.1 port={} user=app dbname=app sslrootcert='{}' \
+         region_name=us-east-1 iam_port=5432",
         rds.port(),
         rds.ca_file().display()
     );
@@ -247,20 +248,20 @@ fn a_dsql_cluster_gets_dsql_tokens() {
         assert!(token.as_str().starts_with("abc123.dsql.us-west-2.on.aws/?Action=DbConnect"));
         assert_eq!(current_user(&mut manager.connect().unwrap()), user);
     }
-    // A token for everybody is none for the admin.
+    // A token for other users is not valid for admin.
     assert!(log_in(&rds, "admin", &token_of(&rds, SystemTime::now())).is_err());
     assert_eq!(last_verdict(&rds), Err(Refusal::Wrong("Action")));
 }
 
 #[test]
-fn the_case_and_the_dot_of_a_host_do_not_matter() {
+fn upper_case_and_a_trailing_dot_in_a_host_are_ignored() {
     let rds = start(LocalRds::builder());
     let odd = rds.database_url().replace("@localhost:", "@LocalHost.:");
     assert!(rds.manager_builder().build(odd).unwrap().connect().is_ok());
 }
 
 #[test]
-fn verify_full_refuses_another_authority() {
+fn verify_full_refuses_another_ca() {
     let (rds, other) = (start(LocalRds::builder()), start(LocalRds::builder()));
     let (ours, theirs) =
         (rds.ca_file().display().to_string(), other.ca_file().display().to_string());
@@ -268,7 +269,7 @@ fn verify_full_refuses_another_authority() {
     let text = refused(&rds.manager_builder().build(&url).unwrap());
     assert!(text.contains("certificate verify failed"), "{text}");
     assert!(text.contains("sslrootcert="), "{text}");
-    assert!(rds.attempts().is_empty(), "a token was sent to a server that nobody vouched for");
+    assert!(rds.attempts().is_empty(), "a token was sent to an unverified server");
 }
 
 #[test]
@@ -282,7 +283,7 @@ fn verify_full_refuses_another_name() {
 }
 
 #[test]
-fn a_missing_ca_file_says_where_to_get_one() {
+fn a_missing_ca_bundle_is_reported_with_its_url() {
     let rds = start(LocalRds::builder());
     let url = rds.database_url().replace("ca.pem", "nowhere.pem");
     let text = refused(&rds.manager_builder().build(&url).unwrap());
@@ -290,7 +291,7 @@ fn a_missing_ca_file_says_where_to_get_one() {
 }
 
 #[test]
-fn a_token_as_long_as_postgresql_takes_is_let_in() {
+fn the_longest_token_that_postgresql_accepts_logs_in() {
     let rds = start(LocalRds::builder());
     let key_pair = |length| {
         Credentials::new(
@@ -310,24 +311,24 @@ fn a_token_as_long_as_postgresql_takes_is_let_in() {
 }
 
 #[test]
-fn require_is_allowed_and_still_tls() {
+fn sslmode_require_is_allowed() {
     let rds = start(LocalRds::builder());
     let url = format!("{}&sslmode=require", rds.database_url());
     assert!(rds.manager_builder().build(&url).unwrap().connect().is_ok());
 }
 
 #[test]
-fn the_region_set_wins_over_the_one_in_the_host_name() {
+fn region_name_takes_precedence_over_the_host_name() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("us-east-1"));
     assert!(rds.database_url().contains("region_name=us-east-1"));
     assert!(manager(&rds).connect().is_ok());
-    let told_by_the_name = rds.database_url().replace("region_name=us-east-1", "region_name=");
-    refused(&rds.manager_builder().build(told_by_the_name).unwrap());
+    let by_host_name = rds.database_url().replace("region_name=us-east-1", "region_name=");
+    refused(&rds.manager_builder().build(by_host_name).unwrap());
     assert_eq!(last_verdict(&rds), Err(Refusal::Region));
 }
 
 #[test]
-fn an_unknown_database_and_a_closed_port_have_their_own_cures() {
+fn an_unknown_database_and_a_closed_port_have_their_own_instructions() {
     let rds = start(LocalRds::builder());
     let url = rds.database_url().replace("/app?", "/nowhere?");
     let text = refused(&rds.manager_builder().build(&url).unwrap());

@@ -1,4 +1,4 @@
-//! The example migrate, as a deployment runs it.
+//! The example migrate, as in a deployment.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -17,7 +17,7 @@ use crate::support::{example, manager, start};
 const UP_TO_DATE: &str = "the schema is up to date; migrations run: ";
 const LAST: &str = "2026-01-03-000000_create_jobs";
 
-/// As in examples/migrations.rs.
+/// The key of the advisory lock in examples/migrations.rs.
 const LOCK: i64 = 0x6469_6573_656c;
 
 fn migrate(rds: &LocalRds) -> Command {
@@ -26,7 +26,7 @@ fn migrate(rds: &LocalRds) -> Command {
     command
 }
 
-/// A run that is looked at while it goes on.
+/// A running migrate, whose output is read while it runs.
 struct Running {
     child: Child,
     lines: BufReader<ChildStdout>,
@@ -38,7 +38,7 @@ impl Running {
         Running { lines: BufReader::new(child.stdout.take().unwrap()), child }
     }
 
-    /// Shows it, for the search for secrets.
+    /// Returns the next line. Prints it, so that the test in secrets.rs can search it.
     fn line(&mut self) -> String {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();
@@ -46,7 +46,7 @@ impl Running {
         line
     }
 
-    /// Whether it ended well, and what it printed and logged since.
+    /// Waits for the end. Returns whether it succeeded, and the rest of its output and log.
     fn end(mut self) -> (bool, String, String) {
         let mut printed = String::new();
         self.lines.read_to_string(&mut printed).unwrap();
@@ -67,7 +67,7 @@ fn lock(connection: &mut PgConnection) {
 }
 
 #[test]
-fn migrates_where_nothing_is_set() {
+fn without_settings_it_migrates_a_local_rds() {
     let output = run(&mut example("migrate"));
     assert!(output.status.success(), "{}", logged(&output));
     assert!(printed(&output).starts_with("DATABASE_URL is not set: "), "{}", printed(&output));
@@ -79,7 +79,7 @@ fn migrates_where_nothing_is_set() {
 }
 
 #[test]
-fn a_migration_that_only_the_database_knows_is_left_alone() {
+fn a_migration_that_only_the_database_knows_is_ignored() {
     let rds = start(LocalRds::builder());
     assert!(run(&mut migrate(&rds)).status.success());
     let insert = "INSERT INTO __diesel_schema_migrations (version) VALUES ('20270101000000')";
@@ -90,7 +90,7 @@ fn a_migration_that_only_the_database_knows_is_left_alone() {
 }
 
 #[test]
-fn of_several_at_once_each_migration_is_run_by_one() {
+fn with_4_at_the_same_time_each_migration_runs_once() {
     let rds = start(LocalRds::builder());
     let all: Vec<Running> = (0..4).map(|_| Running::start(&mut migrate(&rds))).collect();
     let mut run = Vec::new();
@@ -105,14 +105,14 @@ fn of_several_at_once_each_migration_is_run_by_one() {
 }
 
 #[test]
-fn waits_for_another_that_migrates_and_says_so() {
+fn waits_for_another_migration_and_says_so() {
     let rds = start(LocalRds::builder());
     let mut other = manager(&rds).connect().unwrap();
     lock(&mut other);
     let mut waiting = Running::start(&mut migrate(&rds));
     assert_eq!(waiting.line(), "another program migrates this database; waiting for it\n");
     assert_eq!(count(&mut other, "pg_tables WHERE tablename = 'notes'"), 0);
-    // Was a deadlock, while the other program waited in pg_advisory_lock.
+    // Regression: this was a deadlock while migrate waited in pg_advisory_lock.
     other.batch_execute("CREATE TABLE t (a INT)").unwrap();
     other.batch_execute("CREATE INDEX CONCURRENTLY ON t (a)").unwrap();
     drop(other);
@@ -121,16 +121,17 @@ fn waits_for_another_that_migrates_and_says_so() {
 }
 
 #[test]
-fn a_session_that_ends_while_it_waits_for_the_lock_is_the_cause() {
+fn a_connection_closed_during_the_wait_for_the_lock_is_reported() {
     let rds = start(LocalRds::builder());
     let mut other = manager(&rds).connect().unwrap();
     lock(&mut other);
     let mut waiting = Running::start(&mut migrate(&rds));
     waiting.line();
-    // A CASE, for AND has no order.
-    let asks = "query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid()";
+    // CASE, because AND does not define the order of evaluation.
+    let is_waiting = "query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid()";
     let end = format!(
-        "pg_stat_activity WHERE CASE WHEN {asks} THEN pg_terminate_backend(pid) ELSE FALSE END"
+        "pg_stat_activity \
+         WHERE CASE WHEN {is_waiting} THEN pg_terminate_backend(pid) ELSE FALSE END"
     );
     assert_eq!(count(&mut other, &end), 1);
     let (success, _, logged) = waiting.end();
@@ -141,7 +142,7 @@ fn a_session_that_ends_while_it_waits_for_the_lock_is_the_cause() {
 }
 
 #[test]
-fn a_broken_migration_leaves_nothing_behind_and_is_named() {
+fn a_failed_migration_is_named_and_rolled_back() {
     let rds = start(LocalRds::builder());
     let mut connection = manager(&rds).connect().unwrap();
     connection.batch_execute("CREATE TABLE ledger ()").unwrap();
@@ -150,8 +151,7 @@ fn a_broken_migration_leaves_nothing_behind_and_is_named() {
     assert!(printed(&output).ends_with(&format!("3 of 3: {LAST}\n")), "{}", printed(&output));
     assert!(logged(&output).contains(LAST), "{}", logged(&output));
     assert!(logged(&output).contains("relation \"ledger\" already exists"), "{}", logged(&output));
-    // The table before the one that was there has gone again; those of the migrations before are
-    // there.
+    // The failed migration is rolled back. The earlier migrations are kept.
     let tables = "pg_tables WHERE schemaname = 'public' AND tablename IN ";
     assert_eq!(count(&mut connection, &format!("{tables} ('jobs')")), 0);
     assert_eq!(count(&mut connection, &format!("{tables} ('notes', 'entries')")), 2);
@@ -163,7 +163,7 @@ fn a_broken_migration_leaves_nothing_behind_and_is_named() {
 }
 
 #[test]
-fn waits_for_a_server_that_is_down_and_tells_why_once() {
+fn waits_for_a_stopped_server_and_reports_the_cause_once() {
     let rds = start(LocalRds::builder());
     rds.stop();
     let mut waiting = Running::start(&mut migrate(&rds));
@@ -179,7 +179,7 @@ fn waits_for_a_server_that_is_down_and_tells_why_once() {
 }
 
 #[test]
-fn a_server_that_stays_away_is_awaited_for_as_long_as_was_said() {
+fn the_wait_ends_after_the_given_time() {
     let rds = start(LocalRds::builder());
     rds.stop();
     let started = Instant::now();
@@ -192,25 +192,25 @@ fn a_server_that_stays_away_is_awaited_for_as_long_as_was_said() {
 }
 
 #[test]
-fn a_refused_token_is_waited_for() {
+fn waits_while_a_token_is_refused() {
     let rds = start(LocalRds::builder());
     rds.refuse_next(5);
     let output = run(&mut migrate(&rds));
     assert!(output.status.success(), "{}", logged(&output));
-    let told = printed(&output).lines().filter(|line| line.contains("rds-db:connect")).count();
-    assert_eq!(told, 1, "{}", printed(&output));
+    let reports = printed(&output).lines().filter(|line| line.contains("rds-db:connect")).count();
+    assert_eq!(reports, 1, "{}", printed(&output));
 }
 
 #[test]
-fn what_waiting_does_not_mend_is_told_at_once() {
+fn a_failure_that_waiting_does_not_fix_is_reported_at_once() {
     let rds = start(LocalRds::builder());
     let other = start(LocalRds::builder());
     let url = rds.database_url();
-    let (root, foreign) = (rds.ca_file().to_str().unwrap(), other.ca_file().to_str().unwrap());
+    let (root, other_root) = (rds.ca_file().to_str().unwrap(), other.ca_file().to_str().unwrap());
     let cases = [
         (rds.database_url_for(LocalRds::USER_WITHOUT_GRANT), "GRANT rds_iam"),
         (url.replace("/app?", "/none?"), "check the names of database and user"),
-        (url.replace(root, foreign), "sslrootcert="),
+        (url.replace(root, other_root), "sslrootcert="),
         (format!("{url}&sslmode=prefer"), "unusable connection string"),
     ];
     for (url, cause) in cases {
@@ -223,7 +223,7 @@ fn what_waiting_does_not_mend_is_told_at_once() {
 }
 
 #[test]
-fn where_there_are_no_credentials_it_does_not_wait() {
+fn without_credentials_it_does_not_wait() {
     let rds = start(LocalRds::builder());
     let mut command = migrate(&rds);
     command
@@ -236,7 +236,7 @@ fn where_there_are_no_credentials_it_does_not_wait() {
 }
 
 #[test]
-fn a_user_without_rights_is_told_which() {
+fn a_missing_privilege_is_named() {
     let rds = start(LocalRds::builder());
     let mut superuser = rds.superuser().unwrap();
     superuser

@@ -1,4 +1,4 @@
-//! Servers that stop, start and refuse, and who is told.
+//! Servers that stop, start or refuse logins, and the errors of waiting threads.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
@@ -13,7 +13,7 @@ use diesel_rds_iam::{Error, Pool, RdsConnectionManager};
 use crate::support::{current_user, last_verdict, log_in, manager, start, token_of};
 
 #[test]
-fn a_restarted_server_has_its_port_and_its_data() {
+fn a_restarted_server_keeps_its_port_and_its_data() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     manager.connect().unwrap().batch_execute("CREATE TABLE kept ()").unwrap();
@@ -25,7 +25,7 @@ fn a_restarted_server_has_its_port_and_its_data() {
 }
 
 #[test]
-fn connect_awaits_a_server_that_is_about_to_be_back() {
+fn connect_waits_for_a_restarting_server() {
     let rds = start(LocalRds::builder());
     for manager in [manager(&rds), rds.manager_builder().build(rds.password_url()).unwrap()] {
         rds.stop();
@@ -41,7 +41,7 @@ fn connect_awaits_a_server_that_is_about_to_be_back() {
 }
 
 #[test]
-fn connect_gives_up_on_a_server_that_stays_away() {
+fn connect_fails_after_connect_timeout_if_the_server_stays_stopped() {
     let rds = start(LocalRds::builder());
     rds.stop();
     for url in [rds.database_url(), rds.password_url()] {
@@ -61,8 +61,8 @@ fn connect_gives_up_on_a_server_that_stays_away() {
 }
 
 #[test]
-fn a_waiter_learns_the_cause_while_connect_still_tries() {
-    // Found by a stranger: it was told that all connections were in use.
+fn a_waiting_thread_gets_the_cause_while_connect_still_retries() {
+    // Regression: the error said that all connections were in use.
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
@@ -75,14 +75,14 @@ fn a_waiter_learns_the_cause_while_connect_still_tries() {
 }
 
 #[test]
-fn a_refused_token_is_not_tried_again() {
+fn a_refused_token_is_not_retried() {
     let rds = start(LocalRds::builder());
     rds.refuse_next(usize::MAX);
     manager(&rds).connect().map(drop).unwrap_err();
     assert_eq!(rds.attempts().len(), 1);
 }
 
-/// Works on connections of the pool until `done`; counts what failed.
+/// Runs queries on connections of the pool until `done`. Counts failures and successes.
 fn work(pool: &Pool, done: &AtomicBool, failures: &AtomicUsize, successes: &AtomicUsize) {
     while !done.load(SeqCst) {
         let worked = pool
@@ -93,7 +93,7 @@ fn work(pool: &Pool, done: &AtomicBool, failures: &AtomicUsize, successes: &Atom
 }
 
 #[test]
-fn a_restart_under_load_fails_only_what_was_in_flight() {
+fn a_restart_under_load_fails_only_operations_in_flight() {
     const THREADS: usize = 8;
     const RESTARTS: usize = 3;
     let rds = start(LocalRds::builder());
@@ -116,41 +116,41 @@ fn a_restart_under_load_fails_only_what_was_in_flight() {
         done.store(true, SeqCst);
     });
     let (failures, successes) = (failures.into_inner(), successes.into_inner());
-    assert!(failures <= THREADS * RESTARTS, "{failures} operations failed, {successes} did not");
+    assert!(failures <= THREADS * RESTARTS, "{failures} operations failed, {successes} succeeded");
     assert!(successes >= 10 * THREADS * RESTARTS);
 }
 
 #[test]
-fn after_an_outage_a_pool_is_back_at_once() {
+fn a_pool_recovers_right_after_an_outage() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let pool = manager.build_pool(manager.pool_builder().max_size(2)).unwrap();
     rds.stop();
     let waiting = thread::spawn(move || pool.get().map(drop).map(|()| Instant::now()));
-    // r2d2 by itself tries after 0.2, 0.6, 1.4, 3, 6.2 and 13 seconds.
+    // Without our retries, r2d2 would retry after 0.2, 0.6, 1.4, 3, 6.2 and 13 seconds.
     thread::sleep(Duration::from_millis(6500));
     rds.restart().unwrap();
     let restarted = Instant::now();
     let served = waiting.join().unwrap().unwrap();
-    let late = served.saturating_duration_since(restarted);
-    assert!(late < Duration::from_secs(3), "{late:?} after the server");
+    let recovery = served.saturating_duration_since(restarted);
+    assert!(recovery < Duration::from_secs(3), "{recovery:?} after the restart");
 }
 
-/// What keeps a pool from being built, and a part of the text that tells so.
+/// Returns managers that cannot log in: the wrong setting, the manager, a part of the error text.
 fn refused(
     rds: &LocalRds,
-    others: &LocalRds,
+    other: &LocalRds,
 ) -> Vec<(&'static str, RdsConnectionManager, &'static str)> {
     let build = |builder: diesel_rds_iam::Builder, url: &str| builder.build(url).unwrap();
     let plain = || rds.manager_builder();
     let ungranted = rds.database_url_for(LocalRds::USER_WITHOUT_GRANT);
-    let (own, foreign) = (rds.ca_file().to_str().unwrap(), others.ca_file().to_str().unwrap());
+    let (root, other_root) = (rds.ca_file().to_str().unwrap(), other.ca_file().to_str().unwrap());
     let url = rds.database_url();
     let unknown = url.replace("/app?", "/none?");
-    let without_any = RdsConnectionManager::builder().profile("none-of-that-name");
+    let without_any = RdsConnectionManager::builder().profile("no-such-profile");
     vec![
         ("user", build(plain(), &ungranted), "GRANT rds_iam"),
-        ("CA", build(plain(), &url.replace(own, foreign)), "sslrootcert="),
+        ("CA", build(plain(), &url.replace(root, other_root)), "sslrootcert="),
         ("database", build(plain(), &unknown), "check the names of database and user"),
         ("region", build(plain().region_name("eu-west-1"), &url), "rds-db:connect"),
         ("credentials", build(without_any, &url), "no AWS credentials"),
@@ -158,20 +158,20 @@ fn refused(
 }
 
 #[test]
-fn a_pool_that_cannot_connect_says_why_at_once() {
-    let (rds, others) = (start(LocalRds::builder()), start(LocalRds::builder()));
-    for (what, manager, cure) in refused(&rds, &others) {
+fn build_pool_fails_at_once_with_the_cause() {
+    let (rds, other) = (start(LocalRds::builder()), start(LocalRds::builder()));
+    for (wrong, manager, instruction) in refused(&rds, &other) {
         let started = Instant::now();
         let builder = manager.pool_builder().connection_timeout(Duration::from_secs(60));
-        let error = manager.build_pool(builder).expect_err(what).to_string();
-        assert!(error.contains(cure), "{what}: {error}");
+        let error = manager.build_pool(builder).expect_err(wrong).to_string();
+        assert!(error.contains(instruction), "{wrong}: {error}");
         let elapsed = started.elapsed();
-        assert!(elapsed < Duration::from_secs(10), "{what}: {elapsed:?}");
+        assert!(elapsed < Duration::from_secs(10), "{wrong}: {elapsed:?}");
     }
 }
 
 #[test]
-fn a_pool_takes_the_connection_that_it_was_tried_with() {
+fn build_pool_keeps_its_first_connection_in_the_pool() {
     let rds = start(LocalRds::builder());
     for (min_idle, logins) in [(None, 3), (Some(0), 1)] {
         let before = rds.attempts().len();
@@ -185,7 +185,7 @@ fn a_pool_takes_the_connection_that_it_was_tried_with() {
 }
 
 #[test]
-fn each_of_30_waiters_on_a_wrong_password_gets_the_cause() {
+fn with_a_wrong_password_each_of_30_waiting_threads_gets_the_cause() {
     let rds = start(LocalRds::builder());
     let manager = rds.manager_builder().build(rds.password_url()).unwrap();
     let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
@@ -196,7 +196,8 @@ fn each_of_30_waiters_on_a_wrong_password_gets_the_cause() {
     let change = format!("ALTER ROLE {user} PASSWORD 'another'; {end}");
     rds.superuser().unwrap().batch_execute(&change).unwrap();
     let errors: Vec<Error> = thread::scope(|scope| {
-        let wait = || pool.get_timeout(Duration::from_secs(3)).map(drop).expect_err("let in");
+        let wait =
+            || pool.get_timeout(Duration::from_secs(3)).map(drop).expect_err("the login succeeded");
         let waiters: Vec<_> = (0..30).map(|_| scope.spawn(wait)).collect();
         waiters.into_iter().map(|waiter| waiter.join().unwrap()).collect()
     });
@@ -212,18 +213,18 @@ fn each_of_30_waiters_on_a_wrong_password_gets_the_cause() {
 }
 
 #[test]
-fn a_pool_that_is_all_in_use_says_so() {
+fn a_pool_with_all_connections_in_use_says_so() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
     let _in_use = pool.get().unwrap();
-    // Somebody else's trouble.
+    // The failed login of another user of the manager.
     rds.refuse_next(1);
     manager.connect().map(drop).unwrap_err();
     let error = pool
         .get_timeout(Duration::from_millis(50))
         .map(drop)
-        .expect_err("a second one")
+        .expect_err("a second connection")
         .to_string();
     assert!(
         error.contains("all 1 connections are in use") && error.contains("raise max_size"),
@@ -232,7 +233,7 @@ fn a_pool_that_is_all_in_use_says_so() {
 }
 
 #[test]
-fn after_a_refusal_that_waiting_does_not_mend_the_next_logins_are_spaced() {
+fn after_a_refusal_that_waiting_does_not_fix_logins_are_paused() {
     let rds = start(LocalRds::builder());
     let manager =
         rds.manager_builder().build(rds.database_url_for(LocalRds::USER_WITHOUT_GRANT)).unwrap();
@@ -252,7 +253,7 @@ fn after_a_refusal_that_waiting_does_not_mend_the_next_logins_are_spaced() {
 }
 
 #[test]
-fn a_refused_token_can_be_tried_again_at_once() {
+fn connect_can_be_retried_right_after_a_refused_token() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     rds.refuse_next(1);
@@ -260,7 +261,7 @@ fn a_refused_token_can_be_tried_again_at_once() {
     manager.connect().unwrap();
 }
 
-/// The connection string with the server's root in a bundle with these others.
+/// Writes a bundle with the server's root and `others`. Returns the connection string with it.
 fn url_with_roots(rds: &LocalRds, others: &[u8], bundle: &tempfile::NamedTempFile) -> String {
     let own = std::fs::read(rds.ca_file()).unwrap();
     std::fs::write(bundle.path(), [others, &own].concat()).unwrap();
@@ -270,11 +271,10 @@ fn url_with_roots(rds: &LocalRds, others: &[u8], bundle: &tempfile::NamedTempFil
 const OTHERS: &[u8] = include_bytes!("../data/roots.pem");
 
 #[test]
-fn a_wrong_region_is_told_in_spite_of_the_trimmed_roots() {
-    // Found by a stranger: the root that was needed had been trimmed, so the error blamed the
-    // bundle.
-    let amazons = LocalRds::builder().authority("Amazon RDS us-east-1 Root CA RSA2048 G1");
-    let (rds, bundle) = (start(amazons), tempfile::NamedTempFile::new().unwrap());
+fn a_wrong_region_is_reported_although_the_roots_are_trimmed() {
+    // Regression: the required root was trimmed, so the error named the bundle as the cause.
+    let builder = LocalRds::builder().authority("Amazon RDS us-east-1 Root CA RSA2048 G1");
+    let (rds, bundle) = (start(builder), tempfile::NamedTempFile::new().unwrap());
     let manager = rds
         .manager_builder()
         .region_name("eu-west-1")
@@ -286,13 +286,13 @@ fn a_wrong_region_is_told_in_spite_of_the_trimmed_roots() {
 }
 
 #[test]
-fn a_trimmed_bundle_of_roots_lets_us_in_and_a_changed_one_counts() {
+fn a_trimmed_bundle_works_and_a_changed_bundle_is_read_again() {
     let (rds, bundle) = (start(LocalRds::builder()), tempfile::NamedTempFile::new().unwrap());
     let manager = rds.manager_builder().build(url_with_roots(&rds, OTHERS, &bundle)).unwrap();
     manager.connect().unwrap();
     std::fs::write(bundle.path(), OTHERS).unwrap();
     let error = manager.connect().map(drop).unwrap_err().to_string();
     assert!(error.contains("certificate verify failed"), "{error}");
-    // The server is as it was.
+    // The server itself has not changed.
     log_in(&rds, LocalRds::USER, &token_of(&rds, std::time::SystemTime::now())).unwrap();
 }

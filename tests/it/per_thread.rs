@@ -37,12 +37,12 @@ fn threads_keep_their_connections_and_close_them_when_they_end() {
 }
 
 #[test]
-fn after_an_error_a_connection_is_kept_only_if_it_proves_usable() {
+fn after_an_error_a_connection_is_kept_only_if_it_is_usable() {
     let rds = start(LocalRds::builder());
     let connections = PerThread::new(manager(&rds));
     let first = backend(&connections);
     connections.get().unwrap().batch_execute("SELECT nonsense").unwrap_err();
-    assert_eq!(backend(&connections), first, "it was usable");
+    assert_eq!(backend(&connections), first, "a usable connection was replaced");
     let mut connection = connections.get().unwrap();
     connection.batch_execute("SELECT nonsense").unwrap_err();
     rds.superuser()
@@ -54,7 +54,7 @@ fn after_an_error_a_connection_is_kept_only_if_it_proves_usable() {
 }
 
 #[test]
-fn with_health_checks_a_connection_that_the_server_closed_is_replaced() {
+fn test_on_check_out_replaces_a_connection_that_the_server_closed() {
     let rds = start(LocalRds::builder());
     let connections = PerThread::new(manager(&rds)).test_on_check_out(true);
     let first = backend(&connections);
@@ -66,7 +66,7 @@ fn with_health_checks_a_connection_that_the_server_closed_is_replaced() {
 }
 
 #[test]
-fn with_a_users_own_instrumentation_a_dead_connection_is_still_replaced() {
+fn a_closed_connection_with_another_instrumentation_is_replaced() {
     let rds = start(LocalRds::builder());
     let connections = PerThread::new(manager(&rds));
     let first = backend(&connections);
@@ -82,7 +82,7 @@ fn with_a_users_own_instrumentation_a_dead_connection_is_still_replaced() {
 }
 
 #[test]
-fn with_a_users_own_instrumentation_the_managers_max_lifetime_still_holds() {
+fn max_lifetime_applies_to_a_connection_with_another_instrumentation() {
     let rds = start(LocalRds::builder());
     let lifetime = std::time::Duration::from_millis(100);
     let manager =
@@ -93,7 +93,7 @@ fn with_a_users_own_instrumentation_the_managers_max_lifetime_still_holds() {
     drop(connection);
     let started = std::time::Instant::now();
     while rds.attempts().len() < 2 {
-        assert!(started.elapsed().as_secs() < 10, "never retired");
+        assert!(started.elapsed().as_secs() < 10, "waited 10 s for the retirement");
         backend(&connections);
     }
 }
@@ -112,7 +112,7 @@ fn a_transaction_left_open_closes_the_connection() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn the_end_of_the_process_is_clean_with_guards_and_connections_alive() {
+fn a_process_ends_cleanly_with_guards_and_connections_alive() {
     let rds = start(LocalRds::builder());
     // valgrind is slow.
     let url = format!("{}&connect_timeout=60", rds.database_url());
@@ -128,7 +128,7 @@ fn the_end_of_the_process_is_clean_with_guards_and_connections_alive() {
 
 #[test]
 #[cfg(target_os = "linux")]
-#[ignore = "runs as a process of its own, which ends with connections in use"]
+#[ignore = "runs in a child process that ends with connections in use"]
 fn ends_with_guards_alive() {
     let connections: &'static _ =
         Box::leak(Box::new(PerThread::new(RdsConnectionManager::from_env().unwrap())));

@@ -1,4 +1,4 @@
-//! The manager under r2d2.
+//! The manager in a pool of r2d2.
 
 use std::thread;
 use std::time::Duration;
@@ -37,7 +37,7 @@ fn connections_that_the_server_ended_are_replaced() {
 }
 
 #[test]
-fn a_connection_left_in_a_transaction_is_not_given_out_again() {
+fn a_connection_left_in_a_transaction_is_not_handed_out_again() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let pool = manager.pool_builder().max_size(1).build(manager).unwrap();
@@ -53,7 +53,7 @@ fn a_connection_left_in_a_transaction_is_not_given_out_again() {
 }
 
 #[test]
-fn is_valid_tells_a_dead_connection() {
+fn is_valid_fails_for_a_closed_connection() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let mut connection = manager.connect().unwrap();
@@ -76,11 +76,11 @@ fn the_defaults_of_a_pool() {
 }
 
 #[test]
-fn a_refused_login_reaches_whoever_waits() {
+fn a_waiting_thread_gets_the_cause_of_a_refused_login() {
     let rds = start(LocalRds::builder());
     rds.refuse_next(usize::MAX);
     let manager = manager(&rds);
     let builder = manager.pool_builder().max_size(1).connection_timeout(Duration::from_millis(500));
-    let error = builder.build(manager).expect_err("let in").to_string();
+    let error = builder.build(manager).expect_err("the login succeeded").to_string();
     assert!(error.contains("rds-db:connect"), "{error}");
 }

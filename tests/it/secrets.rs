@@ -1,5 +1,5 @@
-//! Nothing that any of these tests prints, logs, hands to a program or leaves lying about holds a
-//! secret: not the library, not an example, not a subcommand, not under the faults.
+//! Runs the other tests and searches for secrets in their output, their logs, the arguments of
+//! their processes and their temporary files.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use openssl::base64;
 
-/// What tokens, LocalRds' secret keys and passwords, and the passwords and session tokens of these
-/// tests begin with.
+/// How secrets begin: those in tokens, LocalRds' secret keys and passwords, and the passwords and
+/// session tokens of these tests.
 const MARKS: &[&str] = &[
     "X-Amz-Signature=",
     "X-Amz-Security-Token=",
@@ -28,16 +28,16 @@ const MARKS: &[&str] = &[
     "SES/SION",
 ];
 
-/// Somebody's own files and commands, which tests write with a secret in them: sources of
-/// credentials, and the clients that `exec --in-url` is warned about (Debian's are in perl).
-const GIVEN: &[&str] =
+/// Files and commands of a user, which tests write with a secret in them: sources of credentials,
+/// and the clients that `exec --in-url` warns about (Debian's are in perl).
+const FIXTURES: &[&str] =
     &[".env", "answer.json", "config", "credentials", "perl", "pg_dump", "psql", "sh"];
 
-/// Signs that the run did what it is to be searched for.
+/// Signs that the run included each part that is searched.
 const DONE: &[&str] = &[
     "diesel_rds_iam::login] connected to app@localhost",
     "LocalRds admits app",
-    "rows, each as its ledger says",
+    "rows, all as in the ledger",
     "web::",
     "worker::",
     "migrate::",
@@ -50,12 +50,12 @@ const DONE: &[&str] = &[
 ];
 
 #[test]
-fn a_run_at_trace_level_shows_none() {
+fn a_run_at_trace_level_shows_no_secrets() {
     let folder = tempfile::tempdir().unwrap();
-    // The server's account has to get through.
+    // The account of the server needs access.
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
-    // 10,000 logins say nothing that those of login.rs do not.
+    // The logins of hostile_logins do not differ from those of login.rs.
     command.args(["--nocapture", "--skip", "secrets::", "--skip", "hostile_logins::"]);
     command.env("RUST_LOG", "trace").env("TMPDIR", folder.path());
     let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -68,13 +68,13 @@ fn a_run_at_trace_level_shows_none() {
     });
     let shown = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}", failures(&shown, &forms));
-    DONE.iter().for_each(|sign| assert!(shown.contains(sign), "it did not do {sign}"));
+    DONE.iter().for_each(|sign| assert!(shown.contains(sign), "the run did not include {sign}"));
     assert!(
         ["rds-iam", "initdb", "psql"].iter().all(|program| seen.programs.contains(program)),
         "{:?}",
         seen.programs
     );
-    seen.search("what is printed", &shown, &forms);
+    seen.search("the output", &shown, &forms);
     visit(folder.path(), &mut |file| seen.search_file(file, &forms));
     assert!(seen.secrets.is_empty(), "{:#?}", seen.secrets);
 }
@@ -102,16 +102,16 @@ fn a_secret_is_found_in_each_form() {
     assert_eq!(found("host:5432/?Action=connect&X-Amz-Sign", &forms), None);
 }
 
-/// Where secrets were seen, without them: this output is searched as well.
+/// Where secrets were seen. It does not contain them, because this output is searched, too.
 #[derive(Default)]
 struct Seen {
     secrets: Vec<String>,
     programs: Vec<&'static str>,
 }
 
-/// Looks, ten times a second, at the arguments of the session's processes, and at what others can
-/// read of the temporary folder, until the run has ended. A process that is gone sooner may not be
-/// seen.
+/// Until the run has ended, searches ten times per second the arguments of all processes of the
+/// session, and the files in the temporary folder that others can read. Misses processes that end
+/// within 100 ms.
 fn watch(has_ended: &AtomicBool, folder: &Path, forms: &[(String, String)]) -> Seen {
     let (mut seen, ours) = (Seen::default(), session(Path::new("/proc/self")));
     while !has_ended.load(Ordering::SeqCst) {
@@ -127,7 +127,8 @@ fn watch(has_ended: &AtomicBool, folder: &Path, forms: &[(String, String)]) -> S
     seen
 }
 
-/// The sixth field of a process's stat; the second is a name in parentheses.
+/// Returns the session of a process: the sixth field of its stat. The second
+/// field is a name in parentheses.
 fn session(process: &Path) -> Option<String> {
     let stat = fs::read_to_string(process.join("stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(3).map(str::to_owned)
@@ -145,33 +146,33 @@ impl Seen {
                 self.programs.push(known);
             }
         }
-        if !GIVEN.contains(&program) {
+        if !FIXTURES.contains(&program) {
             self.search(&format!("an argument of {program}"), arguments, forms);
         }
     }
 
     fn search_file(&mut self, file: &Path, forms: &[(String, String)]) {
-        if !GIVEN.iter().any(|given| file.ends_with(given)) {
-            // It may be gone already.
+        if !FIXTURES.iter().any(|given| file.ends_with(given)) {
+            // The file may have been removed.
             let contents = fs::read(file).unwrap_or_default();
             self.search(&file.display().to_string(), &String::from_utf8_lossy(&contents), forms);
         }
     }
 
     fn search(&mut self, place: &str, text: &str, forms: &[(String, String)]) {
-        let secret = found(text, forms).map(|beginning| format!("{place} holds {beginning}..."));
+        let secret = found(text, forms).map(|beginning| format!("{place} contains {beginning}..."));
         self.secrets.extend(secret.filter(|secret| !self.secrets.contains(secret)));
     }
 }
 
-/// The first secret in a text: how it begins.
+/// Returns the beginning of the first secret in a text.
 fn found(text: &str, forms: &[(String, String)]) -> Option<String> {
     forms.iter().find(|(_, form)| text.contains(form)).map(|(beginning, _)| beginning.clone())
 }
 
-/// How each mark begins, and one of the forms in which it can appear: as it is, percent-encoded
-/// once and twice, as bytes in decimal and hexadecimal, and in base64, wherever in a longer text it
-/// stands.
+/// Returns the beginning of each mark with each form in which it can appear: unchanged,
+/// percent-encoded once and twice, as bytes in decimal and hexadecimal, and in base64 at any
+/// offset.
 fn forms() -> Vec<(String, String)> {
     let mut forms = Vec::new();
     for mark in MARKS {
@@ -192,42 +193,42 @@ fn forms() -> Vec<(String, String)> {
     forms
 }
 
-/// Those characters that tell of the mark alone, where so many bytes stand before it.
+/// Returns the base64 characters that depend on the mark only, if `shift` bytes precede it.
 fn in_base64(mark: &str, shift: usize) -> String {
     let text = [vec![0; shift], mark.as_bytes().to_vec()].concat();
     let (begin, end) = ((shift * 8).div_ceil(6), text.len() * 8 / 6);
     base64::encode_block(&text)[begin..end].to_owned()
 }
 
-fn visit(folder: &Path, look: &mut dyn FnMut(&Path)) {
-    walk(folder, &|_| true, look);
+fn visit(folder: &Path, search: &mut dyn FnMut(&Path)) {
+    walk(folder, &|_| true, search);
 }
 
-/// What is nobody's business but its owner's is left out.
-fn visit_readable(folder: &Path, look: &mut dyn FnMut(&Path)) {
-    walk(folder, &|mode| mode & 0o077 != 0, look);
+/// Visits the files that others than the owner can read.
+fn visit_readable(folder: &Path, search: &mut dyn FnMut(&Path)) {
+    walk(folder, &|mode| mode & 0o077 != 0, search);
 }
 
-fn walk(folder: &Path, wanted: &dyn Fn(u32) -> bool, look: &mut dyn FnMut(&Path)) {
+fn walk(folder: &Path, wanted: &dyn Fn(u32) -> bool, search: &mut dyn FnMut(&Path)) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let (path, Ok(data)) = (entry.path(), entry.metadata()) else { continue };
         if !wanted(data.permissions().mode()) || data.is_symlink() {
             continue;
         }
         if data.is_dir() {
-            walk(&path, wanted, look)
+            walk(&path, wanted, search)
         } else if data.is_file() {
-            look(&path)
+            search(&path)
         }
     }
 }
 
-/// Which tests failed, and what the panics said, but for lines that hold a secret.
+/// Returns the failed tests and the texts of panics, without lines that contain a secret.
 fn failures(shown: &str, forms: &[(String, String)]) -> String {
     let lines: Vec<&str> = shown.lines().collect();
     let panics = lines.iter().enumerate().filter(|(_, line)| line.contains(" panicked at "));
-    let said = panics.flat_map(|(at, _)| lines[at..].iter().take(5));
+    let texts = panics.flat_map(|(at, _)| lines[at..].iter().take(5));
     let failed = lines.iter().filter(|line| line.ends_with("... FAILED"));
-    let safe = said.chain(failed).filter(|line| found(line, forms).is_none());
-    safe.fold(String::new(), |text, line| text + "\n" + line)
+    let redacted = texts.chain(failed).filter(|line| found(line, forms).is_none());
+    redacted.fold(String::new(), |text, line| text + "\n" + line)
 }

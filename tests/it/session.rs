@@ -1,4 +1,4 @@
-//! The life of a connection in a pool: its age, its errors, what a checkout costs.
+//! The life of a connection in a pool: age, errors, checks at a checkout.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -19,30 +19,30 @@ fn pool_of(size: u32, builder: Builder, url: &str) -> Pool<RdsConnectionManager>
     manager.pool_builder().max_size(size).build(manager).unwrap()
 }
 
-/// The last query of a backend, as the server saw it.
+/// Returns the last query of a backend.
 fn last_query(rds: &LocalRds, backend: i32) -> String {
     let query = format!("SELECT query FROM pg_stat_activity WHERE pid = {backend}");
     diesel::dsl::sql::<Text>(&query).get_result(&mut rds.superuser().unwrap()).unwrap()
 }
 
 #[test]
-fn busy_connections_are_retired_at_their_end() {
+fn connections_in_use_are_retired_at_max_lifetime() {
     const LIFETIME: Duration = Duration::from_secs(2);
-    const SHOWN: Duration = Duration::from_secs(40);
+    const LOAD: Duration = Duration::from_secs(40);
     let rds = start(LocalRds::builder());
     let pool = pool_of(4, rds.manager_builder().max_lifetime(Some(LIFETIME)), &rds.database_url());
     let started = Instant::now();
-    // Of each backend: when it was seen first and last.
+    // The first and the last use of each backend.
     let seen = Mutex::new(BTreeMap::<i32, (Instant, Instant)>::new());
     let longest_use = Mutex::new(Duration::ZERO);
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                while started.elapsed() < SHOWN {
+                while started.elapsed() < LOAD {
                     let mut connection = pool.get().unwrap();
                     let begun = Instant::now();
                     let backend = backend(&mut connection);
-                    // Busy, but not with our processor, which other tests need.
+                    // In use without CPU time, which other tests need.
                     connection.batch_execute("SELECT pg_sleep(0.005)").unwrap();
                     drop(connection);
                     seen.lock().unwrap().entry(backend).or_insert((begun, begun)).1 = begun;
@@ -76,7 +76,7 @@ fn a_checkout_makes_a_round_trip_only_after_validate_after() {
 }
 
 #[test]
-fn after_an_error_the_server_is_asked() {
+fn after_an_error_a_checkout_pings() {
     let rds = start(LocalRds::builder());
     let pool = pool_of(
         1,
@@ -91,24 +91,19 @@ fn after_an_error_the_server_is_asked() {
     connection.batch_execute(violation).unwrap_err();
     drop(connection);
     drop(pool.get().unwrap());
-    assert_eq!(
-        last_query(&rds, backend),
-        violation,
-        "a violated constraint is nothing of the connection's"
-    );
+    assert_eq!(last_query(&rds, backend), violation, "a violated constraint caused a ping");
     pool.get().unwrap().batch_execute("SELECT nonsense").unwrap_err();
     drop(pool.get().unwrap());
     assert_eq!(last_query(&rds, backend), "SELECT 1");
-    // Once is enough.
+    // One ping is enough.
     pool.get().unwrap().batch_execute("SELECT 'mine'").unwrap();
     drop(pool.get().unwrap());
     assert_eq!(last_query(&rds, backend), "SELECT 'mine'");
 }
 
 #[test]
-fn a_dead_connection_found_by_a_load_does_not_go_back_into_the_pool() {
-    // Found in diesel: `is_broken` stays false after a load on a connection that the server has
-    // closed.
+fn a_closed_connection_found_by_a_load_does_not_go_back_into_the_pool() {
+    // diesel's `is_broken` stays false after a load on a connection that the server has closed.
     let rds = start(LocalRds::builder());
     let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
     let mut connection = pool.get().unwrap();
@@ -128,7 +123,7 @@ fn a_dead_connection_found_by_a_load_does_not_go_back_into_the_pool() {
 }
 
 #[test]
-fn the_look_at_the_socket_takes_no_notifications() {
+fn a_checkout_keeps_notifications() {
     let rds = start(LocalRds::builder());
     let pool = pool_of(
         1,
@@ -138,7 +133,8 @@ fn the_look_at_the_socket_takes_no_notifications() {
     pool.get().unwrap().batch_execute("LISTEN jobs").unwrap();
     rds.superuser().unwrap().batch_execute("NOTIFY jobs, 'hello'").unwrap();
     let mut connection = pool.get().unwrap();
-    let notification = connection.notifications_iter().next().expect("it was taken").unwrap();
+    let notification =
+        connection.notifications_iter().next().expect("the notification was lost").unwrap();
     assert_eq!(notification.payload, "hello");
 }
 
@@ -149,7 +145,7 @@ fn demote(rds: &LocalRds) {
 }
 
 #[test]
-fn a_demoted_server_loses_its_connections_at_the_next_check() {
+fn a_connection_to_a_demoted_server_fails_the_next_check() {
     let rds = start(LocalRds::builder());
     let url = format!("{}&target_session_attrs=read-write", rds.database_url());
     let manager = rds.manager_builder().validate_after(Duration::ZERO).build(&url).unwrap();
@@ -163,7 +159,7 @@ fn a_demoted_server_loses_its_connections_at_the_next_check() {
             Err(error) => break error,
             Ok(()) => assert!(
                 started.elapsed() < Duration::from_secs(10),
-                "it still counts as the primary"
+                "waited 10 s for the failed check"
             ),
         }
     };
@@ -171,7 +167,7 @@ fn a_demoted_server_loses_its_connections_at_the_next_check() {
 }
 
 #[test]
-fn a_connection_that_met_a_read_only_server_is_not_given_out_again() {
+fn a_connection_to_a_read_only_server_is_not_handed_out_again() {
     let rds = start(LocalRds::builder());
     let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
     let mut connection = pool.get().unwrap();
@@ -183,7 +179,7 @@ fn a_connection_that_met_a_read_only_server_is_not_given_out_again() {
 }
 
 #[test]
-fn a_read_only_transaction_of_the_users_own_costs_no_login() {
+fn a_read_only_transaction_does_not_close_the_connection() {
     let rds = start(LocalRds::builder());
     let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
     let mut connection = pool.get().unwrap();
@@ -198,7 +194,7 @@ fn a_read_only_transaction_of_the_users_own_costs_no_login() {
 }
 
 #[test]
-fn an_aborted_transaction_that_diesel_does_not_know_of_is_not_given_out() {
+fn a_connection_in_an_aborted_raw_transaction_is_not_handed_out() {
     let rds = start(LocalRds::builder());
     let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
     pool.get().unwrap().batch_execute("CREATE TABLE t (id INTEGER UNIQUE)").unwrap();
@@ -212,7 +208,7 @@ fn an_aborted_transaction_that_diesel_does_not_know_of_is_not_given_out() {
 }
 
 #[test]
-fn a_copy_that_was_left_in_the_middle_is_over_for_the_next_one() {
+fn an_unfinished_copy_does_not_affect_the_next_checkout() {
     let rds = start(LocalRds::builder());
     let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
     diesel::table! { t (id) { id -> Integer, } }
@@ -228,8 +224,8 @@ fn a_copy_that_was_left_in_the_middle_is_over_for_the_next_one() {
 }
 
 #[test]
-fn a_query_that_diesel_cannot_build_is_an_error_and_no_panic() {
-    // Found by a stranger: the text of such a query cannot be made.
+fn a_query_that_diesel_cannot_build_returns_an_error() {
+    // Regression: our instrumentation panicked, because diesel cannot render such a query.
     diesel::table! { t (id) { id -> Integer, name -> Text, } }
     #[derive(AsChangeset)]
     #[diesel(table_name = t)]
@@ -244,7 +240,7 @@ fn a_query_that_diesel_cannot_build_is_an_error_and_no_panic() {
 }
 
 #[test]
-fn a_max_lifetime_longer_than_time_has_no_end() {
+fn a_max_lifetime_of_duration_max_has_no_end() {
     let rds = start(LocalRds::builder());
     let manager =
         rds.manager_builder().max_lifetime(Some(Duration::MAX)).build(rds.database_url()).unwrap();
@@ -253,7 +249,7 @@ fn a_max_lifetime_longer_than_time_has_no_end() {
 }
 
 #[test]
-fn a_users_own_instrumentation_works_and_costs_a_round_trip() {
+fn another_instrumentation_works_and_needs_a_ping_at_each_checkout() {
     let rds = start(LocalRds::builder());
     let pool = pool_of(1, rds.manager_builder(), &rds.database_url());
     let mut connection = pool.get().unwrap();
@@ -267,7 +263,7 @@ fn a_users_own_instrumentation_works_and_costs_a_round_trip() {
 
 #[test]
 #[should_panic(expected = "max_lifetime must be positive")]
-fn a_max_lifetime_of_zero_panics_as_r2d2s() {
+fn a_max_lifetime_of_zero_panics() {
     log();
     let _ = RdsConnectionManager::builder().max_lifetime(Some(Duration::ZERO));
 }

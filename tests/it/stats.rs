@@ -1,4 +1,4 @@
-//! What a manager counts, against what happened.
+//! The counters of a manager, compared with the events.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use diesel_rds_iam::{
 
 use crate::support::{end_sessions, in_a_child, key_pair, manager, minutes, soon, start};
 
-/// What was counted, without the zeros.
+/// Returns the counters of failed logins that are not zero.
 fn failures(stats: &Stats) -> Vec<(LoginFailure, u64)> {
     stats
         .failed_logins
@@ -38,7 +38,7 @@ fn retirements(stats: &Stats) -> Vec<(Retirement, u64)> {
 }
 
 #[test]
-fn logins_are_counted_as_the_server_sees_them() {
+fn logins_are_counted_as_by_the_server() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let pool = manager.build_pool(manager.pool_builder().max_size(3)).unwrap();
@@ -83,7 +83,7 @@ fn each_failed_login_is_counted_by_its_cause() {
 }
 
 #[test]
-fn a_refused_token_counts_once_and_a_pause_not_at_all() {
+fn a_refused_token_is_counted_once_and_a_pause_is_not_counted() {
     let rds = start(LocalRds::builder());
     let refused = manager(&rds);
     rds.refuse_next(1);
@@ -101,7 +101,7 @@ fn a_refused_token_counts_once_and_a_pause_not_at_all() {
     );
 }
 
-/// Gives a key pair that is due at once, or fails, as it is told.
+/// Provides a key pair, or fails if `fails` is set.
 #[derive(Debug)]
 struct Source {
     key_pair: Credentials,
@@ -114,7 +114,7 @@ impl ProvideCredentials for Source {
         Self: 'a,
     {
         Answer::ready(if self.fails.load(Ordering::Relaxed) {
-            Err(CredentialsError::provider_error("it is told to"))
+            Err(CredentialsError::provider_error("the source fails"))
         } else {
             Ok(self.key_pair.clone())
         })
@@ -122,7 +122,7 @@ impl ProvideCredentials for Source {
 }
 
 #[test]
-fn refreshes_and_failed_ones_are_counted() {
+fn refreshes_and_failed_refreshes_are_counted() {
     let rds = start(LocalRds::builder());
     let (id, secret) = (rds.credentials().access_key_id(), rds.credentials().secret_access_key());
     let key_pair =
@@ -144,7 +144,7 @@ fn refreshes_and_failed_ones_are_counted() {
     soon(|| refreshes() == (2, 1));
 }
 
-/// Uses a connection of a pool in a way that ends it, and tells how that was counted.
+/// Uses a connection of a pool in a way that ends it. Returns how the end was counted.
 fn end_of(
     builder: Builder,
     url: &str,
@@ -173,7 +173,7 @@ fn each_retirement_is_counted_by_its_reason() {
         AnsiTransactionManager::begin_transaction(connection).unwrap()
     };
     assert_eq!(end_of(plain(), url, begin), [(Retirement::Transaction, 1)]);
-    let panic = |_: &mut PgConnection| panic!("a handler's");
+    let panic = |_: &mut PgConnection| panic!("in a handler");
     assert_eq!(end_of(plain(), url, panic), [(Retirement::Panic, 1)]);
     let abort = |connection: &mut PgConnection| {
         drop(connection.batch_execute("BEGIN; SELECT 1/0").unwrap_err())
@@ -209,28 +209,28 @@ fn checkouts(manager: &RdsConnectionManager) -> (u64, u64) {
 }
 
 #[test]
-fn checkouts_are_counted_by_what_they_cost() {
+fn checkouts_are_counted_as_pinged_or_peeked() {
     let rds = start(LocalRds::builder());
     let manager =
         rds.manager_builder().validate_after(minutes(1)).build(rds.database_url()).unwrap();
     let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
-    let (asked, looked) = checkouts(&manager);
+    let (pinged, peeked) = checkouts(&manager);
     drop(pool.get().unwrap());
-    assert_eq!(checkouts(&manager), (asked, looked + 1));
+    assert_eq!(checkouts(&manager), (pinged, peeked + 1));
     pool.get().unwrap().batch_execute("SELECT 1/0").unwrap_err();
     drop(pool.get().unwrap());
-    assert_eq!(checkouts(&manager), (asked + 1, looked + 2));
+    assert_eq!(checkouts(&manager), (pinged + 1, peeked + 2));
 }
 
 #[test]
-fn a_unit_of_work_counts_its_end_as_a_checkin_does() {
+fn the_end_of_a_unit_of_work_is_counted_as_a_checkin() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     drop(PerThread::new(manager.clone()).max_lifetime(Some(Duration::ZERO)).get().unwrap());
     let connections = PerThread::new(manager.clone());
     let _ = catch_unwind(AssertUnwindSafe(|| {
         let _connection = connections.get().unwrap();
-        panic!("a job's");
+        panic!("in a job");
     }));
     assert_eq!(retirements(&manager.stats()), [(Retirement::Age, 1), (Retirement::Panic, 1)]);
 }
@@ -246,8 +246,8 @@ fn a_thread_that_ends_releases_its_connection() {
 }
 
 #[test]
-fn the_log_of_a_pool_has_its_levels() {
-    let shown = in_a_child("stats::comes_and_goes", &[("RUST_LOG", "diesel_rds_iam=trace")]);
+fn the_log_of_a_pool_uses_its_levels() {
+    let shown = in_a_child("stats::logs_checkouts", &[("RUST_LOG", "diesel_rds_iam=trace")]);
     let lines = [
         ("DEBUG", "added to the pool"),
         ("TRACE", "checked out (waited"),
@@ -266,8 +266,8 @@ fn the_log_of_a_pool_has_its_levels() {
 }
 
 #[test]
-#[ignore = "the log of the test above"]
-fn comes_and_goes() {
+#[ignore = "runs in a child process, whose log the test above reads"]
+fn logs_checkouts() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();

@@ -1,4 +1,4 @@
-"""The sides that are written in Python, and what is measured of them: the same as in src/measures.rs."""
+"""The sides that are written in Python, with the same measurements as in src/measures.rs."""
 
 import statistics
 import sys
@@ -25,14 +25,14 @@ LATER = 16 * 60
 
 
 class Django:
-    """A connection per thread. A unit of work is a request, which Django begins and ends by close_old_connections."""
+    """A connection per thread. A unit of work is a request, which Django begins and ends with close_old_connections."""
 
     def __init__(self, connections, max_lifetime, health_checks):
         database = {"ENGINE": "iam", "NAME": "app", "CONN_MAX_AGE": max_lifetime, "CONN_HEALTH_CHECKS": health_checks}
         settings.configure(DATABASES={"default": database})
         django.setup()
 
-    def ask(self, sql):
+    def query(self, sql):
         close_old_connections()
         try:
             with connection.cursor() as cursor:
@@ -43,7 +43,7 @@ class Django:
 
     def checkout(self):
         close_old_connections()
-        # What cursor() does before it makes one.
+        # cursor() does the same before it makes a cursor.
         connection.close_if_health_check_failed()
         connection.ensure_connection()
         close_old_connections()
@@ -54,13 +54,13 @@ class Django:
 
 
 class SqlAlchemy:
-    """A QueuePool that pings each connection before it gives it out, with a token for each by the event do_connect."""
+    """A QueuePool that pings a connection at each checkout. The event do_connect signs a token for each connection."""
 
     def __init__(self, connections, max_lifetime):
         pool = {"pool_size": connections, "max_overflow": 0, "pool_pre_ping": True, "pool_recycle": max_lifetime}
         self.engine = self.with_tokens(sqlalchemy.create_engine("postgresql+psycopg://", **pool))
-        apart = sqlalchemy.create_engine("postgresql+psycopg://", poolclass=sqlalchemy.pool.NullPool)
-        self.apart = self.with_tokens(apart)
+        unpooled = sqlalchemy.create_engine("postgresql+psycopg://", poolclass=sqlalchemy.pool.NullPool)
+        self.unpooled = self.with_tokens(unpooled)
 
     def with_tokens(self, engine):
         @sqlalchemy.event.listens_for(engine, "do_connect")
@@ -69,15 +69,15 @@ class SqlAlchemy:
 
         return engine
 
-    def ask(self, sql):
-        with self.engine.connect() as taken:
-            return taken.exec_driver_sql(sql).scalar()
+    def query(self, sql):
+        with self.engine.connect() as connection:
+            return connection.exec_driver_sql(sql).scalar()
 
     def checkout(self):
         self.engine.connect().close()
 
     def login(self):
-        return self.apart.connect()
+        return self.unpooled.connect()
 
 
 SIDES = {
@@ -90,7 +90,7 @@ SIDES = {
 def checkout(side):
     samples = []
     for _ in range(SAMPLES):
-        side.ask(NUMBER)
+        side.query(NUMBER)
         started = time.perf_counter()
         side.checkout()
         samples.append(time.perf_counter() - started)
@@ -102,35 +102,35 @@ def login(side):
     of_cpu, of_wall = [], []
     for _ in range(LOGINS):
         cpu_before, started = time.process_time(), time.perf_counter()
-        made = side.login()
+        new = side.login()
         of_cpu.append((time.process_time() - cpu_before) * 1e3)
         of_wall.append((time.perf_counter() - started) * 1e3)
-        made.close()
+        new.close()
     return f"{statistics.median(of_cpu)} {statistics.median(of_wall)}"
 
 
 def restart(side):
-    served, back = threading.Barrier(THREADS + 1), []
+    ready, end_of_restart = threading.Barrier(THREADS + 1), []
 
     def thread():
-        side.ask(WORK)
-        served.wait()
+        side.query(WORK)
+        ready.wait()
         failed = 0
         while True:
             try:
-                side.ask(WORK)
-                if back:
-                    return failed, time.perf_counter() - back[0]
+                side.query(WORK)
+                if end_of_restart:
+                    return failed, time.perf_counter() - end_of_restart[0]
             except Exception:
                 failed += 1
 
-    def go_on():
-        served.wait()
+    def await_restart():
+        ready.wait()
         wait_for_server()
-        back.append(time.perf_counter())
+        end_of_restart.append(time.perf_counter())
 
-    tolls = in_threads(thread, go_on)
-    return f"{sum(failed for failed, _ in tolls)} {max(late for _, late in tolls)}"
+    outcomes = in_threads(thread, await_restart)
+    return f"{sum(failed for failed, _ in outcomes)} {max(recovery for _, recovery in outcomes)}"
 
 
 def oldest(side):
@@ -139,7 +139,7 @@ def oldest(side):
     def thread():
         greatest = 0.0
         while time.perf_counter() < end:
-            greatest = max(greatest, side.ask(AGE))
+            greatest = max(greatest, side.query(AGE))
         return greatest
 
     return max(in_threads(thread))
@@ -148,20 +148,20 @@ def oldest(side):
 def refused(side):
     started = time.perf_counter()
     try:
-        side.ask(NUMBER)
+        side.query(NUMBER)
     except Exception as error:
         return after(started, error)
     raise AssertionError("a refusal was expected")
 
 
 def later(side):
-    side.ask(NUMBER)
+    side.query(NUMBER)
     wait_for_server()
     token_of.advance(LATER)
     started = time.perf_counter()
     while True:
         try:
-            side.ask(NUMBER)
+            side.query(NUMBER)
             return after(started, "works")
         except Exception as error:
             if time.perf_counter() - started > LOAD:

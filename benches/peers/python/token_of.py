@@ -1,4 +1,4 @@
-"""A token for the server in libpq's variables, signed by botocore."""
+"""Signs a token with botocore, for the server in libpq's variables."""
 
 import datetime
 import os
@@ -15,6 +15,6 @@ def token():
 
 
 def advance(seconds):
-    """Moves botocore's clock on."""
+    """Advances botocore's clock."""
     ahead = datetime.timedelta(seconds=seconds)
     botocore.auth.get_current_datetime = lambda *arguments, **keywords: _now(*arguments, **keywords) + ahead

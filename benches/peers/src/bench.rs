@@ -1,4 +1,4 @@
-//! The server, the way to it, and the sides' processes.
+//! The server, the route to it, and the processes of the sides.
 
 use std::env;
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -10,10 +10,10 @@ use diesel_rds_iam::local::LocalRds;
 
 use crate::relay::relay_to;
 
-/// A side as the table has it.
+/// A row of the table.
 pub(crate) struct Peer {
     pub(crate) name: &'static str,
-    /// The packages whose versions count.
+    /// The packages whose versions the table shows.
     pub(crate) packages: &'static [&'static str],
     pub(crate) side: &'static str,
     pub(crate) language: Language,
@@ -26,7 +26,7 @@ pub(crate) enum Language {
 }
 
 #[derive(Clone, Copy)]
-pub(crate) enum Way {
+pub(crate) enum Route {
     Near,
     /// With a round trip of 1 ms added.
     Far,
@@ -44,13 +44,13 @@ impl Bench {
         Bench { rds, far }
     }
 
-    /// Starts a measure of this side.
-    pub(crate) fn measure(&self, peer: &Peer, measure: &str, way: Way) -> Running {
-        let port = match way {
-            Way::Near => self.rds.port(),
-            Way::Far => self.far,
+    /// Starts the process that measures this side.
+    pub(crate) fn measure(&self, peer: &Peer, measure: &str, route: Route) -> Running {
+        let port = match route {
+            Route::Near => self.rds.port(),
+            Route::Far => self.far,
         };
-        // Each side signs for the port that it dials.
+        // Each side signs for the port that it connects to.
         self.rds
             .set_endpoint(Endpoint::new("localhost", port, self.rds.endpoint().region()).unwrap());
         let mut command = program(peer.language);
@@ -73,25 +73,25 @@ fn program(language: Language) -> Command {
         return Command::new(env::current_exe().unwrap());
     }
     let mut command = Command::new(
-        env::var_os("PEERS_PYTHON").expect("PEERS_PYTHON, as benches/peers/run sets it"),
+        env::var_os("PEERS_PYTHON").expect("PEERS_PYTHON, which benches/peers/run sets"),
     );
-    // -B: nothing is written beside the sources.
+    // -B: writes no bytecode beside the sources.
     command.arg("-B").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/python/peers.py"));
     command
 }
 
-/// A side that is being measured.
+/// The process of a side that is being measured.
 pub(crate) struct Running {
     process: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Running {
-    pub(crate) fn ready(&mut self) {
+    pub(crate) fn wait_until_ready(&mut self) {
         assert_eq!(self.line(), "ready");
     }
 
-    pub(crate) fn go_on(&mut self) {
+    pub(crate) fn resume(&mut self) {
         writeln!(self.process.stdin.as_mut().unwrap()).unwrap();
     }
 
@@ -102,11 +102,11 @@ impl Running {
     }
 
     fn line(&mut self) -> String {
-        self.lines.next().expect("a line").unwrap()
+        self.lines.next().expect("no line from the side").unwrap()
     }
 }
 
-/// An error that quotes its token is a finding, and the token is nobody's to read.
+/// Removes a token from an error text. An error that contains its token is a finding.
 fn without_token(text: &str) -> String {
     match text.find("X-Amz-") {
         Some(start) => format!("{} (cut here: the token follows)", &text[..start]),

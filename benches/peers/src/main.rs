@@ -1,11 +1,10 @@
-//! The peers, side by side: pools and persistent connections of other libraries on the same server,
-//! in one table.
+//! Measures pools and persistent connections of other libraries on the same server, in one table.
 //!
 //!     benches/peers/run
 //!
-//! Each side is measured in a process of its own, which is this program with arguments, or
-//! python/peers.py. It says "ready" where it has to wait for what is done to the server, goes on at
-//! a line on its standard input, and prints its result in one line.
+//! Each side is measured in a separate process: this program with arguments, or python/peers.py. It
+//! prints "ready" when the server may be changed, continues after a line on its standard input, and
+//! prints its result in one line.
 
 #[path = "../../support/relay.rs"]
 mod relay;
@@ -19,7 +18,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match &arguments[..] {
         [] => table::print(5),
-        [rounds] => table::print(rounds.parse().expect("a number of rounds")),
+        [rounds] => table::print(rounds.parse().expect("the argument is not a number of rounds")),
         [side, measure, ..] => println!("{}", measures::of(side, measure)),
     }
 }

@@ -1,4 +1,4 @@
-//! What is measured of a side, in its process. python/peers.py has the same.
+//! The measurements of a side, in its process. python/peers.py has the same.
 
 use std::io;
 use std::sync::{Barrier, OnceLock};
@@ -16,15 +16,15 @@ const LOGINS: usize = 20;
 const THREADS: usize = 8;
 const NUMBER: &str = "SELECT 1::float8";
 const WORK: &str = "SELECT 1::float8 FROM pg_sleep(0.001)";
-/// The seconds that a connection has lived when it is asked.
+/// Returns the age of the connection in seconds.
 const AGE: &str = "SELECT extract(epoch FROM now() - backend_start)::float8
     FROM pg_stat_get_activity(pg_backend_pid()), pg_sleep(0.1)";
 pub(crate) const LIFETIME: Duration = Duration::from_secs(3);
-/// r2d2's reaper comes by every 30 seconds, and bb8's, too.
+/// Longer than 30 seconds, the interval of the reapers of r2d2 and bb8.
 const LOAD: Duration = Duration::from_secs(35);
 pub(crate) const LATER: Duration = Duration::from_secs(16 * 60);
 
-/// The result of a measure, in one line.
+/// Returns the result of a measurement, in one line.
 pub(crate) fn of(side: &str, measure: &str) -> String {
     let settings = settings(measure);
     let (started, clock) = (Instant::now(), settings.clock.clone());
@@ -38,9 +38,11 @@ pub(crate) fn of(side: &str, measure: &str) -> String {
         "login" => login(side),
         "restart" => restart(side),
         "oldest" => oldest(side),
-        "refused" => after(started, &side.ask(NUMBER).expect_err("a refusal")),
+        "refused" => {
+            after(started, &side.query(NUMBER).expect_err("the server accepted a wrong key"))
+        }
         "later" => later(side, &clock),
-        _ => panic!("there is no measure {measure}"),
+        _ => panic!("unknown measurement: {measure}"),
     }
 }
 
@@ -52,10 +54,10 @@ fn settings(measure: &str) -> Settings {
         clock: Clock::default(),
     };
     match measure {
-        // No others, which would be made meanwhile.
+        // No other connections, which would be made during the measurement.
         "checkout" | "login" => settings.connections = 1,
         "oldest" => (settings.max_lifetime, settings.renewal) = (LIFETIME, LIFETIME),
-        // Not while the server restarts, and soon after.
+        // After the restart, not during it.
         "later" => settings.renewal = Duration::from_secs(15),
         _ => {}
     }
@@ -68,20 +70,20 @@ fn after(started: Instant, text: &str) -> String {
 
 fn checkout(side: &dyn Side) -> String {
     let sample = || {
-        side.ask(NUMBER).unwrap();
+        side.query(NUMBER).unwrap();
         side.checkout()
     };
     let samples: Vec<f64> = (0..SAMPLES).map(|_| sample()).collect();
     median(samples).to_string()
 }
 
-/// Milliseconds of this process's CPU, and of wall time.
+/// Returns milliseconds of CPU time of this process, and of wall time.
 fn login(side: &dyn Side) -> String {
     let cpu = || {
         let spent = clock_gettime(ClockId::ProcessCPUTime);
         spent.tv_sec as f64 * 1e3 + spent.tv_nsec as f64 / 1e6
     };
-    side.ask(NUMBER).unwrap();
+    side.query(NUMBER).unwrap();
     let sample = || {
         let (cpu_before, started) = (cpu(), Instant::now());
         let _connection = side.login();
@@ -91,16 +93,18 @@ fn login(side: &dyn Side) -> String {
     format!("{} {}", median(of_cpu), median(of_wall))
 }
 
-/// Operations that failed, and seconds from the server's return until the last thread was served.
+/// Returns the failed operations, and the seconds from the end of the restart until all threads
+/// have succeeded.
 fn restart(side: &dyn Side) -> String {
-    let (served, back) = (Barrier::new(THREADS + 1), OnceLock::new());
+    let ready = Barrier::new(THREADS + 1);
+    let end_of_restart = OnceLock::new();
     let thread = || {
-        side.ask(WORK).unwrap();
-        served.wait();
+        side.query(WORK).unwrap();
+        ready.wait();
         let mut failed = 0;
         loop {
-            match (side.ask(WORK), back.get()) {
-                (Ok(_), Some(back)) => return (failed, Instant::elapsed(back).as_secs_f64()),
+            match (side.query(WORK), end_of_restart.get()) {
+                (Ok(_), Some(end)) => return (failed, Instant::elapsed(end).as_secs_f64()),
                 (Ok(_), None) => {}
                 (Err(_), _) => failed += 1,
             }
@@ -108,22 +112,23 @@ fn restart(side: &dyn Side) -> String {
     };
     thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(thread)).collect();
-        served.wait();
+        ready.wait();
         wait_for_server();
-        back.set(Instant::now()).unwrap();
-        let tolls = threads.into_iter().map(|thread| thread.join().unwrap());
-        let (failed, late) = tolls.fold((0, 0.0), |all, one| (all.0 + one.0, one.1.max(all.1)));
-        format!("{failed} {late}")
+        end_of_restart.set(Instant::now()).unwrap();
+        let outcomes = threads.into_iter().map(|thread| thread.join().unwrap());
+        let (failed, recovery) =
+            outcomes.fold((0, 0.0), |all, one| (all.0 + one.0, one.1.max(all.1)));
+        format!("{failed} {recovery}")
     })
 }
 
-/// The greatest age that a connection under load was seen to have, in seconds.
+/// Returns the greatest age of a connection under load, in seconds.
 fn oldest(side: &dyn Side) -> String {
     let started = Instant::now();
     let thread = || {
         let mut oldest: f64 = 0.0;
         while started.elapsed() < LOAD {
-            oldest = oldest.max(side.ask(AGE).unwrap());
+            oldest = oldest.max(side.query(AGE).unwrap());
         }
         oldest
     };
@@ -133,15 +138,15 @@ fn oldest(side: &dyn Side) -> String {
     })
 }
 
-/// Seconds until a server that restarted when the first tokens were dead served again, or why it
-/// did not.
+/// Returns the seconds until a query succeeds after the first tokens have expired and the server
+/// has restarted, or the error.
 fn later(side: &dyn Side, clock: &Clock) -> String {
-    side.ask(NUMBER).unwrap();
+    side.query(NUMBER).unwrap();
     wait_for_server();
     clock.advance(LATER);
     let started = Instant::now();
     loop {
-        match side.ask(NUMBER) {
+        match side.query(NUMBER) {
             Ok(_) => return after(started, "works"),
             Err(text) if started.elapsed() > Duration::from_secs(35) => {
                 return after(started, &text);
@@ -151,7 +156,7 @@ fn later(side: &dyn Side, clock: &Clock) -> String {
     }
 }
 
-/// Until all is done to the server that is to be done.
+/// Waits until the parent process has changed the server.
 fn wait_for_server() {
     println!("ready");
     io::stdin().read_line(&mut String::new()).unwrap();

@@ -1,33 +1,43 @@
-//! The table.
+//! Runs all measurements and prints the table.
 
 use std::thread;
 use std::time::Duration;
 
 use crate::bench::Language::{self, Python, Rust};
-use crate::bench::{Bench, Peer, Running, Way};
+use crate::bench::{Bench, Peer, Route, Running};
 use crate::measures::LATER;
 use crate::median;
 
 #[rustfmt::skip]
 const PEERS: [Peer; 14] = [
-    Peer { name: "this crate, `Pool`", packages: &[], side: "ours", language: Rust },
-    Peer { name: "this crate, `PerThread`", packages: &[], side: "ours-per-thread", language: Rust },
-    Peer { name: "the same, tested", packages: &[], side: "ours-per-thread-tested", language: Rust },
-    Peer { name: "diesel's manager, r2d2", packages: &["diesel", "r2d2"], side: "diesel", language: Rust },
-    Peer { name: "the same, untested", packages: &[], side: "diesel-untested", language: Rust },
-    Peer { name: "the same, tested, a new pool for each token", packages: &[], side: "diesel-renewed", language: Rust },
-    Peer { name: "postgres, r2d2_postgres", packages: &["postgres", "r2d2_postgres"], side: "postgres", language: Rust },
-    Peer { name: "deadpool-postgres, Fast", packages: &["deadpool-postgres"], side: "deadpool-fast", language: Rust },
-    Peer { name: "the same, Verified", packages: &[], side: "deadpool-verified", language: Rust },
-    Peer { name: "diesel-async, bb8", packages: &["diesel-async", "bb8"], side: "diesel-async", language: Rust },
-    Peer { name: "sqlx, a new token now and then", packages: &["sqlx"], side: "sqlx", language: Rust },
-    Peer { name: "Django", packages: &["Django", "psycopg"], side: "django", language: Python },
-    Peer { name: "the same, `CONN_HEALTH_CHECKS`", packages: &[], side: "django-health-checks", language: Python },
-    Peer { name: "SQLAlchemy, pre-ping", packages: &["SQLAlchemy"], side: "sqlalchemy", language: Python },
+    rust("ours", "this crate, `Pool`", &[]),
+    rust("ours-per-thread-untested", "this crate, `PerThread`, untested", &[]),
+    rust("ours-per-thread", "this crate, `PerThread`", &[]),
+    rust("diesel", "diesel's manager, r2d2", &["diesel", "r2d2"]),
+    rust("diesel-untested", "diesel's manager, untested", &[]),
+    rust("diesel-renewed", "diesel's manager, a new pool for each token", &[]),
+    rust("postgres", "postgres, r2d2_postgres", &["postgres", "r2d2_postgres"]),
+    rust("deadpool-fast", "deadpool-postgres, Fast", &["deadpool-postgres"]),
+    rust("deadpool-verified", "deadpool-postgres, Verified", &[]),
+    rust("diesel-async", "diesel-async, bb8", &["diesel-async", "bb8"]),
+    rust("sqlx", "sqlx, a new token at intervals", &["sqlx"]),
+    python("django", "Django", &["Django", "psycopg"]),
+    python("django-health-checks", "Django, `CONN_HEALTH_CHECKS`", &[]),
+    python("sqlalchemy", "SQLAlchemy, pre-ping", &["SQLAlchemy"]),
 ];
 
-/// How many of them are this crate's. The first is what the others are compared with.
+/// The number of sides of this crate. The others are compared with the first one.
 const OURS: usize = 3;
+
+type Packages = &'static [&'static str];
+
+const fn rust(side: &'static str, name: &'static str, packages: Packages) -> Peer {
+    Peer { name, packages, side, language: Rust }
+}
+
+const fn python(side: &'static str, name: &'static str, packages: Packages) -> Peer {
+    Peer { name, packages, side, language: Python }
+}
 
 /// A heading, and a cell for each side.
 struct Column(&'static str, Vec<String>);
@@ -44,30 +54,31 @@ pub(crate) fn print(rounds: usize) {
 
 fn columns(rounds: usize) -> [Column; 10] {
     let bench = Bench::start();
-    let [near, far] = [Way::Near, Way::Far].map(|way| medians(&bench, rounds, "checkout", way));
-    let logins = medians(&bench, rounds, "login", Way::Far);
-    let restarts = medians(&bench, rounds, "restart", Way::Near);
+    let [near, far] =
+        [Route::Near, Route::Far].map(|route| medians(&bench, rounds, "checkout", route));
+    let logins = medians(&bench, rounds, "login", Route::Far);
+    let restarts = medians(&bench, rounds, "restart", Route::Near);
     let oldest =
         start_all(&bench, "oldest").into_iter().map(|running| running.result().parse().unwrap());
     let oldest: Vec<f64> = oldest.collect();
     let (seconds, texts): (Vec<f64>, Vec<String>) = refused(&bench).into_iter().unzip();
     [
         ratios("checkout, µs", &near[0]),
-        ratios("1 ms away, µs", &far[0]),
-        ratios("login 1 ms away, CPU ms", &logins[0]),
-        ratios("the same, ms", &logins[1]),
-        numbers("restart: failed", &restarts[0]),
-        numbers("served again after, s", &restarts[1]),
-        numbers("oldest, of 3 s", &oldest),
-        Column("16 minutes later", later(&bench)),
-        numbers("a wrong key: told after, s", &seconds),
-        Column("told what", once(&texts)),
+        ratios("checkout, 1 ms away, µs", &far[0]),
+        ratios("login, 1 ms away, CPU ms", &logins[0]),
+        ratios("login, 1 ms away, ms", &logins[1]),
+        numbers("restart: failed operations", &restarts[0]),
+        numbers("restart: recovered after, s", &restarts[1]),
+        numbers("greatest age at a lifetime of 3 s, s", &oldest),
+        Column("login 16 minutes later", later(&bench)),
+        numbers("wrong key: error after, s", &seconds),
+        Column("wrong key: error text", once(&texts)),
     ]
 }
 
-/// Of each number in a result, of each side. All sides take their turn in each round, in an order
-/// of chance.
-fn medians(bench: &Bench, rounds: usize, measure: &str, way: Way) -> Vec<Vec<f64>> {
+/// Returns the median of each number in a result, for each side. Each round measures all sides, in
+/// a random order.
+fn medians(bench: &Bench, rounds: usize, measure: &str, route: Route) -> Vec<Vec<f64>> {
     eprintln!("{measure}: {rounds} rounds");
     let mut order: Vec<usize> = (0..PEERS.len()).collect();
     let mut samples = vec![Vec::new(); PEERS.len()];
@@ -75,7 +86,7 @@ fn medians(bench: &Bench, rounds: usize, measure: &str, way: Way) -> Vec<Vec<f64
         fastrand::shuffle(&mut order);
         order
             .iter()
-            .for_each(|&side| samples[side].push(sample(bench, &PEERS[side], measure, way)));
+            .for_each(|&side| samples[side].push(sample(bench, &PEERS[side], measure, route)));
     }
     let of = |index: usize, samples: &Vec<Vec<f64>>| {
         median(samples.iter().map(|numbers| numbers[index]).collect())
@@ -85,24 +96,24 @@ fn medians(bench: &Bench, rounds: usize, measure: &str, way: Way) -> Vec<Vec<f64
         .collect()
 }
 
-fn sample(bench: &Bench, peer: &Peer, measure: &str, way: Way) -> Vec<f64> {
-    let mut running = bench.measure(peer, measure, way);
+fn sample(bench: &Bench, peer: &Peer, measure: &str, route: Route) -> Vec<f64> {
+    let mut running = bench.measure(peer, measure, route);
     if measure == "restart" {
-        running.ready();
+        running.wait_until_ready();
         bench.rds.restart().unwrap();
-        running.go_on();
+        running.resume();
     }
     let result = running.result();
     result.split(' ').map(|number| number.parse().expect(&result)).collect()
 }
 
 fn refused(bench: &Bench) -> Vec<(f64, String)> {
-    eprintln!("refused: one after the other");
+    eprintln!("refused: all, at intervals");
     bench.rds.refuse_next(usize::MAX);
-    // Those that tell at once are not to wait for the processor, and those that wait half a minute
-    // wait together.
+    // Starts one side after the other, so that sides that fail at once do not compete for the CPU.
+    // Sides that wait for half a minute wait at the same time.
     let start = |peer| {
-        let running = bench.measure(peer, "refused", Way::Near);
+        let running = bench.measure(peer, "refused", Route::Near);
         thread::sleep(Duration::from_millis(1500));
         running
     };
@@ -116,34 +127,35 @@ fn refused(bench: &Bench) -> Vec<(f64, String)> {
     results.into_iter().map(split).collect()
 }
 
-/// A server restarts when the tokens of the start are dead. The last measure: its clock does not go
-/// back.
+/// Restarts the server after the first tokens have expired. This is the last measurement, because
+/// the clock cannot go back.
 fn later(bench: &Bench) -> Vec<String> {
     let mut running = start_all(bench, "later");
-    running.iter_mut().for_each(Running::ready);
+    running.iter_mut().for_each(Running::wait_until_ready);
     bench.rds.clock().advance(LATER);
     bench.rds.restart().unwrap();
-    running.iter_mut().for_each(Running::go_on);
+    running.iter_mut().for_each(Running::resume);
     let verdict =
         |result: String| if result.ends_with(" works") { "works" } else { "no login" }.to_owned();
     running.into_iter().map(|running| verdict(running.result())).collect()
 }
 
-/// For what is a matter of seconds, or of a text.
+/// Starts a measurement of all sides at the same time, for results in seconds and for texts.
 fn start_all(bench: &Bench, measure: &str) -> Vec<Running> {
-    eprintln!("{measure}: all at once");
-    PEERS.iter().map(|peer| bench.measure(peer, measure, Way::Near)).collect()
+    eprintln!("{measure}: all at the same time");
+    PEERS.iter().map(|peer| bench.measure(peer, measure, Route::Near)).collect()
 }
 
-/// A long text is not said twice.
+/// Replaces a text that repeats the one above.
 fn once(texts: &[String]) -> Vec<String> {
-    let is_told = |side: usize| side > 0 && texts[side] == texts[side - 1];
-    let text =
-        |side: usize| if is_told(side) { "the same".to_owned() } else { texts[side].clone() };
+    let is_repeated = |side: usize| side > 0 && texts[side] == texts[side - 1];
+    let text = |side: usize| {
+        if is_repeated(side) { "the same as above".to_owned() } else { texts[side].clone() }
+    };
     (0..texts.len()).map(text).collect()
 }
 
-/// With how many times it is of our pool's.
+/// Adds the ratio to the figure of our pool.
 fn ratios(heading: &'static str, values: &[f64]) -> Column {
     let cell = |(side, value): (usize, &f64)| match side {
         0 => short(*value),
@@ -156,13 +168,13 @@ fn numbers(heading: &'static str, values: &[f64]) -> Column {
     Column(heading, (0..values.len()).map(|side| marked(side, values)).collect())
 }
 
-/// Bold where a peer is ahead of our pool by a tenth or more.
+/// Marks a figure in bold if it is better than that of our pool by a tenth or more.
 fn marked(side: usize, values: &[f64]) -> String {
     let number = short(values[side]);
     if side >= OURS && values[side] < 0.9 * values[0] { format!("**{number}**") } else { number }
 }
 
-/// Three digits.
+/// Formats a number with three digits.
 fn short(number: f64) -> String {
     match number {
         _ if number.fract() == 0.0 || number >= 100.0 => format!("{number:.0}"),
@@ -171,7 +183,7 @@ fn short(number: f64) -> String {
     }
 }
 
-/// With the versions that are pinned.
+/// Returns the name with the pinned versions.
 fn name(peer: &Peer) -> String {
     let version = |package: &&str| format!("{package} {}", version(package, peer.language));
     match peer.packages {
@@ -189,6 +201,6 @@ fn version(package: &str, language: Language) -> &'static str {
         Rust => (include_str!("../Cargo.lock"), format!("name = \"{package}\"\nversion = \""), '"'),
         Python => (include_str!("../python/requirements.txt"), format!("{package}=="), '\n'),
     };
-    let (_, rest) = pins.split_once(&before).expect("a pinned version");
+    let (_, rest) = pins.split_once(&before).expect("the version is not pinned");
     rest.split(after).next().unwrap()
 }

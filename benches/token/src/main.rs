@@ -1,5 +1,5 @@
-//! What a token costs with a warm cache, beside aws-sigv4 called directly and aws-sdk-rds'
-//! AuthTokenGenerator; and what a cold cache costs 200 threads.
+//! Measures a token with a warm cache, beside aws-sigv4 called directly and aws-sdk-rds'
+//! AuthTokenGenerator. Also measures 200 threads with a cold cache.
 //!
 //!     cargo run --release --manifest-path benches/token/Cargo.toml
 
@@ -50,14 +50,14 @@ fn warm_cache(name: &str, credentials: &Credentials) {
     let generator = AuthTokenGenerator::new(generator);
 
     let mut ours = || manager.token().unwrap().as_str().len();
-    let mut floor = || directly(credentials).len();
-    let mut peer = || runtime.block_on(generator.auth_token(&config)).unwrap().as_str().len();
-    let sides: [&mut dyn FnMut() -> usize; 3] = [&mut ours, &mut floor, &mut peer];
-    let [ours, floor, peer] = in_alternation(sides);
-    println!("{name:<24} {:>10.2} {:>14.2} {:>14.2}", ours * 1e6, ours / floor, ours / peer);
+    let mut sigv4 = || sign_directly(credentials).len();
+    let mut sdk = || runtime.block_on(generator.auth_token(&config)).unwrap().as_str().len();
+    let sides: [&mut dyn FnMut() -> usize; 3] = [&mut ours, &mut sigv4, &mut sdk];
+    let [ours, sigv4, sdk] = in_alternation(sides);
+    println!("{name:<24} {:>10.2} {:>14.2} {:>14.2}", ours * 1e6, ours / sigv4, ours / sdk);
 }
 
-/// The median seconds of one call, for each side.
+/// Returns the median seconds of one call of each side.
 fn in_alternation(mut sides: [&mut dyn FnMut() -> usize; 3]) -> [f64; 3] {
     let mut seconds = [(); 3].map(|()| Vec::with_capacity(ROUNDS));
     for _ in 0..ROUNDS {
@@ -74,8 +74,8 @@ fn in_alternation(mut sides: [&mut dyn FnMut() -> usize; 3]) -> [f64; 3] {
     })
 }
 
-/// The least that makes a token.
-fn directly(credentials: &Credentials) -> String {
+/// Signs a token with aws-sigv4 alone.
+fn sign_directly(credentials: &Credentials) -> String {
     let mut settings = SigningSettings::default();
     settings.expires_in = Some(Duration::from_secs(900));
     settings.signature_location = SignatureLocation::QueryParams;
@@ -92,9 +92,9 @@ fn directly(credentials: &Credentials) -> String {
     request.uri().to_string()["https://".len()..].to_owned()
 }
 
-/// A source that takes 300 ms, asked by 200 threads at once.
+/// Measures a credentials source that takes 300 ms, with 200 threads that need a token at once.
 fn cold_cache() {
-    const TAKES: Duration = Duration::from_millis(300);
+    const SOURCE_TIME: Duration = Duration::from_millis(300);
     #[derive(Clone)]
     struct Slow(Arc<AtomicUsize>);
     impl fmt::Debug for Slow {
@@ -109,7 +109,7 @@ fn cold_cache() {
         {
             future::ProvideCredentials::new(async {
                 self.0.fetch_add(1, Ordering::SeqCst);
-                tokio::time::sleep(TAKES).await;
+                tokio::time::sleep(SOURCE_TIME).await;
                 Ok(Credentials::new("AKIDEXAMPLE", "secret", None, None, "bench"))
             })
         }
@@ -121,7 +121,7 @@ fn cold_cache() {
     std::thread::scope(|scope| {
         (0..200).for_each(|_| drop(scope.spawn(|| manager.token().unwrap())))
     });
-    let ratio = started.elapsed().as_secs_f64() / TAKES.as_secs_f64();
+    let ratio = started.elapsed().as_secs_f64() / SOURCE_TIME.as_secs_f64();
     println!(
         "200 threads on a cold cache: {} source call, {ratio:.2} times its time",
         source.0.load(Ordering::SeqCst)

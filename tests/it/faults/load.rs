@@ -1,4 +1,4 @@
-//! Threads that write, each at its own pace, and keep a ledger of what became of it.
+//! Threads that write at a fixed rate and record the outcome of each write.
 
 use std::collections::HashMap;
 use std::ops::{DerefMut, Sub};
@@ -22,8 +22,8 @@ diesel::table! {
     }
 }
 
-/// Each commit takes 20 ms: a cut is likely to come in one. Without a key, so that a row can be
-/// there twice.
+/// Each commit takes 20 ms, so that a cut is likely to happen during one. The table has no key, so
+/// that a row written twice is visible.
 const SCHEMA: &str = "
     CREATE TABLE ledger (thread integer NOT NULL, number bigint NOT NULL);
     CREATE INDEX ON ledger (thread, number);
@@ -33,11 +33,11 @@ const SCHEMA: &str = "
         FOR EACH ROW EXECUTE FUNCTION linger();
     GRANT ALL ON ledger TO app";
 
-/// What the threads get their connections from.
+/// The source of the connections of the threads.
 pub(crate) trait Connections: Sync {
     fn get(&self) -> Result<Box<dyn DerefMut<Target = PgConnection> + '_>, String>;
 
-    /// How many there are while all is well.
+    /// Returns the number of connections without a fault.
     fn open(&self) -> u32;
 }
 
@@ -61,11 +61,11 @@ impl Connections for PerThread {
     }
 }
 
-/// What became of a row, as far as its writer knows.
+/// The outcome of a row, as its writer knows it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Outcome {
     Committed,
-    /// The answer to the commit did not come.
+    /// The answer to the commit did not arrive.
     Unknown,
     Failed,
 }
@@ -74,19 +74,19 @@ pub(crate) struct Load {
     done: AtomicBool,
     committing: AtomicUsize,
     state: Mutex<State>,
-    served: Condvar,
+    success: Condvar,
 }
 
 struct State {
-    /// When each thread was last served.
+    /// The last success of each thread.
     last: Vec<Instant>,
     outcomes: HashMap<(i32, i64), Outcome>,
     tally: Tally,
-    /// What was read, where it was not what had been written.
+    /// Reads that did not return what was written.
     wrong: Vec<String>,
 }
 
-/// How many operations failed, and of how many nobody knows.
+/// The number of failed operations, and of those with an unknown outcome.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Tally {
     pub(crate) failed: usize,
@@ -110,18 +110,18 @@ impl Load {
             done: AtomicBool::new(false),
             committing: AtomicUsize::new(0),
             state,
-            served: Condvar::new(),
+            success: Condvar::new(),
         }
     }
 
-    /// One of the threads, until the end.
+    /// Runs one of the threads until the end.
     pub(crate) fn work(&self, thread: usize, connections: &dyn Connections) {
         let mut number = 0;
         while !self.done.load(SeqCst) {
             number += 1;
             let outcome = self.write(thread as i32, number, connections);
-            self.enter(thread, number, outcome);
-            // A steady load, not as much as goes.
+            self.record(thread, number, outcome);
+            // A steady load below the maximum.
             thread::sleep(PACE);
         }
     }
@@ -160,7 +160,7 @@ impl Load {
         }
     }
 
-    fn enter(&self, thread: usize, number: i64, outcome: Outcome) {
+    fn record(&self, thread: usize, number: i64, outcome: Outcome) {
         let mut state = self.state.lock().unwrap();
         state.outcomes.insert((thread as i32, number), outcome);
         match outcome {
@@ -168,10 +168,10 @@ impl Load {
             Outcome::Unknown => state.tally.unknown += 1,
             Outcome::Failed => state.tally.failed += 1,
         }
-        self.served.notify_all();
+        self.success.notify_all();
     }
 
-    /// How many threads wait for the answer to a commit.
+    /// Returns the number of threads that wait for the answer to a commit.
     pub(crate) fn committing(&self) -> usize {
         self.committing.load(SeqCst)
     }
@@ -180,22 +180,22 @@ impl Load {
         self.state.lock().unwrap().tally
     }
 
-    /// Waits until each thread was served after `since`, and tells when the last of them was.
+    /// Waits until each thread has succeeded after `since`. Returns the time until the last one.
     pub(crate) fn full_service(&self, since: Instant, bound: Duration) -> Result<Duration, String> {
         let is_missing = |state: &mut State| state.last.iter().any(|last| *last <= since);
         let left = bound.saturating_sub(since.elapsed());
         let (state, _) =
-            self.served.wait_timeout_while(self.state.lock().unwrap(), left, is_missing).unwrap();
+            self.success.wait_timeout_while(self.state.lock().unwrap(), left, is_missing).unwrap();
         let stuck = state.last.iter().filter(|last| **last <= since).count();
         if stuck == 0 {
             Ok(since.elapsed())
         } else {
-            Err(format!("{stuck} threads were not served within {bound:?}"))
+            Err(format!("{stuck} threads did not succeed within {bound:?}"))
         }
     }
 
-    /// Compares the table with what the threads were told: no committed row is lost, none is there
-    /// twice, and none that failed. Returns how many rows there are.
+    /// Compares the table with the recorded outcomes. Each committed row must exist once, an
+    /// unknown row at most once, and no failed row. Returns the number of rows.
     pub(crate) fn check(&self, superuser: &mut PgConnection) -> usize {
         let state = self.state.lock().unwrap();
         assert_eq!(state.wrong, Vec::<String>::new());
@@ -209,9 +209,9 @@ impl Load {
                 Outcome::Unknown => times <= 1,
                 Outcome::Failed => times == 0,
             };
-            assert!(is_right, "{row:?}: {outcome:?}, and {times} times in the table");
+            assert!(is_right, "{row:?}: {outcome:?}, but {times} times in the table");
         }
-        assert!(times.is_empty(), "nobody wrote {times:?}");
+        assert!(times.is_empty(), "rows that no thread wrote: {times:?}");
         rows.len()
     }
 }

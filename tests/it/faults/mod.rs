@@ -24,65 +24,65 @@ use source::Source;
 const NAME: &str = "db.abc123.eu-west-1.rds.amazonaws.com";
 const GUIDE: &str = include_str!("../../../src/guide/faults.md");
 const ROUNDS: usize = 2;
-/// By how much a process may have grown from the end of one round to the end of the next, in MiB.
-const FLAT: f64 = 4.0;
+/// The allowed growth of the process from the end of one round to the end of the next, in MiB.
+const MAX_GROWTH: f64 = 4.0;
 
 #[test]
-fn a_pool_serves_all_again_after_each_fault() {
+fn a_pool_recovers_from_each_fault() {
     in_a_network_of_its_own("faults::a_pool", SERVER, &[]);
 }
 
 #[test]
-fn per_thread_serves_all_again_after_each_fault() {
+fn per_thread_recovers_from_each_fault() {
     in_a_network_of_its_own("faults::per_thread", SERVER, &[]);
 }
 
 #[test]
-#[ignore = "runs in a network of its own, which has the server's address"]
+#[ignore = "runs in a separate network that has the address of the server"]
 fn a_pool() {
-    suffer(20, |manager| manager.build_pool(manager.pool_builder().max_size(10)).unwrap());
+    run_faults(20, |manager| manager.build_pool(manager.pool_builder().max_size(10)).unwrap());
 }
 
 #[test]
-#[ignore = "runs in a network of its own, which has the server's address"]
+#[ignore = "runs in a separate network that has the address of the server"]
 fn per_thread() {
-    suffer(40, PerThread::new);
+    run_faults(40, PerThread::new);
 }
 
-/// All faults under load. The server may be asked for so many logins in a second.
-fn suffer<C: Connections + Send>(
+/// Causes all faults under load. Fails if a second has `most_logins` logins or more.
+fn run_faults<C: Connections + Send>(
     most_logins: usize,
     connections: impl FnOnce(RdsConnectionManager) -> C + Send,
 ) {
-    let scene = set_the_scene();
+    let scene = make_scene();
     let manager = manager(&scene);
     let connections = scene.cable.across(|| connections(manager));
-    let (cable, load, everybodys) = (&scene.cable, &scene.load, &connections);
+    let (cable, load, shared) = (&scene.cable, &scene.load, &connections);
     thread::scope(|scope| {
         let _end = End(load);
         for thread in 0..THREADS {
             scope.spawn(move || {
                 cable.cross();
-                load.work(thread, everybodys);
+                load.work(thread, shared);
             });
         }
         let mut memory = Vec::new();
         for round in 1..=ROUNDS {
             for (name, fault) in FAULTS {
-                befall(&scene, &connections, name, *fault, most_logins);
+                cause(&scene, &connections, name, *fault, most_logins);
             }
             memory.push(resident());
             eprintln!("round {round}: {:.1} MiB", memory[round - 1]);
         }
-        assert!(memory[ROUNDS - 1] - memory[0] < FLAT, "{memory:?}");
+        assert!(memory[ROUNDS - 1] - memory[0] < MAX_GROWTH, "{memory:?}");
     });
     let rows = scene.load.check(&mut scene.rds.superuser().unwrap());
-    eprintln!("{rows} rows, each as its ledger says");
+    eprintln!("{rows} rows, all as in the ledger");
     drop(connections);
     eventually(|| sessions(&scene.rds) == 0);
 }
 
-fn set_the_scene() -> Scene {
+fn make_scene() -> Scene {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
     let (proxy, cable, source) = (Proxy::to(rds.port()), Cable::lay(), Source::of(&rds));
     let load = Load::new(&mut rds.superuser().unwrap());
@@ -95,13 +95,13 @@ fn manager(scene: &Scene) -> RdsConnectionManager {
     let url =
         scene.rds.database_url().replace(&direct, &by_proxy) + "&target_session_attrs=read-write";
     let builder = RdsConnectionManager::builder().credentials_provider(scene.source.clone());
-    // Soon, so that connections are retired and made while all is well, too.
+    // Short, so that connections are also replaced without a fault.
     let builder =
         builder.time_source(scene.rds.clock()).max_lifetime(Some(Duration::from_secs(20)));
     builder.build(url).unwrap()
 }
 
-/// Ends the load, also where the test fails: its threads are waited for.
+/// Ends the load, also if the test fails, because the scope waits for its threads.
 struct End<'a>(&'a Load);
 
 impl Drop for End<'_> {
@@ -110,7 +110,7 @@ impl Drop for End<'_> {
     }
 }
 
-fn befall(
+fn cause(
     scene: &Scene,
     connections: &dyn Connections,
     name: &str,
@@ -151,7 +151,7 @@ fn busiest_second(attempts: &[Attempt]) -> usize {
     attempts.iter().map(within).max().unwrap_or(0)
 }
 
-/// This process's memory, in MiB.
+/// Returns the resident memory of this process in MiB.
 fn resident() -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

@@ -1,4 +1,4 @@
-//! A source of AWS credentials that can be down, and hand out other key pairs.
+//! A source of AWS credentials that can fail and return other key pairs.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,25 +11,25 @@ use diesel_rds_iam::local::{Clock, LocalRds};
 
 use crate::support::minutes;
 
-/// How long a key pair lives, as that of a role.
+/// The lifetime of a key pair, as for a role.
 pub(crate) const LIFE: Duration = minutes(60);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     clock: Clock,
-    /// None while it is down.
+    /// `None` while the source fails.
     key_pair: Arc<Mutex<Option<Credentials>>>,
 }
 
 impl Source {
-    /// With a key pair that the server trusts.
+    /// Creates a source with a key pair that the server accepts.
     pub(crate) fn of(rds: &LocalRds) -> Source {
         let source = Source { clock: rds.clock(), key_pair: Arc::default() };
         source.give(rds, 0);
         source
     }
 
-    /// Hands out this key pair from now on.
+    /// Returns this key pair from now on, and registers it with the server.
     pub(crate) fn give(&self, rds: &LocalRds, number: usize) {
         let end = self.clock.now() + LIFE;
         let key_pair = Credentials::new(
@@ -43,7 +43,7 @@ impl Source {
         *self.key_pair.lock().unwrap() = Some(key_pair);
     }
 
-    /// Until it gives a key pair again.
+    /// Fails until the next `give`.
     pub(crate) fn go_down(&self) {
         *self.key_pair.lock().unwrap() = None;
     }

@@ -1,30 +1,31 @@
 #![cfg(test)]
-//! A change of what is public is to be seen, and meant. CONTRIBUTING.md tells how to write the list
-//! anew.
+//! Fails if the public API differs from the list in api.txt. CONTRIBUTING.md has the command that
+//! updates the list.
 
 use std::path::Path;
 use std::process::Command;
 
-/// The crate's folder.
+/// The folder of the crate.
 const CRATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 #[test]
-fn what_is_public_is_what_is_listed() {
+fn the_public_api_is_as_listed() {
     let json = Path::new(CRATE).join("target/doc/diesel_rds_iam.json");
     document();
     let public = public_api::Builder::from_rustdoc_json(json).omit_blanket_impls(true).build();
-    let public = public
-        .unwrap_or_else(|error| panic!("not the JSON of the Rust that Cargo.toml states: {error}"));
+    let public = public.unwrap_or_else(|error| {
+        panic!("cannot read the JSON; run with the Rust version of Cargo.toml: {error}")
+    });
     public.assert_eq_or_update(Path::new(CRATE).join("tests/public_api/api.txt"));
 }
 
-/// Has rustdoc write JSON.
+/// Runs rustdoc, which writes JSON.
 fn document() {
     let rustdoc =
         ["rustdoc", "--quiet", "--lib", "--all-features", "--locked", "--target-dir", "target"];
     let json = ["--", "-Z", "unstable-options", "--output-format", "json"];
     let mut cargo = Command::new(env!("CARGO"));
-    // Not RUSTC_BOOTSTRAP for all, with which all dependencies would be built anew.
+    // A wrapper sets RUSTC_BOOTSTRAP for rustdoc only. Set for all, it would rebuild all dependencies.
     cargo
         .current_dir(CRATE)
         .args(rustdoc)

@@ -1,4 +1,4 @@
-"""Django's PostgreSQL backend with a token for each connection, as django-iam-dbauth has it."""
+"""Django's PostgreSQL backend with a new token for each connection, as in django-iam-dbauth."""
 
 from django.db.backends.postgresql import base
 

@@ -1,4 +1,4 @@
-//! deadpool-postgres, with a token for each connection by its `Connect`.
+//! deadpool-postgres. Its `Connect` signs a token for each connection.
 
 use std::any::Any;
 use std::future::Future;
@@ -30,7 +30,7 @@ impl Pooled {
         let manager =
             Manager::from_connect(config(&settings), connect, ManagerConfig { recycling_method });
         let max_lifetime = settings.max_lifetime;
-        // It has no setting for this.
+        // deadpool has no setting for the lifetime.
         let too_old = Hook::sync_fn(move |_, metrics| match metrics.age() > max_lifetime {
             true => Err(HookError::message("too old")),
             false => Ok(()),
@@ -42,7 +42,7 @@ impl Pooled {
 }
 
 impl Side for Pooled {
-    fn ask(&self, sql: &'static str) -> Result<f64, String> {
+    fn query(&self, sql: &'static str) -> Result<f64, String> {
         self.runtime.block_on(async {
             let client = self.pool.get().await.map_err(text)?;
             Ok(client.query_one(sql, &[]).await.map_err(text)?.get(0))

@@ -1,4 +1,4 @@
-//! diesel-async in bb8, with a token for each connection by its `custom_setup`.
+//! diesel-async in bb8. Its `custom_setup` signs a token for each connection.
 
 use std::any::Any;
 
@@ -38,7 +38,7 @@ impl Pooled {
 }
 
 impl Side for Pooled {
-    fn ask(&self, query: &'static str) -> Result<f64, String> {
+    fn query(&self, query: &'static str) -> Result<f64, String> {
         self.runtime.block_on(async {
             let mut connection = self.pool.get().await.map_err(text)?;
             sql::<Double>(query).get_result(&mut *connection).await.map_err(text)

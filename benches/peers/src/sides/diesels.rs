@@ -1,5 +1,4 @@
-//! diesel's own manager in r2d2: with a token made at the start, and with a new pool for each
-//! token.
+//! diesel's manager in r2d2: with one token from the start, and with a new pool for each token.
 
 use std::any::Any;
 use std::sync::{Arc, RwLock};
@@ -28,8 +27,8 @@ impl Pooled {
 }
 
 impl Side for Pooled {
-    fn ask(&self, sql: &'static str) -> Result<f64, String> {
-        ask(&mut *self.pool.get().map_err(text)?, sql)
+    fn query(&self, sql: &'static str) -> Result<f64, String> {
+        query(&mut *self.pool.get().map_err(text)?, sql)
     }
 
     fn checkout(&self) -> f64 {
@@ -41,7 +40,8 @@ impl Side for Pooled {
     }
 }
 
-/// The pool owns its manager, so a new token takes a new pool. The old one goes with its last user.
+/// The pool owns its manager, so a new token needs a new pool. The old pool ends with its last
+/// user.
 pub(super) struct Renewed {
     settings: Settings,
     pool: Arc<RwLock<DieselPool>>,
@@ -68,8 +68,8 @@ impl Renewed {
 }
 
 impl Side for Renewed {
-    fn ask(&self, sql: &'static str) -> Result<f64, String> {
-        ask(&mut *self.pool().get().map_err(text)?, sql)
+    fn query(&self, sql: &'static str) -> Result<f64, String> {
+        query(&mut *self.pool().get().map_err(text)?, sql)
     }
 
     fn checkout(&self) -> f64 {
@@ -93,11 +93,11 @@ fn login(settings: &Settings) -> Box<dyn Any> {
     Box::new(PgConnection::establish(&conninfo(settings)).unwrap())
 }
 
-/// All else is in the environment.
+/// Returns the password only; all other settings are in the environment.
 fn conninfo(settings: &Settings) -> String {
     format!("password='{}'", settings.token())
 }
 
-pub(super) fn ask(connection: &mut PgConnection, query: &'static str) -> Result<f64, String> {
+pub(super) fn query(connection: &mut PgConnection, query: &'static str) -> Result<f64, String> {
     sql::<Double>(query).get_result(connection).map_err(text)
 }

@@ -17,23 +17,23 @@ use deadpool_postgres::RecyclingMethod;
 use diesel_rds_iam::local::Clock;
 use diesel_rds_iam::{Credentials, Endpoint, presign};
 
-/// One way to have connections.
+/// One way to keep connections.
 pub(crate) trait Side: Sync {
-    /// Takes a connection, asks it for a number, gives it back. Or what a program's user would
-    /// read.
-    fn ask(&self, sql: &'static str) -> Result<f64, String>;
-    /// Microseconds of taking a connection and giving it back.
+    /// Checks out a connection, queries a number, and checks it in. Returns the error text that a
+    /// user of the program would read.
+    fn query(&self, sql: &'static str) -> Result<f64, String>;
+    /// Returns the microseconds of a checkout and check-in.
     fn checkout(&self) -> f64;
-    /// A connection, apart from those that are kept.
+    /// Connects outside of the pool.
     fn login(&self) -> Box<dyn Any>;
 }
 
-/// What is the same for all sides. The rest is in libpq's and AWS's variables.
+/// The settings of all sides. The rest is in libpq's and AWS's variables.
 #[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) connections: u32,
     pub(crate) max_lifetime: Duration,
-    /// How often those without a hook get a new token.
+    /// The interval of new tokens for sides without a hook.
     pub(crate) renewal: Duration,
     pub(crate) clock: Clock,
 }
@@ -54,8 +54,8 @@ impl Settings {
 pub(crate) fn start(name: &str, settings: Settings) -> Result<Box<dyn Side>, String> {
     Ok(match name {
         "ours" => Box::new(ours::Pooled::new(&settings)?),
-        "ours-per-thread" => Box::new(ours::Threads::new(&settings, false)?),
-        "ours-per-thread-tested" => Box::new(ours::Threads::new(&settings, true)?),
+        "ours-per-thread" => Box::new(ours::Threads::new(&settings, true)?),
+        "ours-per-thread-untested" => Box::new(ours::Threads::new(&settings, false)?),
         "diesel" => Box::new(diesels::Pooled::new(settings, true)?),
         "diesel-untested" => Box::new(diesels::Pooled::new(settings, false)?),
         "diesel-renewed" => Box::new(diesels::Renewed::new(settings)?),
@@ -64,7 +64,7 @@ pub(crate) fn start(name: &str, settings: Settings) -> Result<Box<dyn Side>, Str
         "deadpool-verified" => Box::new(deadpool::Pooled::new(settings, RecyclingMethod::Verified)),
         "diesel-async" => Box::new(diesel_async::Pooled::new(settings)?),
         "sqlx" => Box::new(sqlx::Pooled::new(settings)),
-        _ => panic!("there is no side {name}"),
+        _ => panic!("unknown side: {name}"),
     })
 }
 
@@ -74,14 +74,14 @@ fn microseconds(call: impl FnOnce()) -> f64 {
     started.elapsed().as_secs_f64() * 1e6
 }
 
-/// The same for async pools: within the runtime, whose entering is not counted.
+/// The same for async pools. Does not count the time to enter the runtime.
 async fn microseconds_to(task: impl Future<Output = ()>) -> f64 {
     let started = Instant::now();
     task.await;
     started.elapsed().as_secs_f64() * 1e6
 }
 
-/// An error with those behind it that it does not quote itself, in one line.
+/// Returns an error and its sources in one line, without sources that the text already contains.
 fn text(error: impl Error) -> String {
     let in_a_line =
         |error: &dyn Error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");

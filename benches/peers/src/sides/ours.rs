@@ -1,11 +1,11 @@
-//! This crate: its pool, and its connection per thread.
+//! This crate: `Pool` and `PerThread`.
 
 use std::any::Any;
 
 use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{PerThread, Pool, RdsConnectionManager};
 
-use super::diesels::ask;
+use super::diesels::query;
 use super::{Settings, Side, microseconds, text};
 
 pub(super) struct Pooled {
@@ -24,8 +24,8 @@ impl Pooled {
 }
 
 impl Side for Pooled {
-    fn ask(&self, sql: &'static str) -> Result<f64, String> {
-        ask(&mut *self.pool.get().map_err(text)?, sql)
+    fn query(&self, sql: &'static str) -> Result<f64, String> {
+        query(&mut *self.pool.get().map_err(text)?, sql)
     }
 
     fn checkout(&self) -> f64 {
@@ -51,8 +51,8 @@ impl Threads {
 }
 
 impl Side for Threads {
-    fn ask(&self, sql: &'static str) -> Result<f64, String> {
-        ask(&mut *self.connections.get().map_err(text)?, sql)
+    fn query(&self, sql: &'static str) -> Result<f64, String> {
+        query(&mut *self.connections.get().map_err(text)?, sql)
     }
 
     fn checkout(&self) -> f64 {
@@ -66,6 +66,6 @@ impl Side for Threads {
 
 fn manager(settings: &Settings) -> Result<RdsConnectionManager, String> {
     let builder = RdsConnectionManager::builder().max_lifetime(Some(settings.max_lifetime));
-    // All else is in the environment.
+    // All other settings are in the environment.
     builder.time_source(settings.clock.clone()).build_from_env().map_err(text)
 }

@@ -1,10 +1,10 @@
-//! postgres in r2d2, with a token made at the start.
+//! postgres in r2d2, with one token from the start.
 
 use std::any::Any;
 use std::env::var;
 
 use native_tls::{Certificate, TlsConnector};
-use postgres::{Client, Config};
+use postgres::Config;
 use postgres_native_tls::MakeTlsConnector;
 use r2d2::{NopErrorHandler, Pool};
 use r2d2_postgres::PostgresConnectionManager;
@@ -30,9 +30,9 @@ impl Pooled {
 }
 
 impl Side for Pooled {
-    fn ask(&self, sql: &'static str) -> Result<f64, String> {
-        let ask = |client: &mut Client| client.query_one(sql, &[]);
-        Ok(ask(&mut *self.pool.get().map_err(text)?).map_err(text)?.get(0))
+    fn query(&self, sql: &'static str) -> Result<f64, String> {
+        let mut client = self.pool.get().map_err(text)?;
+        Ok(client.query_one(sql, &[]).map_err(text)?.get(0))
     }
 
     fn checkout(&self) -> f64 {
@@ -44,7 +44,7 @@ impl Side for Pooled {
     }
 }
 
-/// It reads no variables of libpq's.
+/// Reads libpq's variables, because tokio-postgres does not.
 pub(super) fn config(settings: &Settings) -> tokio_postgres::Config {
     let mut config = tokio_postgres::Config::new();
     config.host(var("PGHOST").unwrap()).port(var("PGPORT").unwrap().parse().unwrap());
@@ -56,8 +56,8 @@ pub(super) fn config(settings: &Settings) -> tokio_postgres::Config {
     config
 }
 
-/// To be made once: it reads all roots of this machine, although it then leaves them out. It checks
-/// the name by default.
+/// Returns the TLS settings. To be called once, because it reads all roots of this machine even if
+/// they are disabled. The host name is checked by default.
 pub(super) fn tls() -> MakeTlsConnector {
     let root =
         Certificate::from_pem(&std::fs::read(var("PGSSLROOTCERT").unwrap()).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! sqlx's pool, and a task that gives it a new token now and then.
+//! sqlx's pool, and a task that gives it a new token at intervals.
 
 use std::any::Any;
 
@@ -29,7 +29,7 @@ impl Pooled {
 }
 
 impl Side for Pooled {
-    fn ask(&self, sql: &'static str) -> Result<f64, String> {
+    fn query(&self, sql: &'static str) -> Result<f64, String> {
         self.runtime.block_on(async {
             let mut connection = self.pool.acquire().await.map_err(text)?;
             sqlx::query_scalar(sql).fetch_one(&mut *connection).await.map_err(text)
@@ -38,7 +38,7 @@ impl Side for Pooled {
 
     fn checkout(&self) -> f64 {
         self.runtime.block_on(async {
-            // A connection comes back in a task of the pool's own, which asks the server once more.
+            // A task of the pool checks the connection in, after a ping.
             while self.pool.num_idle() < self.pool.size() as usize {
                 tokio::task::yield_now().await;
             }
@@ -58,7 +58,7 @@ async fn renew(pool: PgPool, settings: Settings) {
     }
 }
 
-/// All else is in the environment.
+/// Sets the password only; all other settings are in the environment.
 fn options(settings: &Settings) -> PgConnectOptions {
     PgConnectOptions::new().password(&settings.token())
 }
