@@ -67,6 +67,8 @@
 //! No log line of this crate contains a secret. But a default instrumentation that the program sets
 //! with [`diesel::connection::set_default_instrumentation`] gets the connection string of each new
 //! connection, token included. [Security](guide::security) lists everything that can see a token.
+//!
+//! [diesel]: https://diesel.rs
 #![deny(missing_docs, unsafe_code)]
 // docs.rs says of each item which feature it is of.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -175,8 +175,8 @@ fn parse_dockerfile(text: &str, what: &str) {
     }
 }
 
-/// The widest line of a diagram that a phone shows without scrolling.
-const DIAGRAM_WIDTH: usize = 60;
+/// The longest line of a diagram. A large phone shows it without scrolling.
+const DIAGRAM_WIDTH: usize = 44;
 
 /// Connection strings, one per line; or a diagram.
 fn parse_text(text: &str, what: &str) {
