@@ -1,5 +1,6 @@
-//! The guide's blocks: what a shell or a server can run is run as it is printed, and the rest is
-//! parsed. (Its blocks of Rust are doctests.)
+//! The chapters of the guide: their shell and SQL blocks run as they are printed, their other
+//! blocks are parsed, and their contents, links and numbers are checked. Blocks of Rust are doc
+//! tests.
 
 use std::fs;
 use std::io::Write;
@@ -13,7 +14,13 @@ use diesel_rds_iam::local::LocalRds;
 use tempfile::TempDir;
 
 use crate::support::moto::{Moto, python_bin};
-use crate::support::{RDS_IAM, start};
+use crate::support::{RDS_IAM, in_a_child, start};
+
+// Both sides of the diff in from_diesel.md.
+#[path = "from_diesel/after.rs"]
+mod after;
+#[path = "from_diesel/before.rs"]
+mod before;
 
 /// A block of code in a chapter's Markdown.
 struct Block {
@@ -24,6 +31,7 @@ struct Block {
 
 struct Chapter {
     name: String,
+    text: String,
     blocks: Vec<Block>,
 }
 
@@ -33,12 +41,15 @@ fn root() -> &'static Path {
 
 fn chapters() -> Vec<Chapter> {
     let files = fs::read_dir(root().join("src/guide")).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<PathBuf> =
-        files.filter(|file| file.extension().is_some_and(|ending| ending == "md")).collect();
+    let is_chapter = |file: &PathBuf| {
+        file.extension().is_some_and(|ending| ending == "md") && !file.ends_with("contents.md")
+    };
+    let mut files: Vec<PathBuf> = files.filter(is_chapter).collect();
     files.sort();
-    let chapter = |file: PathBuf| Chapter {
-        name: file.file_stem().unwrap().to_str().unwrap().to_owned(),
-        blocks: blocks(&fs::read_to_string(file).unwrap()),
+    let chapter = |file: PathBuf| {
+        let text = fs::read_to_string(&file).unwrap();
+        let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+        Chapter { name, blocks: blocks(&text), text }
     };
     files.into_iter().map(chapter).collect()
 }
@@ -60,10 +71,9 @@ fn blocks(markdown: &str) -> Vec<Block> {
     blocks
 }
 
-/// What the chapters take for granted: a database that believes to be
-/// `db.abc123.eu-west-1.rds.amazonaws.com`, at the far end of a tunnel whose near end is at
-/// `$TUNNEL_PORT`, an AWS that knows the instance `db`, the cluster `cluster` and the role `app`,
-/// and a project with migrations.
+/// What the chapters expect: a database with the name `db.abc123.eu-west-1.rds.amazonaws.com`, a
+/// tunnel to it whose local end is `$TUNNEL_PORT`, an AWS with the instance `db`, the cluster
+/// `cluster` and the role `app`, and a project with migrations.
 struct Stage {
     rds: Arc<LocalRds>,
     folder: TempDir,
@@ -107,7 +117,7 @@ impl Stage {
         check(bash.envs(self.environment.iter().cloned()).output().unwrap(), what);
     }
 
-    /// As the master user of a database that has no user `app` yet.
+    /// Runs SQL as the master user of a database without the user `app`.
     fn sql(&self, statements: &str) {
         let mut superuser = self.rds.superuser().unwrap();
         superuser.batch_execute("ALTER ROLE app RENAME TO owner").unwrap();
@@ -115,7 +125,7 @@ impl Stage {
     }
 }
 
-/// rds-iam, the diesel CLI and the AWS CLI, and then what the machine has.
+/// Returns a PATH with rds-iam, the diesel CLI and the AWS CLI before the programs of the machine.
 fn path() -> String {
     let ours = Path::new(RDS_IAM).parent().unwrap().to_owned();
     let folders = [ours, root().join("target/diesel/bin"), python_bin()];
@@ -136,7 +146,7 @@ fn copy_migrations(to: &Path) {
     }
 }
 
-/// Shows what it showed, for the search for secrets.
+/// Prints the output again, because the search for secrets reads the output of the tests.
 fn check(output: Output, what: &str) {
     let [stdout, stderr] =
         [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
@@ -144,7 +154,7 @@ fn check(output: Output, what: &str) {
     assert!(output.status.success(), "{what}: {stdout}{stderr}");
 }
 
-/// A program that reads a block, and fails where it cannot.
+/// Runs a program that parses `text`, and fails if it cannot.
 fn parse_by(program: impl AsRef<Path>, arguments: &[&str], text: &str, what: &str) {
     let mut command = Command::new(program.as_ref());
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -157,7 +167,7 @@ fn parse_in_python(code: &str, text: &str, what: &str) {
     parse_by(python_bin().join("python3"), &["-c", &format!("import sys\n{code}")], text, what);
 }
 
-/// An instruction at the start of each line.
+/// Checks that each line starts with an instruction.
 fn parse_dockerfile(text: &str, what: &str) {
     for line in text.lines() {
         let instruction = line.split(' ').next().unwrap();
@@ -165,20 +175,38 @@ fn parse_dockerfile(text: &str, what: &str) {
     }
 }
 
-/// Lines of connection strings.
-fn parse_strings(text: &str, what: &str) {
+/// The longest line of a diagram. A large phone shows it without scrolling.
+const DIAGRAM_WIDTH: usize = 44;
+
+/// Connection strings, one per line; or a diagram.
+fn parse_text(text: &str, what: &str) {
+    let is_string = |line: &str| line.starts_with("postgres://") || line.starts_with("host=");
     for line in text.lines() {
-        let manager = RdsConnectionManager::new(line);
-        assert!(manager.is_ok(), "{what}: {line}: {manager:?}");
+        if text.lines().all(is_string) {
+            let manager = RdsConnectionManager::new(line);
+            assert!(manager.is_ok(), "{what}: {line}: {manager:?}");
+        } else {
+            assert!(line.chars().count() <= DIAGRAM_WIDTH, "{what}: {line}");
+        }
     }
 }
 
+/// Checks that a diff contains both of its files completely.
+fn parse_diff(text: &str, what: &str) {
+    let side = |other: char| -> String {
+        let lines = text.lines().filter(|line| !line.starts_with(other));
+        lines.map(|line| line.get(1..).unwrap_or_default().to_owned() + "\n").collect()
+    };
+    assert_eq!(side('+'), include_str!("from_diesel/before.rs"), "{what}");
+    assert_eq!(side('-'), include_str!("from_diesel/after.rs"), "{what}");
+}
+
 #[test]
-fn what_a_shell_or_a_server_can_run_is_run() {
+fn shell_and_sql_blocks_run_as_printed() {
     let moto = Moto::start();
     Stage::new(&moto).sh(AWS, "set-up");
     let (mut scripts, mut statements) = (0, 0);
-    for Chapter { name, blocks } in chapters() {
+    for Chapter { name, blocks, .. } in chapters() {
         let runs = |block: &&Block| ["sh", "sql"].contains(&block.language.as_str());
         let mut stage = None;
         for block in blocks.iter().filter(runs) {
@@ -196,8 +224,8 @@ fn what_a_shell_or_a_server_can_run_is_run() {
 }
 
 #[test]
-fn what_cannot_be_run_here_is_well_formed() {
-    for Chapter { name, blocks } in chapters() {
+fn other_blocks_are_well_formed() {
+    for Chapter { name, blocks, .. } in chapters() {
         for Block { line, language, text } in blocks {
             let what = format!("{name}.md:{line}");
             match language.as_str() {
@@ -212,7 +240,8 @@ fn what_cannot_be_run_here_is_well_formed() {
                     &what,
                 ),
                 "json" => drop(serde_json::from_str::<serde_json::Value>(&text).expect(&what)),
-                "text" => parse_strings(&text, &what),
+                "text" => parse_text(&text, &what),
+                "diff" => parse_diff(&text, &what),
                 "toml" => {
                     parse_in_python("import tomllib; tomllib.loads(sys.stdin.read())", &text, &what)
                 }
@@ -225,13 +254,82 @@ fn what_cannot_be_run_here_is_well_formed() {
     }
 }
 
+/// The titles and names of the chapters, in the order of the table of contents.
+fn contents() -> Vec<(String, String)> {
+    let table = fs::read_to_string(root().join("src/guide/contents.md")).unwrap();
+    let row = |line: &str| {
+        let (title, link) = line.strip_prefix("| [")?.split_once("](crate::guide::")?;
+        Some((title.to_owned(), link.split(')').next()?.to_owned()))
+    };
+    table.lines().filter_map(row).collect()
+}
+
 #[test]
-fn each_chapter_is_in_the_tables_of_contents() {
-    let [guide, crate_page] = ["src/guide/mod.rs", "src/lib.rs"]
-        .map(|file| fs::read_to_string(root().join(file)).unwrap());
-    for Chapter { name, .. } in chapters() {
-        assert!(guide.contains(&format!("//! | [`{name}`] |")), "{name}");
-        assert!(guide.contains(&format!("include_str!(\"{name}.md\")")), "{name}");
-        assert!(crate_page.contains(&format!("(guide::{name})")), "{name}");
+fn each_chapter_is_in_the_contents_and_in_the_module() {
+    let module = fs::read_to_string(root().join("src/guide/mod.rs")).unwrap();
+    let contents = contents();
+    for Chapter { name, text, .. } in chapters() {
+        let row = contents.iter().find(|(_, it)| *it == name);
+        let (title, _) = row.unwrap_or_else(|| panic!("{name} is not in contents.md"));
+        assert!(text.starts_with(&format!("# {title}\n")), "{name}: another title");
+        assert!(module.contains(&format!("include_str!(\"{name}.md\")")), "{name}");
     }
+    let modules: Vec<&str> = module
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(" {}"))
+        .collect();
+    let names: Vec<&str> = contents.iter().map(|(_, name)| name.as_str()).collect();
+    assert_eq!(modules, names, "mod.rs has the order of contents.md");
+}
+
+#[test]
+fn each_chapter_ends_with_what_can_go_wrong_and_links_to_its_neighbours() {
+    let contents = contents();
+    let link = |label: &str, i: usize| {
+        let chapter = contents.get(i);
+        chapter.map(|(title, name)| format!(" · {label}: [{title}](crate::guide::{name})"))
+    };
+    for (i, (_, name)) in contents.iter().enumerate() {
+        let text = fs::read_to_string(root().join(format!("src/guide/{name}.md"))).unwrap();
+        let last = text.lines().rfind(|line| line.starts_with("## "));
+        assert_eq!(last, Some("## What can go wrong"), "{name}");
+        let previous = i.checked_sub(1).and_then(|i| link("previous", i)).unwrap_or_default();
+        let next = link("next", i + 1).unwrap_or_default();
+        let navigation = format!("\n\n---\n\n[Contents](crate::guide){previous}{next}\n");
+        assert!(text.ends_with(&navigation), "{name}: expected at the end: {navigation}");
+    }
+}
+
+#[test]
+fn defaults_are_stated_in_the_limits_only() {
+    // The age of a connection, back-offs, timeouts and intervals, as they were written before.
+    let numbers = ["14 minutes", "12.6", "2, 4, 8", "100 ms", "10 seconds", "15 seconds", "30,000"];
+    let mut texts = vec![("lib.rs".to_owned(), include_str!("../../src/lib.rs").to_owned())];
+    texts.extend(chapters().into_iter().map(|it| (it.name, it.text)));
+    for (name, text) in texts.iter().filter(|(name, _)| name != "limits") {
+        for number in numbers {
+            let lines: Vec<&str> = text.lines().filter(|line| line.contains(number)).collect();
+            assert!(lines.is_empty(), "{name}: link to the limits instead: {lines:?}");
+        }
+    }
+}
+
+#[test]
+fn a_program_works_before_and_after_the_change_from_diesel() {
+    let rds = start(LocalRds::builder());
+    let password_url = rds.password_url().replace("&rds_iam_auth=false", "");
+    let pool = before::pool(&password_url).unwrap();
+    assert_eq!(before::answer(&mut before::connection(&pool).unwrap()), Ok(42));
+    let environment = rds.environment();
+    let environment: Vec<(&str, &str)> =
+        environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    in_a_child("guide::a_program_works_after_the_change", &environment);
+    assert_eq!(rds.attempts().len(), 2);
+}
+
+#[test]
+#[ignore = "runs as a process of its own, with the AWS keys of the database in its environment"]
+fn a_program_works_after_the_change() {
+    let pool = after::pool(&std::env::var("DATABASE_URL").unwrap()).unwrap();
+    assert_eq!(after::answer(&mut after::connection(&pool).unwrap()), Ok(42));
 }

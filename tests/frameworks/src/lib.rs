@@ -1,4 +1,4 @@
-//! The guide's chapter on async frameworks, whose examples are tests here.
+//! The doc tests of the guide's chapter on async frameworks.
 
 #[cfg(doctest)]
 #[doc = include_str!("../../../src/guide/async_frameworks.md")]
