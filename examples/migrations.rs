@@ -51,7 +51,8 @@ fn try_lock(connection: &mut PgConnection) -> QueryResult<bool> {
 fn run_pending(connection: &mut PgConnection, report: impl Fn(&str)) -> Result<()> {
     let unknown = |error| {
         format!(
-            "cannot list pending migrations: {error}; allow the user to create tables in this schema"
+            "cannot list pending migrations: {error}; \
+             allow the user to create tables in this schema"
         )
     };
     let pending: Vec<Box<dyn Migration<Pg>>> =

@@ -92,8 +92,8 @@ fn migrate(pool: &Pool) -> Result<(), Failure> {
     migrations::run(&mut *pool.get()?, |_| {})
 }
 
-/// Opens all connections of the pool, and returns the process ids of their backends. The clock moves
-/// by 1 s between them, because two tokens of the same second are equal.
+/// Opens all connections of the pool, and returns the process ids of their backends. The clock
+/// moves by 1 s between them, because two tokens of the same second are equal.
 fn fill(pool: &Pool, rds: &LocalRds) -> Result<Vec<i32>, Failure> {
     let mut held = Vec::new();
     let mut backends = Vec::new();

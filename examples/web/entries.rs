@@ -111,7 +111,9 @@ fn page(entries: &[Entry], draft: &Draft, complaint: Option<&str>) -> Html<Strin
         }
         @if entries.is_empty() { p { "No entries yet." } }
         ul.entries { @for entry in entries { li { (row(entry)) } } }
-        @if entries.len() as i64 == LISTED { p.small { "The newest " (LISTED) " entries are shown." } }
+        @if entries.len() as i64 == LISTED {
+            p.small { "The newest " (LISTED) " entries are shown." }
+        }
     };
     layout::page("Things to do", body)
 }

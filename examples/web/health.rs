@@ -36,8 +36,8 @@ pub(crate) async fn health(State(app): State<App>) -> Answer {
     }
 }
 
-/// Lets one check run at a time. While the database is silent, parallel checks would use up the pool
-/// and then report that.
+/// Lets one check run at a time. While the database is silent, parallel checks would use up the
+/// pool and then report that.
 async fn ping(app: App) -> Result<(), Error> {
     let turn = app.probes.acquire_owned().await;
     let pinged = tokio::task::spawn_blocking(move || {

@@ -10,9 +10,9 @@
 //!
 //! SIGTERM and SIGINT end it after the open requests have finished.
 //!
-//! A client waits at most 10 seconds, but its query continues. Limit queries in the database: `ALTER
-//! ROLE app SET statement_timeout = '10s'`. Run it behind a load balancer or a reverse proxy,
-//! because axum's server waits for a request's header without a limit. /health, /status and
+//! A client waits at most 10 seconds, but its query continues. Limit queries in the database:
+//! `ALTER ROLE app SET statement_timeout = '10s'`. Run the app behind a load balancer or a reverse
+//! proxy, because axum's server waits for a request's header without a limit. /health, /status and
 //! /metrics show the host and the user, so do not make them public.
 
 use std::net::TcpListener;

@@ -27,8 +27,9 @@ pub(crate) async fn status(State(app): State<App>) -> Html<String> {
         @if let Some(max_lifetime) = app.pool.as_ref().max_lifetime() {
             (picture(&connections, size as usize, max_lifetime))
             p.small {
-                "A connection is closed in the last tenth of its max_lifetime, at a random moment, so that not all "
-                "close at once. r2d2 checks unused connections every 30 seconds, so they can be older."
+                "A connection is closed in the last tenth of its max_lifetime, at a random moment, "
+                "so that not all close at once. r2d2 checks unused connections every 30 seconds, "
+                "so they can be older."
             }
         }
         div.tables { (of_stats(&stats)) }
@@ -77,7 +78,9 @@ fn of_stats(stats: &Stats) -> Markup {
     html! {
         (table("Closed connections", &retirements.collect::<Vec<_>>()))
         (table("Logins", &logins))
-        (table("Credentials", &rows(&[("refreshes", stats.refreshes), ("failed", stats.failed_refreshes)])))
+        (table("Credentials", &rows(&[
+            ("refreshes", stats.refreshes), ("failed", stats.failed_refreshes)
+        ])))
         (table("Checkouts", &rows(&[
             ("pinged", stats.checkouts_pinged), ("peeked", stats.checkouts_peeked)
         ])))

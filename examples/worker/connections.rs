@@ -3,8 +3,8 @@
 use diesel::prelude::*;
 use diesel_rds_iam::{Error, PerThread, Pool, RdsConnectionManager};
 
-/// Each thread uses its connection nearly all of the time, so a pool has no advantage here. It shows
-/// that the same code runs on both.
+/// Each thread uses its connection nearly all of the time, so a pool has no advantage here. It
+/// shows that the same code runs on both.
 pub(crate) enum Connections {
     PerThread(PerThread),
     Pool(Pool),

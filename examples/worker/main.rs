@@ -1,9 +1,9 @@
 //! Runs the jobs of a table on several threads.
 //!
-//! The effect of a job and its removal are one transaction, so a job takes effect exactly once, also
-//! if a connection, the server or the worker fails. A failed job is retried after a back-off, and is
-//! dead after several failures. A lost connection does not count as a failure of the job. NOTIFY
-//! wakes the threads, and they also poll. After SIGTERM or SIGINT, running jobs finish.
+//! The effect of a job and its removal are one transaction, so a job takes effect exactly once,
+//! also if a connection, the server or the worker fails. A failed job is retried after a back-off,
+//! and is dead after several failures. A lost connection does not count as a failure of the job.
+//! NOTIFY wakes the threads, and they also poll. After SIGTERM or SIGINT, running jobs finish.
 //!
 //! Without DATABASE_URL it runs sample jobs on a local stand-in for RDS. With DATABASE_URL it runs
 //! the jobs that `worker enqueue` or another program inserts:
