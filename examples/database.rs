@@ -1,24 +1,24 @@
-//! A database for an example to run on.
+//! The database that an example runs on.
 
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::{Builder, Error, RdsConnectionManager};
 
-/// The database of DATABASE_URL or, where that is not set, a local stand-in for RDS that lives as
-/// long as this.
+/// The database of DATABASE_URL. If that is not set: a local stand-in for RDS, which stops when
+/// this is dropped.
 pub(crate) struct Database {
     pub(crate) manager: RdsConnectionManager,
     _local: Option<LocalRds>,
 }
 
 impl Database {
-    /// `builder` is for what a connection string cannot say.
+    /// Opens it. `builder` has the settings that a connection string does not contain.
     pub(crate) fn open(builder: Builder) -> Result<Database, Error> {
         if std::env::var_os("DATABASE_URL").is_some() {
             return Ok(Database { manager: builder.build_from_env()?, _local: None });
         }
         let local = LocalRds::start()?;
         println!(
-            "DATABASE_URL is not set: a local RDS listens on port {}, and goes when this ends.",
+            "DATABASE_URL is not set: using a local RDS on port {}, which stops with this program",
             local.port()
         );
         let builder =

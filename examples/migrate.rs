@@ -1,11 +1,12 @@
-//! Runs what is pending of the migrations: for a deployment, before the programs that need the new
-//! schema.
+//! Runs the pending migrations. A deployment runs it before the programs that need the new schema.
 //!
-//! It waits for the database, for SECONDS at most, and tells why it does. Any number may be started
-//! at once: one migrates, and the others wait for as long as that takes. It ends with 0 when the
-//! schema is up to date, and with 1 and the cause when it is not. A signal ends it in the middle of
-//! a migration, too: that is a transaction, which the server rolls back when it notices, at the end
-//! of the statement or before by its client_connection_check_interval.
+//! It waits for the database, for at most SECONDS (60 by default), and prints why it waits. If
+//! waiting does not help, it ends at once. Several can run at once: one migrates, and the others
+//! wait until it has finished. The exit code is 0 if the schema is up to date. Otherwise it is 1,
+//! and the cause is on standard error.
+//!
+//! A signal can end it in the middle of a migration. A migration is a transaction, so the server
+//! rolls it back: at the end of the statement, or earlier with client_connection_check_interval.
 //!
 //!     cargo run --example migrate --features local -- --wait 60
 
@@ -19,14 +20,16 @@ use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
 use diesel_rds_iam::r2d2::ManageConnection;
-use diesel_rds_iam::{Error, RdsConnectionManager};
+use diesel_rds_iam::{LoginFailure, RdsConnectionManager};
 
 mod database;
 mod migrations;
 
 const USAGE: &str = "usage: migrate [--wait SECONDS]";
 const WAIT: Duration = Duration::from_secs(60);
-const A_MOMENT: Duration = Duration::from_secs(1);
+/// How long to wait before the first line about waiting, and between looks at the cause.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -46,11 +49,11 @@ fn migrate() -> Result<(), Failure> {
     let wait = wait_in(&arguments)?;
     let database = database::Database::open(RdsConnectionManager::builder())?;
     let mut connection = connect(&database.manager, wait)?;
-    migrations::run(&mut connection, tell)
+    migrations::run(&mut connection, print)
 }
 
-/// Where nobody reads, nothing fails.
-fn tell(line: &str) {
+/// Prints a line. Unlike `println!` it does not panic if standard output is closed.
+fn print(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
@@ -67,51 +70,46 @@ fn wait_in(arguments: &[OsString]) -> Result<Duration, Failure> {
     }
 }
 
-/// Connects within `wait`, and tells why it takes longer than a moment. Another thread does it, for
-/// one attempt can take ten seconds by itself.
+/// Connects within `wait`, and prints why it takes long. Another thread connects, because one
+/// attempt alone can take 10 seconds.
 fn connect(manager: &RdsConnectionManager, wait: Duration) -> Result<PgConnection, Failure> {
     let (sender, outcome) = channel();
-    let theirs = manager.clone();
-    thread::spawn(move || sender.send(keep_connecting(&theirs)));
+    let cloned = manager.clone();
+    thread::spawn(move || sender.send(keep_connecting(&cloned)));
     let deadline = Instant::now() + wait;
-    let mut told = String::new();
+    let mut printed = String::new();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match outcome.recv_timeout(left.min(A_MOMENT)) {
+        match outcome.recv_timeout(left.min(REPORT_INTERVAL)) {
             Ok(outcome) => return outcome,
             Err(RecvTimeoutError::Disconnected) => {
                 return Err("the thread that connects panicked".into());
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
-        let why = manager.last_error().unwrap_or("no answer yet".into());
+        let cause = manager.last_error().unwrap_or("the server has not answered yet".into());
         if left.is_zero() {
-            return Err(format!("no database within {} s: {why}", wait.as_secs()).into());
+            return Err(format!("no database within {} s: {cause}", wait.as_secs()).into());
         }
-        if told != why {
-            tell(&format!("waiting for the database: {why}"));
-            told = why;
+        if printed != cause {
+            print(&format!("waiting for the database: {cause}"));
+            printed = cause;
         }
     }
 }
 
-/// Connects, or finds that waiting will not help. A refused token is waited for: a new policy takes
-/// its time to reach all of AWS.
+/// Connects as soon as the database can be used. Fails at once if waiting does not help.
 fn keep_connecting(manager: &RdsConnectionManager) -> Result<PgConnection, Failure> {
     loop {
-        match manager.connect() {
+        let error = match manager.connect() {
             Ok(connection) => return Ok(connection),
-            // After a refusal that stays until somebody mends something, as no role rds_iam or a
-            // bad certificate.
-            Err(Error::Paused { cause, .. }) => return Err(cause.into()),
-            Err(
-                error @ (Error::Credentials { .. }
-                | Error::CredentialsExpired { .. }
-                | Error::Token { .. }),
-            ) => {
-                return Err(error.into());
-            }
-            Err(_) => thread::sleep(Duration::from_millis(500)),
+            Err(error) => error,
+        };
+        // A new IAM policy takes some time until all of AWS knows it.
+        let is_refused_token = error.login_failure() == Some(LoginFailure::RefusedToken);
+        if !error.is_transient() && !is_refused_token {
+            return Err(error.into());
         }
+        thread::sleep(RETRY_INTERVAL);
     }
 }

@@ -1,8 +1,7 @@
-//! A pool on RDS whose every connection has a token of its own.
+//! A pool on RDS. Each connection logs in with a new token.
 //!
-//! Without DATABASE_URL it starts a local stand-in for RDS, moves its clock past the life of a
-//! token, and checks what it says; with DATABASE_URL it shows the same pool on your database, where
-//! nobody can move the clock.
+//! Without DATABASE_URL it starts a local stand-in for RDS, moves its clock past the lifetime of a
+//! token, and checks what it prints. With DATABASE_URL it uses the same pool on your database.
 //!
 //!     cargo run --example quickstart --features local
 
@@ -76,7 +75,8 @@ fn on_a_local_rds() -> Result<(), Failure> {
     let after = fill(&pool, &rds)?;
     let new = &rds.attempts()[before.len() + 1..];
     println!(
-        "5. All sessions ended by the server. The pool carries on, with new connections and new tokens:"
+        "5. All sessions ended by the server. \
+         The pool carries on, with new connections and new tokens:"
     );
     new.iter().for_each(show);
     ensure(after.iter().all(|backend| !backends.contains(backend)), "all connections are new")?;
@@ -92,9 +92,8 @@ fn migrate(pool: &Pool) -> Result<(), Failure> {
     migrations::run(&mut *pool.get()?, |_| {})
 }
 
-/// Opens all connections of the pool, a second apart by the server's clock: SigV4 counts in whole
-/// seconds, so two logins of one second would have equal tokens. Returns the process ids of their
-/// backends.
+/// Opens all connections of the pool, and returns the process ids of their backends. The clock
+/// moves by 1 s between them, because two tokens of the same second are equal.
 fn fill(pool: &Pool, rds: &LocalRds) -> Result<Vec<i32>, Failure> {
     let mut held = Vec::new();
     let mut backends = Vec::new();
@@ -107,7 +106,7 @@ fn fill(pool: &Pool, rds: &LocalRds) -> Result<Vec<i32>, Failure> {
     Ok(backends)
 }
 
-/// Writes notes from several threads, and returns the backends that did it.
+/// Writes notes from several threads, and returns the backends that wrote them.
 fn work(pool: &Pool) -> Result<Vec<i32>, Failure> {
     let write = || -> Result<i32, Failure> { write_note(&mut *pool.get()?) };
     thread::scope(|scope| {
@@ -130,11 +129,12 @@ fn write_note(connection: &mut PgConnection) -> Result<i32, Failure> {
     Ok(backend)
 }
 
-/// What a program does that kept the token in its DATABASE_URL.
+/// Logs in with an old token, as a program with a token in its DATABASE_URL would.
 fn log_in_with(token: &str, rds: &LocalRds) -> ConnectionResult<PgConnection> {
     let (port, root) = (rds.port(), rds.ca_file().display());
     PgConnection::establish(&format!(
-        "host=localhost port={port} user=app dbname=app sslmode=verify-full sslrootcert='{root}' password='{token}'"
+        "host=localhost port={port} user=app dbname=app sslmode=verify-full \
+         sslrootcert='{root}' password='{token}'"
     ))
 }
 
@@ -161,5 +161,5 @@ fn distinct(attempts: &[Attempt]) -> usize {
 }
 
 fn ensure(holds: bool, claim: &str) -> Result<(), Failure> {
-    if holds { Ok(()) } else { Err(format!("not so: {claim}").into()) }
+    if holds { Ok(()) } else { Err(format!("check failed: {claim}").into()) }
 }

@@ -22,14 +22,14 @@ pub(crate) struct Entry {
     finished: bool,
 }
 
-/// What somebody has typed. A form without the field is an empty one.
+/// What the user has typed. A form without the field counts as empty.
 #[derive(Default, Deserialize)]
 pub(crate) struct Draft {
     #[serde(default)]
     text: String,
 }
 
-/// The most entries that are listed.
+/// How many entries the page lists.
 const LISTED: i64 = 100;
 
 /// In characters.
@@ -64,7 +64,7 @@ pub(crate) async fn finish(
     id: Result<Path<i32>, PathRejection>,
 ) -> Result<Redirect, Problem> {
     let Path(id) = id.map_err(|_| Problem::NotFound)?;
-    // Who clicks twice changes nothing.
+    // A second click changes nothing.
     let first_time = sql::<Nullable<Timestamptz>>("coalesce(finished_at, now())");
     app.run(move |connection| {
         let change =
@@ -83,17 +83,17 @@ fn newest(connection: &mut PgConnection) -> QueryResult<Vec<Entry>> {
         .load(connection)
 }
 
-/// What is wrong with a text, if anything is.
+/// Returns why a text is refused, if it is.
 fn complaint(text: &str) -> Option<&'static str> {
     if text.is_empty() {
-        Some("Say what there is to do.")
+        Some("Enter a text.")
     } else if text.chars().count() > LONGEST_TEXT {
-        Some("That is too long: it has more than 200 characters.")
+        Some("The text has more than 200 characters.")
     } else if text.contains(char::REPLACEMENT_CHARACTER) {
-        // What a form has in the place of bytes that are not UTF-8.
-        Some("That is not UTF-8.")
+        // Bytes that are not UTF-8 arrive as this character.
+        Some("The text is not valid UTF-8.")
     } else if text.contains(char::is_control) {
-        Some("That has control characters in it.")
+        Some("The text contains control characters.")
     } else {
         None
     }
@@ -102,15 +102,18 @@ fn complaint(text: &str) -> Option<&'static str> {
 fn page(entries: &[Entry], draft: &Draft, complaint: Option<&str>) -> Html<String> {
     let body = html! {
         form.add method="post" action="/entries" {
-            label for="text" { "What is there to do?" }
-            input #text name="text" value=(draft.text) maxlength=(LONGEST_TEXT) required autocomplete="off"
-                aria-invalid=[complaint.map(|_| "true")] aria-describedby=[complaint.map(|_| "complaint")];
+            label for="text" { "New entry" }
+            input #text name="text" value=(draft.text) maxlength=(LONGEST_TEXT) required
+                autocomplete="off" aria-invalid=[complaint.map(|_| "true")]
+                aria-describedby=[complaint.map(|_| "complaint")];
             button { "Add" }
             @if let Some(complaint) = complaint { p #complaint role="alert" { (complaint) } }
         }
-        @if entries.is_empty() { p { "Nothing to do." } }
+        @if entries.is_empty() { p { "No entries yet." } }
         ul.entries { @for entry in entries { li { (row(entry)) } } }
-        @if entries.len() as i64 == LISTED { p.small { "These are the newest " (LISTED) "." } }
+        @if entries.len() as i64 == LISTED {
+            p.small { "The newest " (LISTED) " entries are shown." }
+        }
     };
     layout::page("Things to do", body)
 }

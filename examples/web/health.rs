@@ -1,53 +1,59 @@
-//! Whether the database can be reached, for a load balancer.
+//! Tells a load balancer whether the database can be used.
 
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use diesel::connection::SimpleConnection;
-use diesel_rds_iam::Pool;
+use diesel_rds_iam::{Error, Pool};
 
 use crate::app::App;
+use crate::streak::kind;
 
 /// How long to wait for a connection.
-const PATIENCE: Duration = Duration::from_secs(1);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long to wait for an answer in all. A server that is silent is noticed by libpq later than
-/// that.
-const LIMIT: Duration = Duration::from_secs(3);
+/// How long the whole check may take. libpq notices a silent server only later.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 type Answer = (StatusCode, String);
 
-/// A round trip to the database, past the queue of the other requests.
+/// Makes a round trip to the database. It does not wait in the queue of the other requests.
 pub(crate) async fn health(State(app): State<App>) -> Answer {
-    match tokio::time::timeout(LIMIT, ask(app)).await {
-        Ok(Ok(())) => (StatusCode::OK, "ok\n".into()),
-        Ok(Err(cause)) => unavailable(&cause),
-        Err(_) => unavailable(&format!(
-            "the database has not answered within {} s; see whether it is overloaded, or cut off from here",
-            LIMIT.as_secs()
-        )),
+    match tokio::time::timeout(TIMEOUT, ping(app.clone())).await {
+        Ok(Ok(())) => {
+            app.streak.succeeded("database requests succeed");
+            (StatusCode::OK, "ok\n".into())
+        }
+        Ok(Err(error)) => unavailable(&app, kind(&error), &error.to_string()),
+        Err(_) => {
+            let text = format!(
+                "the database did not answer within {} s; check its load and the network",
+                TIMEOUT.as_secs()
+            );
+            unavailable(&app, "silent", &text)
+        }
     }
 }
 
-/// One asks at a time, and the others wait: while the database is silent they would use up the
-/// pool, and tell of that.
-async fn ask(app: App) -> Result<(), String> {
-    let turn = app.probes.acquire_owned().await.map_err(|closed| closed.to_string())?;
-    let asked = tokio::task::spawn_blocking(move || {
+/// Lets one check run at a time. While the database is silent, parallel checks would use up the
+/// pool and then report that.
+async fn ping(app: App) -> Result<(), Error> {
+    let turn = app.probes.acquire_owned().await;
+    let pinged = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         round_trip(&app.pool)
     });
-    asked.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    pinged.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-fn round_trip(pool: &Pool) -> Result<(), String> {
-    let mut connection = pool.get_timeout(PATIENCE).map_err(|error| error.to_string())?;
-    // The checkout may have found it enough to look at the socket.
-    connection.batch_execute("SELECT 1").map_err(|error| error.to_string())
+fn round_trip(pool: &Pool) -> Result<(), Error> {
+    let mut connection = pool.get_timeout(CONNECTION_TIMEOUT)?;
+    // The checkout may have peeked at the socket only.
+    Ok(connection.batch_execute("SELECT 1")?)
 }
 
-fn unavailable(cause: &str) -> Answer {
-    log::warn!("not healthy: {cause}");
+fn unavailable(app: &App, kind: &'static str, cause: &str) -> Answer {
+    app.streak.failed(kind, format_args!("the health check failed: {cause}"));
     (StatusCode::SERVICE_UNAVAILABLE, format!("{cause}\n"))
 }

@@ -1,25 +1,26 @@
-//! What all pages have in common.
+//! The frame of all pages.
 
 use axum::http::header::{self, HeaderName};
 use axum::response::Html;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-/// Of each answer. No script runs, whatever a page says.
+/// The headers of each response. No script runs, whatever a page contains.
 pub(crate) const HEADERS: [(HeaderName, &str); 3] = [
     (
         header::CONTENT_SECURITY_POLICY,
-        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; \
+         frame-ancestors 'none'",
     ),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "same-origin"),
 ];
 
-/// A page that stays as it is.
+/// Returns a page that does not reload itself.
 pub(crate) fn page(title: &str, body: Markup) -> Html<String> {
     whole(title, html! {}, body)
 }
 
-/// A page that its browser asks for anew every two seconds.
+/// Returns a page that reloads itself every 2 seconds.
 pub(crate) fn live_page(title: &str, body: Markup) -> Html<String> {
     whole(title, html! { meta http-equiv="refresh" content="2"; }, body)
 }

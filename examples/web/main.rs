@@ -1,23 +1,28 @@
-//! A web app of blocking diesel code: a list of things to do, and what its pool of connections
-//! does.
+//! A web app with blocking diesel code: a list of entries, and a page about its connection pool.
 //!
 //!     cargo run --example web --features local
 //!
-//! `DATABASE_URL` is its database; where that is not set, it starts a local stand-in for RDS.
-//! `LISTEN` is its address, 127.0.0.1:8080 by default. `MAX_LIFETIME` is that of connections, in
-//! seconds, to see many of them come and go. SIGTERM and SIGINT end it, once requests in hand are
-//! answered.
+//! Environment variables:
+//! - `DATABASE_URL`: the database. Without it, a local stand-in for RDS is started.
+//! - `LISTEN`: the address to listen on, `127.0.0.1:8080` by default.
+//! - `MAX_LIFETIME`: the maximum age of a connection, in seconds. A small value shows how
+//!   connections are replaced.
 //!
-//! A client waits ten seconds at most. When a query is to end, the database is to say: `ALTER ROLE
-//! app SET statement_timeout = '10s'`. It wants a load balancer or a reverse proxy in front: axum's
-//! server waits for ever for a header, and /health, /status and /metrics, which tell of the host
-//! and the user, are for those who run it.
+//! SIGTERM and SIGINT end it after the open requests have finished.
+//!
+//! A client waits at most 10 seconds, but its query continues. Limit queries in the database:
+//! `ALTER ROLE app SET statement_timeout = '10s'`. Run the app behind a load balancer or a reverse
+//! proxy, because axum's server waits for a request's header without a limit. /health, /status and
+//! /metrics show the host and the user, so do not make them public.
 
 use std::net::TcpListener;
 use std::num::NonZeroU32;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
 use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Builder, RdsConnectionManager};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -34,20 +39,22 @@ mod picture;
 mod status;
 mod watch;
 
-// These are shared with the other examples.
+// Shared with the other examples.
 #[path = "../database.rs"]
 mod database;
 #[path = "../migrations.rs"]
 mod migrations;
 #[path = "../schema.rs"]
 mod schema;
+#[path = "../streak.rs"]
+mod streak;
 
 use app::App;
 use database::Database;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long requests in hand may take once the program is to end: longer than they may take anyway.
+/// How long open requests may take after a signal. This is longer than the timeout of a request.
 const GRACE: Duration = Duration::from_secs(12);
 
 fn main() -> ExitCode {
@@ -64,10 +71,14 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Failure> {
     let address = variable("LISTEN")?.unwrap_or("127.0.0.1:8080".into());
     let database = Database::open(manager_builder()?)?;
-    // Not by a connection of the pool: a replica that comes second may have to wait.
-    migrations::run(&mut database.manager.connect()?, |line| log::info!("{line}"))?;
-    let app = App::new(database.manager.clone())?;
-    // The last of all: who asks whether somebody listens is to find one who answers.
+    // Not on a connection of the pool, because a second replica may wait here for a long time.
+    let mut connection = database.manager.connect()?;
+    migrations::run(&mut connection, |line| log::info!("{line}"))?;
+    let user: String =
+        diesel::select(sql::<Text>("current_user::text")).get_result(&mut connection)?;
+    drop(connection);
+    let app = App::new(database.manager.clone(), &user)?;
+    // Listens last, so that a client that can connect gets a response.
     let listener = TcpListener::bind(&address)
         .map_err(|error| format!("cannot listen on LISTEN={address}: {error}"))?;
     serve(app, listener)
@@ -76,19 +87,20 @@ fn run() -> Result<(), Failure> {
 fn manager_builder() -> Result<Builder, Failure> {
     let builder = RdsConnectionManager::builder();
     let Some(text) = variable("MAX_LIFETIME")? else { return Ok(builder) };
-    let seconds: NonZeroU32 =
-        text.parse().map_err(|error| format!("MAX_LIFETIME={text}: give it seconds: {error}"))?;
+    let seconds: NonZeroU32 = text
+        .parse()
+        .map_err(|error| format!("MAX_LIFETIME={text}: expected a number of seconds: {error}"))?;
     Ok(builder.max_lifetime(Some(Duration::from_secs(seconds.get().into()))))
 }
 
 fn variable(name: &str) -> Result<Option<String>, Failure> {
     let as_text = |value: std::ffi::OsString| {
-        value.into_string().map_err(|_| format!("{name} is not UTF-8").into())
+        value.into_string().map_err(|_| format!("{name} is not valid UTF-8").into())
     };
     std::env::var_os(name).map(as_text).transpose()
 }
 
-/// Answers requests until a signal comes, and then those in hand.
+/// Responds to requests until a signal arrives, and then finishes the open ones.
 fn serve(app: App, listener: TcpListener) -> Result<(), Failure> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let runtime = Runtime::new()?;
@@ -105,12 +117,12 @@ fn serve(app: App, listener: TcpListener) -> Result<(), Failure> {
     signals.forever().next();
     drop(stop);
     let ended = runtime.block_on(async { tokio::time::timeout(GRACE, server).await });
-    // A thread that is still in a query is not waited for.
+    // Does not wait for threads that are still in a query.
     runtime.shutdown_background();
     match ended {
         Ok(served) => served??,
         Err(_) => {
-            log::warn!("requests are cut off, for they took longer than {} s", GRACE.as_secs())
+            log::warn!("requests aborted (still open {} s after the signal)", GRACE.as_secs());
         }
     }
     Ok(())

@@ -1,15 +1,15 @@
-//! What a manager has counted and what its pool holds, as Prometheus wants it: its text format,
-//! version 0.0.4.
+//! The statistics of the manager and the state of its pool, in Prometheus' text format, version
+//! 0.0.4.
 
 use axum::http::header;
 use axum::response::IntoResponse;
 use diesel_rds_iam::{Pool, Stats};
 
-pub(crate) fn answer(stats: &Stats, pool: &Pool) -> impl IntoResponse + use<> {
+pub(crate) fn response(stats: &Stats, pool: &Pool) -> impl IntoResponse + use<> {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text(stats, pool))
 }
 
-/// A count for each label. A family of one has none.
+/// Labels with their count. A family with one sample has no label.
 type Samples = Vec<(String, u64)>;
 
 fn text(stats: &Stats, pool: &Pool) -> String {
@@ -21,31 +21,31 @@ fn text(stats: &Stats, pool: &Pool) -> String {
     let causes = stats.failed_logins.iter().map(|(cause, count)| (cause.as_str(), *count));
     let reasons = stats.retirements.iter().map(|(reason, count)| (reason.as_str(), *count));
     let families = [
-        family("logins_total", "Logins tried, failed ones included.", one(stats.logins)),
-        family("failed_logins_total", "Logins that failed.", labelled("cause", causes)),
+        family("logins_total", "Login attempts, including failed ones.", one(stats.logins)),
+        family("failed_logins_total", "Failed logins.", labelled("cause", causes)),
         family(
             "refreshes_total",
-            "Answers of the source of AWS credentials, failed ones included.",
+            "Refreshes of the AWS credentials, including failed ones.",
             one(stats.refreshes),
         ),
         family(
             "failed_refreshes_total",
-            "Answers without credentials.",
+            "Failed refreshes of the AWS credentials.",
             one(stats.failed_refreshes),
         ),
-        family("retirements_total", "Connections closed.", labelled("reason", reasons)),
+        family("retirements_total", "Closed connections.", labelled("reason", reasons)),
         family(
             "checkouts_total",
-            "Checkouts that asked the server, or looked at the socket.",
+            "Checkouts that pinged the server or peeked at the socket.",
             labelled("check", checkouts),
         ),
         family("connections", "Connections of the pool.", labelled("state", states)),
-        family("max_connections", "The most that the pool may have.", one(pool.max_size().into())),
+        family("max_connections", "The maximum size of the pool.", one(pool.max_size().into())),
     ];
     families.concat()
 }
 
-/// Labels of ours have nothing to escape.
+/// Formats labels. None of their values needs escaping.
 fn labelled(name: &str, counts: impl IntoIterator<Item = (&'static str, u64)>) -> Samples {
     counts.into_iter().map(|(value, count)| (format!("{{{name}=\"{value}\"}}"), count)).collect()
 }

@@ -1,4 +1,4 @@
-//! The connections of a pool, as the pool tells of them: r2d2 itself lists none.
+//! The connections of a pool, collected from its events, because r2d2 does not list them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,8 +10,7 @@ use diesel_rds_iam::r2d2::event::{
     AcquireEvent, CheckinEvent, CheckoutEvent, ReleaseEvent, TimeoutEvent,
 };
 
-/// Hears of each connection that comes and goes, and hands on to the log. Clones are the same
-/// watch.
+/// Records each connection, and passes all events on to [`PoolLog`]. Clones share the record.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Watch(Arc<Mutex<BTreeMap<u64, Life>>>);
 
@@ -34,7 +33,7 @@ impl Life {
 }
 
 impl Watch {
-    /// The connections that are there, oldest first.
+    /// Returns the open connections, oldest first.
     pub(crate) fn connections(&self) -> Vec<Life> {
         self.lock().values().copied().collect()
     }
@@ -45,7 +44,7 @@ impl Watch {
         }
     }
 
-    /// No panic leaves the map half changed.
+    /// Ignores poisoning: no panic leaves the map half changed.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Life>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

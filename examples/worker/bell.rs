@@ -1,9 +1,9 @@
-//! What wakes the threads.
+//! [`Bell`]: wakes the threads.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// A bell that remembers how often it has rung, so that nobody who was looking elsewhere misses it.
+/// Counts its rings, so that a thread that was busy does not miss one.
 #[derive(Default)]
 pub(crate) struct Bell {
     state: Mutex<State>,
@@ -17,13 +17,13 @@ struct State {
 }
 
 impl Bell {
-    /// Wakes all.
+    /// Wakes all threads.
     pub(crate) fn ring(&self) {
         self.lock().rings += 1;
         self.changed.notify_all();
     }
 
-    /// Ends all waiting, from now on.
+    /// Ends all waits, also later ones.
     pub(crate) fn stop(&self) {
         self.lock().is_stopped = true;
         self.changed.notify_all();
@@ -33,17 +33,17 @@ impl Bell {
         self.lock().is_stopped
     }
 
-    /// How often it has rung: to be asked before one looks for work.
+    /// Returns how often it has rung. A thread calls this before it searches for work.
     pub(crate) fn rings(&self) -> u64 {
         self.lock().rings
     }
 
-    /// Waits for one ring more than `heard`, and no longer than `limit`.
+    /// Waits until it has rung more often than `heard`, at most for `limit`.
     pub(crate) fn wait(&self, heard: u64, limit: Duration) {
         self.wait_while(limit, |state| !state.is_stopped && state.rings == heard);
     }
 
-    /// Waits for `limit`; only a stop ends that.
+    /// Waits for `limit`, or until it is stopped.
     pub(crate) fn pause(&self, limit: Duration) {
         self.wait_while(limit, |state| !state.is_stopped);
     }
@@ -59,6 +59,7 @@ impl Bell {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Ignores poisoning: no panic leaves the state half changed.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,12 +1,10 @@
-//! Where a thread gets its connection from.
+//! [`Connections`]: gives a thread its connection.
 
 use diesel::prelude::*;
 use diesel_rds_iam::{Error, PerThread, Pool, RdsConnectionManager};
 
-use crate::Failure;
-
-/// Each thread is busy with a connection nearly all of the time, so a pool has nothing to share: it
-/// is here to show that the same code runs on both.
+/// Each thread uses its connection nearly all of the time, so a pool has no advantage here. It
+/// shows that the same code runs on both.
 pub(crate) enum Connections {
     PerThread(PerThread),
     Pool(Pool),
@@ -23,14 +21,14 @@ impl Connections {
                 .build_pool(manager.pool_builder().max_size(threads))
                 .map(Connections::Pool);
         }
-        Ok(Connections::PerThread(PerThread::new(manager.clone()).test_on_check_out(true)))
+        Ok(Connections::PerThread(PerThread::new(manager.clone())))
     }
 
-    /// Does one unit of work on a connection.
+    /// Runs one unit of work on a connection.
     pub(crate) fn with<T>(
         &self,
         work: impl FnOnce(&mut PgConnection) -> QueryResult<T>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, Error> {
         match self {
             Connections::PerThread(connections) => Ok(work(&mut *connections.get()?)?),
             Connections::Pool(pool) => Ok(work(&mut *pool.get()?)?),

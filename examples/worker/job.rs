@@ -1,4 +1,4 @@
-//! What a job does.
+//! The work of one job.
 
 use diesel::prelude::*;
 use diesel::sql_types::Double;
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::schema::ledger;
 
-/// What a payload says: an account is to pay its share of an amount.
+/// The payload of a job: an account pays its share of an amount.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Share {
@@ -23,29 +23,31 @@ fn one() -> i32 {
     1
 }
 
-/// Why a job was not done.
+/// Why a job failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// Another time will be no better.
+    /// A retry would fail too.
     #[error("unusable payload: {0}")]
     Payload(#[from] serde_json::Error),
     #[error("{0}")]
     Query(#[from] diesel::result::Error),
-    #[error("it panicked; the log says where")]
+    #[error("the job panicked; the log has the details")]
     Panic,
 }
 
-/// What it does on this connection is done once, and what it does elsewhere can be done twice. A
-/// constraint that is deferred to the commit is past the savepoint, and its violation no attempt:
-/// end such a job by SET CONSTRAINTS ALL IMMEDIATE. Jobs of two kinds are here to fail: the ledger
-/// takes no amount of 0, and a share of one in 0 panics.
+/// Runs a job. Its changes on this connection happen once. Effects elsewhere can happen twice.
+///
+/// A deferred constraint fails at the commit, after the savepoint of the job, and is not counted as
+/// a failure of the job: end such a job with SET CONSTRAINTS ALL IMMEDIATE.
+///
+/// For tests, two payloads fail: the ledger refuses the amount 0, and `"of": 0` panics.
 pub(crate) fn perform(
     job: i64,
     payload: &str,
     connection: &mut PgConnection,
 ) -> Result<(), Failure> {
     let share: Share = serde_json::from_str(payload)?;
-    // Inside of the queue's transaction it is one more savepoint.
+    // A savepoint in the transaction of the queue.
     connection.transaction(|connection| {
         let amount = share.amount / share.of;
         let row =
@@ -58,13 +60,16 @@ pub(crate) fn perform(
     })
 }
 
-/// Jobs to show, one of them broken.
+pub(crate) const ABOUT_SAMPLES: &str =
+    "enqueued 20 jobs, and 1 that fails on purpose, to show a dead job";
+
+/// Returns the jobs of [`ABOUT_SAMPLES`].
 pub(crate) fn samples() -> Vec<String> {
     let mut samples: Vec<String> = (1..=20)
         .map(|account| {
             format!(r#"{{"account": {account}, "amount": 60, "of": 20, "seconds": 0.05}}"#)
         })
         .collect();
-    samples.push("broken".into());
+    samples.push("broken on purpose".into());
     samples
 }

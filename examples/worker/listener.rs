@@ -1,46 +1,52 @@
-//! Hears NOTIFY, and rings the bell.
+//! Receives NOTIFY and rings the bell.
 
 use std::time::Duration;
 
 use diesel::prelude::*;
-use diesel_rds_iam::RdsConnectionManager;
 use diesel_rds_iam::r2d2::ManageConnection;
+use diesel_rds_iam::{Error, RdsConnectionManager};
 
-use crate::Failure;
 use crate::bell::Bell;
+use crate::streak::{Streak, kind};
 
-/// How often it looks: diesel lends nobody the socket to wait at. A look takes a microsecond, over
-/// TLS too, for it does not ask the server.
-const LOOK: Duration = Duration::from_millis(50);
+/// How often to poll, because diesel does not give access to the socket. Polling takes 1 us, also
+/// over TLS, because it makes no round trip.
+const POLL: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Listens until the bell is stopped. Its connection is its own, for in a pool it would be checked
-/// and retired, and stays open as long as it lasts: a token counts at login only. Keepalives find
-/// out when the server has vanished.
+/// Listens until the bell is stopped. The connection does not come from the pool, which would close
+/// it after some minutes. It can stay open, because a token is only needed for the login. TCP
+/// keepalives detect that the server has vanished.
 pub(crate) fn listen(manager: &RdsConnectionManager, bell: &Bell) {
+    let streak = Streak::default();
     while !bell.is_stopped() {
-        if let Err(error) = listen_on_a_connection(manager, bell) {
-            log::warn!("no notifications until there is a new connection: {error}");
+        if let Err(error) = listen_on_a_connection(manager, bell, &streak) {
+            streak.failed(kind(&error), format_args!("listening failed, retrying: {error}"));
             bell.pause(PAUSE);
         }
     }
 }
 
-fn listen_on_a_connection(manager: &RdsConnectionManager, bell: &Bell) -> Result<(), Failure> {
+fn listen_on_a_connection(
+    manager: &RdsConnectionManager,
+    bell: &Bell,
+    streak: &Streak,
+) -> Result<(), Error> {
     let mut connection = manager.connect()?;
     diesel::sql_query("LISTEN jobs").execute(&mut connection)?;
-    // Whatever was said before was not heard.
+    // Notifications before LISTEN were missed.
     bell.ring();
     while !bell.is_stopped() {
-        if has_heard(&mut connection)? {
+        if has_notifications(&mut connection)? {
             bell.ring();
         }
-        bell.pause(LOOK);
+        streak.succeeded("listening works");
+        bell.pause(POLL);
     }
     Ok(())
 }
 
-/// Takes all notifications there are.
-fn has_heard(connection: &mut PgConnection) -> QueryResult<bool> {
+/// Removes all notifications, and returns whether there were any.
+fn has_notifications(connection: &mut PgConnection) -> QueryResult<bool> {
     connection.notifications_iter().try_fold(false, |_, notification| notification.map(|_| true))
 }

@@ -1,12 +1,12 @@
-//! Works off the jobs of a table, on several threads.
+//! Runs the jobs of a table on several threads.
 //!
-//! The effect of a job is in one transaction with its end, so it is there exactly once, whatever
-//! dies in the middle. A job that fails is tried again, later each time, until it is dead; a
-//! connection that dies is no attempt. NOTIFY wakes the threads, and they look by themselves now
-//! and then. SIGTERM and SIGINT let them finish what they have in hand.
+//! The effect of a job and its removal are one transaction, so a job takes effect exactly once,
+//! also if a connection, the server or the worker fails. A failed job is retried after a back-off,
+//! and is dead after several failures. A lost connection does not count as a failure of the job.
+//! NOTIFY wakes the threads, and they also poll. After SIGTERM or SIGINT, running jobs finish.
 //!
-//! Without DATABASE_URL it works off some jobs of its own, on a local stand-in for RDS; with
-//! DATABASE_URL it works off what `worker enqueue` or any other program inserts:
+//! Without DATABASE_URL it runs sample jobs on a local stand-in for RDS. With DATABASE_URL it runs
+//! the jobs that `worker enqueue` or another program inserts:
 //!
 //!     cargo run --example worker --features local
 //!     cargo run --example worker --features local -- enqueue '{"account": 7, "amount": 3}'
@@ -30,6 +30,8 @@ mod migrations;
 mod queue;
 #[path = "../schema.rs"]
 mod schema;
+#[path = "../streak.rs"]
+mod streak;
 mod threads;
 mod workers;
 
@@ -39,9 +41,11 @@ use database::Database;
 use threads::Task;
 use workers::Workers;
 
-const USAGE: &str = "unknown arguments\nusage: worker [--threads N] [--pool] [--until-empty]\n       worker enqueue PAYLOAD...";
+const USAGE: &str = "invalid arguments
+usage: worker [--threads N] [--pool] [--until-empty]
+       worker enqueue PAYLOAD...";
 
-/// Each has a connection: more than these no server takes.
+/// Each thread has a connection, and servers have limits.
 const MOST_THREADS: u32 = 1000;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -97,7 +101,7 @@ impl Options {
 
 fn enqueue(payloads: &[String]) -> Result<(), Failure> {
     if std::env::var_os("DATABASE_URL").is_none() {
-        return Err("enqueue wants a DATABASE_URL: a local RDS goes with its program".into());
+        return Err("enqueue needs DATABASE_URL, because a local RDS stops with its program".into());
     }
     let mut connection = Database::open(RdsConnectionManager::builder())?.manager.connect()?;
     migrations::run(&mut connection, |line| log::info!("{line}"))?;
@@ -113,6 +117,7 @@ fn work(mut options: Options) -> Result<(), Failure> {
     if is_local {
         queue::enqueue(&job::samples(), &mut connection)?;
         options.until_empty = true;
+        print(job::ABOUT_SAMPLES);
     }
     drop(connection);
     let connections = Connections::new(&database.manager, options.threads, options.pool)?;
@@ -127,7 +132,11 @@ fn work(mut options: Options) -> Result<(), Failure> {
         tasks.push((format!("worker-{i}"), Box::new(move || workers.work())));
     }
     let outcome = threads::run(tasks, &workers.bell);
-    // Where nobody reads, nothing fails.
-    let _ = writeln!(std::io::stdout(), "{}", workers.counts);
+    print(&workers.counts.to_string());
     outcome
+}
+
+/// Prints a line. Unlike `println!` it does not panic if standard output is closed.
+fn print(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

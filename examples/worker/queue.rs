@@ -12,7 +12,7 @@ use diesel::sql_types::{Interval, Timestamptz};
 use crate::job::{self, Failure};
 use crate::schema::jobs;
 
-/// After so many the job is dead.
+/// A job is dead after this many failures.
 const MAX_ATTEMPTS: i32 = 5;
 const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(600);
@@ -24,11 +24,11 @@ struct Job {
     attempts: i32,
 }
 
-/// What has become of a job.
+/// The result of a job.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Outcome {
     Done,
-    /// It failed, and is tried again.
+    /// It failed and will be retried.
     Retried,
     Dead,
 }
@@ -38,15 +38,14 @@ pub(crate) fn enqueue(payloads: &[String], connection: &mut PgConnection) -> Que
     diesel::insert_into(jobs::table).values(rows).execute(connection)
 }
 
-/// Whether there is nothing left to do, now or later.
+/// Returns whether no job is left, including those that are due later.
 pub(crate) fn is_empty(connection: &mut PgConnection) -> QueryResult<bool> {
     diesel::select(not(exists(jobs::table.filter(jobs::died_at.is_null())))).get_result(connection)
 }
 
-/// Does the next job that is due, if there is one. An error is not of the job but of the
-/// connection, and then nothing has happened; or all of it has, if the answer to the commit was
-/// lost.
-pub(crate) fn do_next(connection: &mut PgConnection) -> QueryResult<Option<Outcome>> {
+/// Runs the next job that is due, if there is one. An error means that the connection failed, and
+/// the transaction was rolled back. If the response to COMMIT was lost, it may be committed.
+pub(crate) fn run_next(connection: &mut PgConnection) -> QueryResult<Option<Outcome>> {
     connection.transaction(|connection| {
         let Some(job) = next(connection)? else { return Ok(None) };
         let outcome = match perform(&job, connection) {
@@ -54,14 +53,14 @@ pub(crate) fn do_next(connection: &mut PgConnection) -> QueryResult<Option<Outco
                 diesel::delete(jobs::table.find(job.id)).execute(connection)?;
                 Outcome::Done
             }
-            Err(failure) => note(&failure, &job, connection)?,
+            Err(failure) => record(&failure, &job, connection)?,
         };
         log::debug!("job {}: {outcome:?}", job.id);
         Ok(Some(outcome))
     })
 }
 
-/// Locks it: others pass it over until the transaction ends.
+/// Returns the next job and locks its row. Other threads skip it until the transaction ends.
 fn next(connection: &mut PgConnection) -> QueryResult<Option<Job>> {
     jobs::table
         .filter(jobs::died_at.is_null().and(jobs::run_at.le(now)))
@@ -74,13 +73,13 @@ fn next(connection: &mut PgConnection) -> QueryResult<Option<Job>> {
         .optional()
 }
 
-/// Inside of a savepoint: what a job that fails has done goes, and the note of it stays. A panic is
-/// a failure like others, or the job would come again for ever, and take a thread along each time.
+/// Runs a job in a savepoint: the changes of a failed job are rolled back, and its failure can be
+/// recorded. A panic counts as a failure. Otherwise the job would run and panic without end.
 fn perform(job: &Job, connection: &mut PgConnection) -> Result<(), Failure> {
     connection.transaction(|connection| {
         let ours = depth(connection)?;
         let perform = || job::perform(job.id, &job.payload, connection);
-        // What a panic leaves in disorder is the connection, and that is put in order here.
+        // A panic can leave transactions of the job open. They are rolled back here.
         catch_unwind(AssertUnwindSafe(perform)).unwrap_or_else(|_| {
             while depth(connection)? > ours {
                 AnsiTransactionManager::rollback_transaction(connection)?;
@@ -90,37 +89,35 @@ fn perform(job: &Job, connection: &mut PgConnection) -> Result<(), Failure> {
     })
 }
 
-/// How many transactions are open, one in another.
+/// Returns the number of nested transactions.
 fn depth(connection: &mut PgConnection) -> QueryResult<u32> {
     let status = AnsiTransactionManager::transaction_manager_status_mut(connection);
     Ok(status.transaction_depth()?.map_or(0, NonZeroU32::get))
 }
 
-/// Notes the failure, if the connection lets it: that a connection died is not the job's fault, and
-/// counts for nothing.
-fn note(failure: &Failure, job: &Job, connection: &mut PgConnection) -> QueryResult<Outcome> {
+/// Records a failure. If the connection is lost, this fails too, and the failure is not counted.
+fn record(failure: &Failure, job: &Job, connection: &mut PgConnection) -> QueryResult<Outcome> {
     let attempts = job.attempts.saturating_add(1);
     let dies = attempts >= MAX_ATTEMPTS || matches!(failure, Failure::Payload(_));
-    // PostgreSQL takes no NUL in a text. A note that cannot be made would let the job come again
-    // for ever.
+    // PostgreSQL accepts no NUL in a text. Without a record, the job would be retried without end.
     let failure = failure.to_string().replace('\0', "");
-    let noted = (jobs::attempts.eq(attempts), jobs::last_error.eq(&failure));
+    let changes = (jobs::attempts.eq(attempts), jobs::last_error.eq(&failure));
     let job_row = diesel::update(jobs::table.find(job.id));
     if dies {
-        job_row.set((noted, jobs::died_at.eq(now))).execute(connection)?;
+        job_row.set((changes, jobs::died_at.eq(now))).execute(connection)?;
         log::error!("job {} is dead: {failure}", job.id);
         return Ok(Outcome::Dead);
     }
     let wait = back_off(job.attempts.unsigned_abs(), FIRST_BACK_OFF, LONGEST_BACK_OFF);
-    // now() is when the transaction began, and the job.
+    // now() is the start of the transaction, before the job ran.
     let run_at = sql::<Timestamptz>("clock_timestamp() + ")
         .bind::<Interval, _>(wait.as_secs_f64().seconds());
-    job_row.set((noted, jobs::run_at.eq(run_at))).execute(connection)?;
-    log::warn!("job {} failed, and is tried again in {wait:?}: {failure}", job.id);
+    job_row.set((changes, jobs::run_at.eq(run_at))).execute(connection)?;
+    log::warn!("job {} failed (next attempt in {wait:?}): {failure}", job.id);
     Ok(Outcome::Retried)
 }
 
-/// Doubles with each failure.
+/// Returns a wait that doubles with each failure.
 pub(crate) fn back_off(failures: u32, first: Duration, longest: Duration) -> Duration {
     first.saturating_mul(2_u32.saturating_pow(failures)).min(longest)
 }

@@ -1,4 +1,4 @@
-//! Threads that run until they are told to stop.
+//! Threads that run until the bell is stopped.
 
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -12,15 +12,14 @@ use signal_hook::low_level::emulate_default_handler;
 use crate::Failure;
 use crate::bell::Bell;
 
-/// How long the jobs in hand may go on after a signal: less than the 30 s after which Kubernetes
-/// and ECS kill.
+/// How long running jobs may continue after a signal. Kubernetes and ECS kill after 30 s.
 const GRACE: Duration = Duration::from_secs(25);
 
-/// What a thread of this name does.
+/// The name of a thread, and what it runs.
 pub(crate) type Task = (String, Box<dyn FnOnce() + Send>);
 
-/// Runs them until the bell is stopped, and then for GRACE at most. One that panics stops all, so
-/// that whoever started this program sees it.
+/// Runs the tasks until the bell is stopped, and then for at most GRACE. A panic stops all threads,
+/// so that the program ends with an error.
 pub(crate) fn run(tasks: Vec<Task>, bell: &Arc<Bell>) -> Result<(), Failure> {
     let (alive, ended) = channel::<()>();
     let mut threads = Vec::new();
@@ -36,7 +35,7 @@ pub(crate) fn run(tasks: Vec<Task>, bell: &Arc<Bell>) -> Result<(), Failure> {
     bell.wait_until_stopped();
     if ended.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout) {
         return Err(
-            "the jobs in hand take too long; the server rolls them back, and they come again"
+            "running jobs took too long; the server rolls them back, and they will run again"
                 .into(),
         );
     }
@@ -52,13 +51,14 @@ impl Drop for StopsAtItsEnd {
     }
 }
 
-/// A second signal ends the program at once: the server rolls back what is in hand when it notices,
-/// which is at the end of the query that runs, or before by its client_connection_check_interval.
+/// Stops the bell at the first signal. A second signal ends the program at once: the server rolls
+/// back the running jobs at the end of their query, or earlier with
+/// client_connection_check_interval.
 pub(crate) fn stop_on_signals(bell: Arc<Bell>) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     thread::spawn(move || {
         for (i, signal) in signals.forever().enumerate() {
-            log::info!("signal {signal}");
+            log::info!("signal {signal} received");
             if i > 0 {
                 let _ = emulate_default_handler(signal);
             }

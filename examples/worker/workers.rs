@@ -1,54 +1,65 @@
-//! The threads that do the jobs.
+//! The threads that run the jobs.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::Failure;
+use diesel_rds_iam::Error;
+
 use crate::bell::Bell;
 use crate::connections::Connections;
 use crate::queue::{self, Outcome};
+use crate::streak::{Streak, kind};
 
-/// How often a thread looks for work that it was not woken for: jobs that are tried again, and
-/// notifications that were lost.
+/// How often a thread polls for retried jobs and for jobs whose notification was lost.
 const POLL: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// What the threads share.
+/// The state that the threads share.
 pub(crate) struct Workers {
     connections: Connections,
     pub(crate) bell: Arc<Bell>,
     until_empty: bool,
+    streak: Streak,
     pub(crate) counts: Counts,
 }
 
 impl Workers {
     pub(crate) fn new(connections: Connections, bell: Arc<Bell>, until_empty: bool) -> Workers {
-        Workers { connections, bell, until_empty, counts: Counts::default() }
+        Workers {
+            connections,
+            bell,
+            until_empty,
+            streak: Streak::default(),
+            counts: Counts::default(),
+        }
     }
 
-    /// Does jobs until the bell is stopped; never stops in the middle of one.
+    /// Runs jobs until the bell is stopped. A running job finishes first.
     pub(crate) fn work(&self) {
         let mut failures = 0;
         while !self.bell.is_stopped() {
             let heard = self.bell.rings();
-            let step = self.do_next();
+            let step = self.run_next();
             failures = if step.is_ok() { 0 } else { failures + 1 };
+            if step.is_ok() {
+                self.streak.succeeded("jobs run");
+            }
             match step {
                 Ok(Some(outcome)) => self.counts.add(outcome),
                 Ok(None) => self.bell.wait(heard, POLL),
                 Err(error) => {
-                    log::warn!("no job could be done: {error}");
+                    self.streak.failed(kind(&error), format_args!("cannot run jobs: {error}"));
                     self.bell.pause(queue::back_off(failures - 1, FIRST_PAUSE, LONGEST_PAUSE));
                 }
             }
         }
     }
 
-    fn do_next(&self) -> Result<Option<Outcome>, Failure> {
-        let outcome = self.connections.with(queue::do_next)?;
+    fn run_next(&self) -> Result<Option<Outcome>, Error> {
+        let outcome = self.connections.with(queue::run_next)?;
         if outcome.is_none() && self.until_empty && self.connections.with(queue::is_empty)? {
             self.bell.stop();
         }
@@ -56,7 +67,7 @@ impl Workers {
     }
 }
 
-/// What has become of the jobs. A commit whose answer was lost is not counted.
+/// The results of the jobs. A COMMIT without a response is not counted.
 #[derive(Default)]
 pub(crate) struct Counts {
     done: AtomicU64,
@@ -79,6 +90,6 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [done, retried, dead] =
             [&self.done, &self.retried, &self.dead].map(|count| count.load(Relaxed));
-        write!(f, "done: {done}, to be tried again: {retried}, dead: {dead}")
+        write!(f, "jobs done: {done}, retried: {retried}, dead: {dead}")
     }
 }

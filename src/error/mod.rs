@@ -256,7 +256,14 @@ impl Error {
             Error::Ping { .. } | Error::Retired { .. } => true,
             Error::Query(diesel::result::Error::DatabaseError(kind, _)) => {
                 use diesel::result::DatabaseErrorKind as Kind;
-                matches!(kind, Kind::ClosedConnection | Kind::SerializationFailure)
+                // A read-only server after a failover: the connection is replaced.
+                matches!(
+                    kind,
+                    Kind::ClosedConnection
+                        | Kind::UnableToSendCommand
+                        | Kind::ReadOnlyTransaction
+                        | Kind::SerializationFailure
+                )
             }
             _ => false,
         }

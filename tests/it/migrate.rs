@@ -1,7 +1,9 @@
 //! The example migrate, as in a deployment.
 
 use std::io::{BufRead, BufReader, Read};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
@@ -12,6 +14,7 @@ use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 
 use crate::examples::{logged, printed, run};
+use crate::support::fake::{FakePostgres, error_response};
 use crate::support::{example, manager, start};
 
 const UP_TO_DATE: &str = "the schema is up to date; migrations run: ";
@@ -247,10 +250,64 @@ fn a_missing_privilege_is_named() {
     let output = run(&mut migrate(&rds));
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        logged(&output).contains("the user has to create tables in this schema"),
+        logged(&output).contains("allow the user to create tables in this schema"),
         "{}",
         logged(&output)
     );
+}
+
+/// Listens in front of `rds` as an Aurora Serverless v2 cluster that resumes from auto-pause. The
+/// first login is held, the second is cut, the third is answered by `fake`, all others by `rds`.
+fn resuming(rds: u16, fake: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let mut held = Vec::new();
+        for (login, client) in listener.incoming().flatten().enumerate() {
+            match login {
+                0 => held.push(client),
+                1 => drop((&client).read(&mut [0; 8])),
+                2 => relay(client, fake),
+                _ => relay(client, rds),
+            }
+        }
+    });
+    port
+}
+
+fn relay(client: TcpStream, port: u16) {
+    let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let clones = (server.try_clone().unwrap(), client.try_clone().unwrap());
+    for (mut from, mut to) in [(client, server), clones] {
+        thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Write);
+        });
+    }
+}
+
+#[test]
+fn waits_for_an_aurora_cluster_that_resumes_from_auto_pause() {
+    const NO_ENTRY: &str = "no pg_hba.conf entry for host \"10.0.0.1\", user \"app\", database \
+                            \"app\", SSL encryption";
+    let rds = start(LocalRds::builder());
+    let fake = FakePostgres::start(-1..1, error_response("28000", NO_ENTRY));
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    let both =
+        [rds.ca_file(), fake.roots.path()].map(|file| std::fs::read_to_string(file).unwrap());
+    std::fs::write(roots.path(), both.concat()).unwrap();
+    let port = resuming(rds.port(), fake.port);
+    let url = format!(
+        "host=localhost port={port} iam_port={} user=app dbname=app region_name={} \
+         sslrootcert='{}' connect_timeout=2",
+        rds.port(),
+        rds.endpoint().region(),
+        roots.path().display()
+    );
+    let output = run(migrate(&rds).env("DATABASE_URL", url).args(["--wait", "60"]));
+    assert!(output.status.success(), "{}", logged(&output));
+    assert!(printed(&output).contains("timeout expired"), "{}", printed(&output));
+    assert!(printed(&output).ends_with(&format!("{UP_TO_DATE}3\n")), "{}", printed(&output));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The example web, over HTTP.
+//! The example web over HTTP.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -13,9 +13,9 @@ use diesel::sql_types::{BigInt, Integer, Text};
 use diesel_rds_iam::local::LocalRds;
 
 use crate::support::web::{Ended, Web, number, web};
-use crate::support::{eventually, send, start};
+use crate::support::{end_sessions, eventually, send, start};
 
-/// Longer than any answer takes.
+/// Longer than any response takes.
 const LIMIT: Duration = Duration::from_secs(20);
 
 struct Reply {
@@ -47,7 +47,7 @@ fn reply(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Reply
     }
 }
 
-/// Shows the answer, for the search for secrets.
+/// Prints the response, so that the test in secrets.rs can search it.
 fn get(web: &Web, path: &str) -> Reply {
     let reply = reply(agent().get(format!("{}{path}", web.url)).call());
     // Without the style sheet.
@@ -82,7 +82,7 @@ fn texts(rds: &LocalRds) -> Vec<String> {
         .collect()
 }
 
-/// How many sessions of the app there are of which this holds.
+/// Returns the number of sessions of the app that meet a condition.
 fn sessions(superuser: &mut PgConnection, condition: &str) -> i64 {
     let query =
         format!("(SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND {condition})");
@@ -91,7 +91,7 @@ fn sessions(superuser: &mut PgConnection, condition: &str) -> i64 {
 
 const WAITS_FOR_LOCK: &str = "wait_event_type = 'Lock'";
 
-/// Nobody gets at the entries until the connection is dropped.
+/// Locks the table until the connection is dropped.
 fn lock_entries(rds: &LocalRds) -> PgConnection {
     let mut superuser = rds.superuser().unwrap();
     superuser.batch_execute("BEGIN; LOCK TABLE entries").unwrap();
@@ -102,12 +102,12 @@ fn lock_entries(rds: &LocalRds) -> PgConnection {
 fn entries_are_added_listed_and_finished() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
-    assert!(get(&web, "/").body.contains("Nothing to do."));
+    assert!(get(&web, "/").body.contains("No entries yet."));
     let added = add(&web, "buy+milk");
     assert_eq!((added.status, added.header("location")), (303, Some("/")));
     assert!(get(&web, "/").body.contains("<span>buy milk</span>"));
     assert_eq!(get(&web, "/entries.json").body, r#"[{"id":1,"text":"buy milk","finished":false}]"#);
-    // Who clicks twice changes nothing.
+    // A second click changes nothing.
     for _ in 0..2 {
         let finished = post(&web, "/entries/1/finish", b"");
         assert_eq!((finished.status, finished.header("location")), (303, Some("/")));
@@ -120,7 +120,7 @@ fn entries_are_added_listed_and_finished() {
 }
 
 #[test]
-fn the_newest_hundred_are_listed() {
+fn the_newest_100_are_listed() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let fill = |count: u8| {
@@ -129,29 +129,29 @@ fn the_newest_hundred_are_listed() {
         rds.superuser().unwrap().batch_execute(&query).unwrap();
     };
     fill(99);
-    assert!(!get(&web, "/").body.contains("These are the newest 100."));
+    assert!(!get(&web, "/").body.contains("The newest 100 entries are shown."));
     fill(2);
     let page = get(&web, "/").body;
-    assert!(page.contains("These are the newest 100."));
+    assert!(page.contains("The newest 100 entries are shown."));
     assert!(page.contains("/entries/101/finish") && page.contains("/entries/2/finish"));
     assert!(!page.contains("/entries/1/finish"));
 }
 
 #[test]
-fn a_text_that_is_refused_is_kept_with_the_reason() {
+fn a_refused_text_stays_in_the_form_with_the_reason() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let too_long = "ä".repeat(201);
     let cases = [
-        ("".to_owned(), "", "Say what there is to do."),
-        ("other=1".to_owned(), "", "Say what there is to do."),
-        ("text=".to_owned(), "", "Say what there is to do."),
-        ("text=+%20%09".to_owned(), "  \t", "Say what there is to do."),
-        (format!("text={too_long}"), &too_long, "it has more than 200 characters."),
+        ("".to_owned(), "", "Enter a text."),
+        ("other=1".to_owned(), "", "Enter a text."),
+        ("text=".to_owned(), "", "Enter a text."),
+        ("text=+%20%09".to_owned(), "  \t", "Enter a text."),
+        (format!("text={too_long}"), &too_long, "more than 200 characters"),
         ("text=a%00b".to_owned(), "a\0b", "control characters"),
         ("text=a%1b[2Jb".to_owned(), "a\x1b[2Jb", "control characters"),
         ("text=a%0ab".to_owned(), "a\nb", "control characters"),
-        ("text=a%ff%feb".to_owned(), "a\u{fffd}\u{fffd}b", "That is not UTF-8."),
+        ("text=a%ff%feb".to_owned(), "a\u{fffd}\u{fffd}b", "not valid UTF-8"),
     ];
     for (body, kept, reason) in cases {
         let refused = post(&web, "/entries", body.as_bytes());
@@ -179,7 +179,7 @@ fn html_in_a_text_is_text() {
 }
 
 #[test]
-fn bodies_that_are_none() {
+fn invalid_bodies_are_refused() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let body_of = |length: usize| format!("text={}", "a".repeat(length - 5));
@@ -215,7 +215,7 @@ fn a_body_that_is_cut_off_stores_nothing() {
 }
 
 #[test]
-fn what_is_not_there_is_not_found() {
+fn unknown_paths_and_ids_are_not_found() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     for id in [
@@ -241,7 +241,7 @@ fn what_is_not_there_is_not_found() {
 }
 
 #[test]
-fn no_answer_lets_scripts_run() {
+fn no_response_allows_scripts() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     for path in ["/", "/entries.json", "/status", "/health", "/metrics", "/nothing"] {
@@ -255,8 +255,8 @@ fn no_answer_lets_scripts_run() {
     }
 }
 
-/// Posts an entry from each of so many clients at once, and counts the answers as they come.
-/// Returns the texts that were acknowledged, and the answers of the others.
+/// Posts an entry from each of `clients` at the same time, and counts the responses. Returns the
+/// texts that were acknowledged, and the responses of the others.
 fn crowd(web: &Web, clients: usize, answered: &AtomicUsize) -> (BTreeSet<String>, Vec<Reply>) {
     thread::scope(|scope| {
         let client = |i| {
@@ -273,19 +273,19 @@ fn crowd(web: &Web, clients: usize, answered: &AtomicUsize) -> (BTreeSet<String>
     })
 }
 
-fn assert_all_are_told_to_come_again(others: &[Reply]) {
+fn assert_all_may_retry(others: &[Reply]) {
     for reply in others {
         assert_eq!((reply.status, reply.header("retry-after")), (503, Some("3")), "{}", reply.body);
     }
 }
 
 #[test]
-fn of_500_clients_at_once_each_is_answered_and_no_entry_is_lost() {
+fn each_of_500_parallel_clients_gets_a_response_and_no_entry_is_lost() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let (acknowledged, others) = crowd(&web, 500, &AtomicUsize::new(0));
-    eprintln!("{} entries, {} told to come again", acknowledged.len(), others.len());
-    assert_all_are_told_to_come_again(&others);
+    eprintln!("{} entries, {} to be retried", acknowledged.len(), others.len());
+    assert_all_may_retry(&others);
     assert!(acknowledged.len() >= 8, "{}", acknowledged.len());
     let stored = texts(&rds);
     assert_eq!(stored.len(), acknowledged.len());
@@ -294,7 +294,7 @@ fn of_500_clients_at_once_each_is_answered_and_no_entry_is_lost() {
 }
 
 #[test]
-fn while_the_database_is_stuck_clients_are_told_to_come_again_and_hold_no_thread() {
+fn while_the_database_is_blocked_clients_get_503_and_hold_no_thread() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let (lock, answered) = (lock_entries(&rds), AtomicUsize::new(0));
@@ -312,12 +312,12 @@ fn while_the_database_is_stuck_clients_are_told_to_come_again_and_hold_no_thread
         clients.join().unwrap()
     });
     assert_eq!((acknowledged.len(), others.len()), (7, 493));
-    assert_all_are_told_to_come_again(&others);
+    assert_all_may_retry(&others);
     assert_eq!(texts(&rds).into_iter().collect::<BTreeSet<_>>(), acknowledged);
 }
 
-/// Workers of tokio, r2d2's three, those that hold a connection, and a few more: but not one for
-/// each client.
+/// Asserts that there is not one thread per client. Expected are tokio's workers, r2d2's three,
+/// those that hold a connection, and a few more.
 fn assert_threads(web: &Web) {
     #[cfg(target_os = "linux")]
     {
@@ -328,7 +328,7 @@ fn assert_threads(web: &Web) {
 }
 
 #[test]
-fn health_tells_why_the_database_cannot_be_reached() {
+fn an_outage_is_shown_by_health_status_and_json() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let healthy = get(&web, "/health");
@@ -345,15 +345,20 @@ fn health_tells_why_the_database_cannot_be_reached() {
         "{}",
         health.body
     );
-    assert_all_are_told_to_come_again(&[
-        get(&web, "/"),
-        add(&web, "lost"),
-        get(&web, "/entries.json"),
-    ]);
+    assert_all_may_retry(&[get(&web, "/"), add(&web, "lost"), get(&web, "/entries.json")]);
+    let json = get(&web, "/entries.json");
+    assert_eq!(json.header("content-type"), Some("application/json"));
+    let json: serde_json::Value = serde_json::from_str(&json.body).unwrap();
+    assert!(json["error"].as_str().unwrap().contains("cannot be reached"), "{json}");
     let status = get(&web, "/status");
     assert_eq!(status.status, 200);
     assert_eq!(number(&status.body, "in use"), Some(0));
     assert!(status.body.contains("Connection refused"), "{}", status.body);
+    // The outage comes before everything else, and each connection is shown once.
+    let login = format!("Logins as user app at {} fail.", rds.endpoint());
+    let place = |text: &str| status.body.find(text).unwrap_or_else(|| panic!("no {text}"));
+    assert!(place("<h1>Status</h1>") < place("<h2>Outage: no connection</h2>"));
+    assert!(place(&login) < place("<dt>in use</dt>"));
     for reply in [health, status] {
         assert!(
             !reply.body.contains(rds.credentials().secret_access_key())
@@ -365,21 +370,54 @@ fn health_tells_why_the_database_cannot_be_reached() {
     eventually(|| get(&web, "/health").status == 200);
     assert_eq!(add(&web, "back").status, 303);
     assert_eq!(texts(&rds), ["back"]);
+    assert!(get(&web, "/status").body.contains("<h2>Connected</h2>"));
 }
 
 #[test]
-fn through_a_restart_no_acknowledged_entry_is_lost() {
+fn an_outage_is_one_log_line_per_cause() {
+    let rds = start(LocalRds::builder());
+    let web = Web::on(&rds);
+    rds.stop();
+    for _ in 0..5 {
+        assert_eq!(get(&web, "/").status, 503);
+    }
+    rds.restart().unwrap();
+    eventually(|| get(&web, "/health").status == 200);
+    web.signal("TERM");
+    let output = web.wait().output;
+    let lines = output.lines().filter(|line| line.contains(" web::") && line.contains("WARN"));
+    let lines: Vec<_> = lines.collect();
+    assert!((1..=3).contains(&lines.len()), "{lines:#?}");
+    assert!(lines[0].contains("Connection refused"), "{lines:#?}");
+}
+
+#[test]
+fn a_login_that_fails_permanently_is_not_to_be_retried() {
+    let rds = start(LocalRds::builder());
+    let web = Web::on(&rds);
+    rds.superuser().unwrap().batch_execute("ALTER ROLE app NOLOGIN").unwrap();
+    end_sessions(&rds);
+    let mut last = get(&web, "/");
+    eventually(|| {
+        last = get(&web, "/");
+        last.status == 503 && last.header("retry-after").is_none()
+    });
+    assert!(last.body.contains("The login to the database fails."), "{}", last.body);
+}
+
+#[test]
+fn a_restart_loses_no_acknowledged_entry() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let restarted = AtomicBool::new(false);
-    // Goes on until an entry is acknowledged after the restart.
+    // Continues until an entry is acknowledged after the restart.
     let client = |name: usize| {
         let mut acknowledged = Vec::new();
         for i in 0.. {
             let (was_restarted, text) = (restarted.load(Ordering::SeqCst), format!("{name}-{i}"));
             let reply = add(&web, &text);
             if reply.status != 303 {
-                assert_all_are_told_to_come_again(&[reply]);
+                assert_all_may_retry(&[reply]);
                 continue;
             }
             acknowledged.push(text);
@@ -400,8 +438,7 @@ fn through_a_restart_no_acknowledged_entry_is_lost() {
     assert!(acknowledged.iter().all(|text| stored.contains(text)));
 }
 
-/// The backends of the app, stopped by a signal: the server's end of each connection is there, and
-/// silent.
+/// The backends of the app, stopped by a signal: each connection is open and silent.
 struct Silent(Vec<i32>);
 
 impl Silent {
@@ -430,7 +467,7 @@ impl Drop for Silent {
 }
 
 #[test]
-fn health_answers_in_time_also_while_the_database_is_silent() {
+fn health_responds_in_time_while_the_database_is_silent() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let silent = Silent::of(&rds);
@@ -442,7 +479,7 @@ fn health_answers_in_time_also_while_the_database_is_silent() {
                 let health = get(&web, "/health");
                 assert_eq!(health.status, 503);
                 assert!(
-                    health.body.starts_with("the database has not answered within 3 s; "),
+                    health.body.starts_with("the database did not answer within 3 s; "),
                     "{}",
                     health.body
                 );
@@ -450,40 +487,40 @@ fn health_answers_in_time_also_while_the_database_is_silent() {
             });
         }
     });
-    // They do not use up the pool, and then tell of that.
+    // The checks do not use up the pool.
     assert_eq!(number(&get(&web, "/status").body, "in use"), Some(1));
     drop(silent);
     eventually(|| get(&web, "/health").status == 200);
 }
 
 #[test]
-fn status_tells_what_becomes_of_connections() {
+fn status_counts_closed_connections_by_reason() {
     let rds = start(LocalRds::builder());
     let web = Web::start(web().envs(rds.environment()).env("MAX_LIFETIME", "3"));
     let status = get(&web, "/status").body;
-    let numbers = ["in use", "idle", "at most"].map(|name| number(&status, name));
+    let numbers = ["in use", "idle", "maximum"].map(|name| number(&status, name));
     assert_eq!(numbers, [Some(0), Some(8), Some(8)]);
     assert_eq!(number(&status, "logins"), Some(rds.attempts().len() as u64));
     assert_eq!(status.matches("class=\"idle\"").count(), 8);
     assert!(
         status.contains(
-            "<desc id=\"picture-desc\">0 in use, 8 idle. Each ends in the last tenth of 0:03 min."
+            "<desc id=\"picture-desc\">0 in use, 8 idle. Each is closed in the last tenth of 0:03 min."
         ),
         "{status}"
     );
     assert!(
-        status.contains("ends in here, at 0:03 min")
-            && status.contains("None: the last login was a success.")
+        status.contains("closed by 0:03 min") && status.contains("<h2>Connected</h2>"),
+        "{status}"
     );
     assert!(status.contains("<meta http-equiv=\"refresh\" content=\"2\">"));
 
-    // A checkout tries the connections in turn, and retires those that are too old.
+    // A checkout tests the connections in turn, and retires those that are too old.
     eventually(|| {
         assert_eq!(get(&web, "/").status, 200);
         number(&get(&web, "/status").body, "it is past its max_lifetime") > Some(0)
     });
 
-    // Of those above each may be too old by now, and is not looked at.
+    // A new app, because all connections of the first one may be too old by now.
     let web = Web::on(&rds);
     rds.restart().unwrap();
     eventually(|| get(&web, "/health").status == 200);
@@ -494,7 +531,7 @@ fn status_tells_what_becomes_of_connections() {
 }
 
 #[test]
-fn metrics_are_as_prometheus_reads_them() {
+fn metrics_are_in_the_format_of_prometheus() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let metrics = get(&web, "/metrics");
@@ -510,8 +547,7 @@ fn metrics_are_as_prometheus_reads_them() {
     assert_eq!(value("rds_iam_max_connections"), 8);
 }
 
-/// Reads the text format 0.0.4 as strictly as its text allows: HELP, TYPE and samples of one family
-/// after the other.
+/// Parses the text format 0.0.4 strictly: HELP, TYPE and samples, family by family.
 fn samples(text: &str) -> Vec<(String, u64)> {
     let is_name =
         |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
@@ -544,7 +580,7 @@ fn samples(text: &str) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn two_replicas_start_at_once_and_one_of_them_migrates() {
+fn of_2_replicas_that_start_together_one_migrates() {
     let rds = start(LocalRds::builder());
     let replica = || Web::start(web().envs(rds.environment()).env("RUST_LOG", "info"));
     let outputs = thread::scope(|scope| {
@@ -562,7 +598,7 @@ fn two_replicas_start_at_once_and_one_of_them_migrates() {
 }
 
 #[test]
-fn after_a_signal_requests_in_hand_are_answered_and_no_others() {
+fn after_a_signal_open_requests_finish_and_new_ones_are_refused() {
     for signal in ["TERM", "INT"] {
         let rds = start(LocalRds::builder());
         let web = Web::on(&rds);
@@ -580,15 +616,15 @@ fn after_a_signal_requests_in_hand_are_answered_and_no_others() {
     }
 }
 
-/// A client that says what it likes. It does not wait for ever.
+/// Opens a TCP connection for a raw request, with a limit on reads.
 fn connect(web: &Web) -> std::io::Result<TcpStream> {
     let client = TcpStream::connect(web.url.strip_prefix("http://").unwrap())?;
     client.set_read_timeout(Some(LIMIT))?;
     Ok(client)
 }
 
-/// Sends these bytes, and returns what comes until the server closes the connection, and after how
-/// many seconds.
+/// Sends these bytes. Returns the response until the server closes the connection, and the time in
+/// seconds.
 fn say(web: &Web, bytes: &[u8]) -> (String, f64) {
     let mut client = connect(web).unwrap();
     let begun = Instant::now();
@@ -599,7 +635,7 @@ fn say(web: &Web, bytes: &[u8]) -> (String, f64) {
 }
 
 #[test]
-fn a_request_ends_after_ten_seconds_whoever_is_silent() {
+fn a_request_ends_after_10_seconds_if_database_or_client_is_silent() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let _lock = lock_entries(&rds);
@@ -619,12 +655,12 @@ fn a_request_ends_after_ten_seconds_whoever_is_silent() {
 }
 
 #[test]
-fn after_a_signal_nobody_is_waited_for_longer_than_twelve_seconds() {
+fn after_a_signal_an_incomplete_request_is_aborted_after_12_seconds() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let mut client = connect(&web).unwrap();
     client.write_all(b"GET / HTTP/1.1\r\nhost: ").unwrap();
-    // Until then it may not have read the half.
+    // Now the server has read the incomplete request.
     (0..3).for_each(|_| assert_eq!(get(&web, "/health").status, 200));
     let signalled = Instant::now();
     web.signal("TERM");
@@ -634,7 +670,7 @@ fn after_a_signal_nobody_is_waited_for_longer_than_twelve_seconds() {
 }
 
 #[test]
-fn after_a_signal_an_idle_connection_is_not_waited_for() {
+fn after_a_signal_idle_connections_do_not_delay_the_end() {
     let rds = start(LocalRds::builder());
     let web = Web::on(&rds);
     let agent = agent();
@@ -647,20 +683,19 @@ fn after_a_signal_an_idle_connection_is_not_waited_for() {
 }
 
 #[test]
-fn with_nothing_set_it_has_a_local_rds_and_leaves_nothing_behind() {
+fn without_settings_it_runs_on_a_local_rds_that_stops_with_it() {
     let web = Web::start(&mut web());
     assert_eq!(add(&web, "hello").status, 303);
     assert_eq!(get(&web, "/entries.json").body, r#"[{"id":1,"text":"hello","finished":false}]"#);
     web.signal("TERM");
     let Ended { status, output } = web.wait();
     assert_eq!(status.code(), Some(0));
-    let port =
-        output.split_once("a local RDS listens on port ").unwrap().1.split_once(',').unwrap().0;
+    let port = output.split_once("a local RDS on port ").unwrap().1.split_once(',').unwrap().0;
     TcpStream::connect(format!("127.0.0.1:{port}")).unwrap_err();
 }
 
 #[test]
-fn settings_that_are_none_are_told() {
+fn invalid_settings_are_reported() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let cases = [
@@ -668,10 +703,10 @@ fn settings_that_are_none_are_told() {
         ("LISTEN", "here", "invalid socket address"),
         ("LISTEN", "127.0.0.1:65536", "invalid port value"),
         ("LISTEN", "", "cannot listen on LISTEN="),
-        ("MAX_LIFETIME", "0", "MAX_LIFETIME=0: give it seconds"),
-        ("MAX_LIFETIME", "-1", "MAX_LIFETIME=-1: give it seconds"),
-        ("MAX_LIFETIME", "14 min", "MAX_LIFETIME=14 min: give it seconds"),
-        ("MAX_LIFETIME", "4294967296", "MAX_LIFETIME=4294967296: give it seconds"),
+        ("MAX_LIFETIME", "0", "MAX_LIFETIME=0: expected a number of seconds"),
+        ("MAX_LIFETIME", "-1", "MAX_LIFETIME=-1: expected a number of seconds"),
+        ("MAX_LIFETIME", "14 min", "MAX_LIFETIME=14 min: expected a number of seconds"),
+        ("MAX_LIFETIME", "4294967296", "MAX_LIFETIME=4294967296: expected a number of seconds"),
         ("DATABASE_URL", "postgres://app:hunter2@localhost/app", "a password"),
     ];
     for (name, value, expected) in cases {
@@ -682,7 +717,7 @@ fn settings_that_are_none_are_told() {
 }
 
 #[test]
-fn the_least_and_the_longest_max_lifetime_do() {
+fn the_shortest_and_the_longest_max_lifetime_work() {
     let rds = start(LocalRds::builder());
     for seconds in ["1", "4294967295"] {
         let web = Web::start(web().envs(rds.environment()).env("MAX_LIFETIME", seconds));

@@ -1,4 +1,4 @@
-//! The example worker, as its users run it: no job is lost, and none is done twice.
+//! The example worker: no job is lost, and none takes effect twice.
 
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -40,10 +40,9 @@ fn worker(rds: &LocalRds, arguments: &[&str]) -> Command {
     command
 }
 
-/// A worker that goes on while the test does something to it, and not after it.
+/// A running worker, which is killed when the test ends.
 struct Running {
     id: u32,
-    /// Taken when it has ended.
     ended: Option<Receiver<Output>>,
 }
 
@@ -51,7 +50,7 @@ impl Running {
     fn start(mut command: Command) -> Running {
         let child: Child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (id, (sender, ended)) = (child.id(), channel());
-        // Reads all the time: a full pipe would stop it.
+        // Reads continuously, because a full pipe would block the worker.
         thread::spawn(move || sender.send(child.wait_with_output().unwrap()));
         Running { id, ended: Some(ended) }
     }
@@ -60,9 +59,14 @@ impl Running {
         send(signal, self.id);
     }
 
-    /// Shows what it showed, for the search for secrets.
+    /// Waits for its end. Prints its output, so that the test in secrets.rs can search it.
     fn end(mut self) -> Output {
-        let output = self.ended.as_ref().unwrap().recv_timeout(DEADLINE).expect("it does not end");
+        let output = self
+            .ended
+            .as_ref()
+            .unwrap()
+            .recv_timeout(DEADLINE)
+            .expect("the worker did not end in time");
         self.ended = None;
         eprint!("{}{}", printed(&output), logged(&output));
         output
@@ -77,9 +81,9 @@ impl Drop for Running {
     }
 }
 
-fn tell(counts: [usize; 3]) -> String {
+fn summary(counts: [usize; 3]) -> String {
     let [done, retried, dead] = counts;
-    format!("done: {done}, to be tried again: {retried}, dead: {dead}\n")
+    format!("jobs done: {done}, retried: {retried}, dead: {dead}\n")
 }
 
 fn ask<Type, T>(connection: &mut PgConnection, query: &str) -> T
@@ -106,7 +110,7 @@ fn insert(connection: &mut PgConnection, jobs: i64, seconds: f64) {
         .unwrap();
 }
 
-/// Ends a session of the workers, whichever, and says whether it was at work.
+/// Ends a random session of the workers, and returns whether it was active.
 fn end_a_session(superuser: &mut PgConnection) -> bool {
     let victim =
         "SELECT pid, state FROM pg_stat_activity WHERE usename = 'app' ORDER BY random() LIMIT 1";
@@ -115,8 +119,8 @@ fn end_a_session(superuser: &mut PgConnection) -> bool {
     diesel::dsl::sql::<Bool>(&end).get_result(superuser).optional().unwrap().unwrap_or(false)
 }
 
-/// Ends a session for each 20 jobs, until there are only so many jobs left. Returns how many were
-/// at work.
+/// Ends a session for each 20 jobs, until only `left` jobs are left. Returns how many sessions were
+/// active.
 fn end_sessions_until(left: i64, rds: &LocalRds) -> usize {
     let mut superuser = rds.superuser().unwrap();
     let mut hits = 0;
@@ -129,7 +133,7 @@ fn end_sessions_until(left: i64, rds: &LocalRds) -> usize {
     hits
 }
 
-/// Returns how many sessions were ended at work, and how many logins there were.
+/// Returns how many active sessions were ended, and how many logins there were.
 fn does_each_job_once(jobs: i64, options: &[&str]) -> (usize, usize) {
     let rds = migrated();
     insert(&mut rds.superuser().unwrap(), jobs, 0.01);
@@ -143,17 +147,13 @@ fn does_each_job_once(jobs: i64, options: &[&str]) -> (usize, usize) {
         rds.restart().unwrap();
         assert!(
             count(&mut rds.superuser().unwrap(), LEFT) > left / 2,
-            "it restarted too late to disturb anybody"
+            "too few jobs were left at the restart"
         );
     }
     hits += end_sessions_until(0, &rds);
     let output = running.end();
     assert!(output.status.success(), "{}", logged(&output));
-    assert!(
-        printed(&output).ends_with(", to be tried again: 0, dead: 0\n"),
-        "{}",
-        printed(&output)
-    );
+    assert!(printed(&output).ends_with(", retried: 0, dead: 0\n"), "{}", printed(&output));
     let mut superuser = rds.superuser().unwrap();
     assert_eq!(count(&mut superuser, DONE), jobs);
     assert_eq!(count(&mut superuser, "SELECT count(DISTINCT job_id) FROM ledger"), jobs);
@@ -162,7 +162,7 @@ fn does_each_job_once(jobs: i64, options: &[&str]) -> (usize, usize) {
 }
 
 #[test]
-fn does_each_job_once_whatever_becomes_of_its_connections() {
+fn does_each_job_once_while_connections_are_lost() {
     let (hits, logins) = does_each_job_once(2000, &[]);
     assert!(hits > 30 && logins > 5 * 8, "{hits} hits, {logins} logins");
 }
@@ -173,7 +173,7 @@ fn does_each_job_once_on_a_pool_too() {
     assert!(hits > 8 && logins > 2 * 8, "{hits} hits, {logins} logins");
 }
 
-/// Lets jobs that are to be tried again be due, until there are none.
+/// Makes retried jobs due at once, until no job is left.
 fn skip_the_waiting(superuser: &mut PgConnection) {
     let skip = "UPDATE jobs SET run_at = now() WHERE died_at IS NULL; NOTIFY jobs";
     eventually(|| {
@@ -182,7 +182,7 @@ fn skip_the_waiting(superuser: &mut PgConnection) {
     });
 }
 
-/// How long each job was to wait after each failure, in seconds.
+/// Records the wait after each failure of a job, in seconds.
 const HISTORY: &str = "
     CREATE TABLE history (job_id BIGINT, attempts INTEGER, seconds FLOAT8);
     CREATE FUNCTION note() RETURNS TRIGGER LANGUAGE plpgsql AS $$
@@ -196,7 +196,7 @@ const HISTORY: &str = "
     GRANT INSERT ON history TO app";
 
 #[test]
-fn a_job_that_fails_or_panics_is_tried_again_later_and_later_and_dies() {
+fn a_job_that_fails_or_panics_is_retried_with_back_off_and_then_dead() {
     let rds = migrated();
     let mut superuser = rds.superuser().unwrap();
     superuser.batch_execute(HISTORY).unwrap();
@@ -207,8 +207,8 @@ fn a_job_that_fails_or_panics_is_tried_again_later_and_later_and_dies() {
     skip_the_waiting(&mut superuser);
     let output = running.end();
     assert!(output.status.success(), "{}", logged(&output));
-    assert_eq!(printed(&output), tell([3, 8, 2]));
-    for (job, error) in [(1, "violates check constraint"), (2, "it panicked")] {
+    assert_eq!(printed(&output), summary([3, 8, 2]));
+    for (job, error) in [(1, "violates check constraint"), (2, "the job panicked")] {
         let seconds = format!(
             "SELECT array_agg(seconds ORDER BY attempts) FROM history WHERE job_id = {job}"
         );
@@ -225,11 +225,11 @@ fn a_job_that_fails_or_panics_is_tried_again_later_and_later_and_dies() {
             ask::<Text, _>(&mut superuser, &format!("SELECT last_error {dead}"));
         assert!(last_error.contains(error), "{last_error}");
     }
-    assert_eq!(count(&mut superuser, DONE), 3, "what failed left nothing");
+    assert_eq!(count(&mut superuser, DONE), 3, "failed jobs have no effect");
 }
 
 #[test]
-fn a_payload_that_makes_no_sense_is_dead_at_once() {
+fn a_job_with_an_invalid_payload_is_dead_at_once() {
     let rds = migrated();
     let mut superuser = rds.superuser().unwrap();
     let good = r#"{"account": 1, "amount": 1}"#;
@@ -245,18 +245,18 @@ fn a_payload_that_makes_no_sense_is_dead_at_once() {
         r#"{"account": 1, "amount": 1, "x": 1}"#,
     ];
     assert!(run(&mut worker(&rds, &payloads)).status.success());
-    // One that has failed more often than can be counted.
+    // The largest possible number of attempts.
     let worn = r#"INSERT INTO jobs (payload, attempts) VALUES ('{"account": 1, "amount": 0}', 2147483647)"#;
     superuser.batch_execute(worn).unwrap();
     let output = run(&mut worker(&rds, &["--until-empty", "--threads", "1"]));
     assert!(output.status.success(), "{}", logged(&output));
-    assert_eq!(printed(&output), tell([2, 0, 6]));
+    assert_eq!(printed(&output), summary([2, 0, 6]));
     let dead =
         "SELECT count(*) FROM jobs WHERE attempts = 1 AND last_error LIKE 'unusable payload: %'";
     assert_eq!([DONE, LEFT, dead].map(|query| count(&mut superuser, query)), [2, 0, 5]);
 }
 
-/// How long a job that is inserted now takes, after `before`.
+/// Runs `before`, and returns the time from the insert of a job until it is done.
 fn latency(superuser: &mut PgConnection, before: &str) -> Duration {
     let (done, started) = (count(superuser, DONE), Instant::now());
     superuser.batch_execute(before).unwrap();
@@ -266,14 +266,14 @@ fn latency(superuser: &mut PgConnection, before: &str) -> Duration {
 }
 
 #[test]
-fn notify_wakes_it_also_after_the_listener_lost_its_connection() {
+fn notify_wakes_the_worker_also_after_the_listener_lost_its_connection() {
     let rds = migrated();
     let mut superuser = rds.superuser().unwrap();
     let running = Running::start(worker(&rds, &["--threads", "1"]));
     eventually(|| count(&mut superuser, LISTENERS) == 1);
     let mut latencies: Vec<Duration> =
         (0..5).map(|_| latency(&mut superuser, "SELECT 1")).collect();
-    // With nobody to hear of the job.
+    // Nothing listens when the job is inserted.
     let end =
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query = 'LISTEN jobs'";
     let without_listener = latency(&mut superuser, end);
@@ -284,11 +284,11 @@ fn notify_wakes_it_also_after_the_listener_lost_its_connection() {
     running.send("TERM");
     let output = running.end();
     assert!(output.status.success(), "{}", logged(&output));
-    assert_eq!(printed(&output), tell([11, 0, 0]));
+    assert_eq!(printed(&output), summary([11, 0, 0]));
 }
 
 #[test]
-fn a_signal_lets_it_finish_what_it_has_in_hand_and_nothing_more() {
+fn after_a_signal_running_jobs_finish_and_no_other_starts() {
     let rds = migrated();
     let mut superuser = rds.superuser().unwrap();
     for signal in ["TERM", "INT"] {
@@ -299,13 +299,13 @@ fn a_signal_lets_it_finish_what_it_has_in_hand_and_nothing_more() {
         running.send(signal);
         let output = running.end();
         assert_eq!(output.status.code(), Some(0), "{}", logged(&output));
-        assert_eq!(printed(&output), tell([1, 0, 0]));
+        assert_eq!(printed(&output), summary([1, 0, 0]));
         assert_eq!([DONE, LEFT].map(|query| count(&mut superuser, query)), [1, 1]);
     }
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once_and_the_job_comes_again() {
+fn a_second_signal_ends_the_worker_at_once_and_the_job_runs_again() {
     let rds = migrated();
     let mut superuser = rds.superuser().unwrap();
     insert(&mut superuser, 1, 600.0);
@@ -322,12 +322,12 @@ fn a_second_signal_ends_it_at_once_and_the_job_comes_again() {
 }
 
 #[test]
-fn a_signal_ends_it_also_while_the_server_is_away() {
+fn a_signal_ends_the_worker_while_the_server_is_stopped() {
     let rds = migrated();
     let mut superuser = rds.superuser().unwrap();
     insert(&mut superuser, 1, 600.0);
     let mut command = worker(&rds, &["--threads", "1"]);
-    // It ends when its attempt to connect does, of ten seconds by default.
+    // The worker ends after its attempt to connect, which takes up to 10 s by default.
     command.env("DATABASE_URL", rds.database_url() + "&connect_timeout=2");
     let running = Running::start(command);
     eventually(|| count(&mut superuser, IN_A_JOB) == 1);
@@ -335,11 +335,11 @@ fn a_signal_ends_it_also_while_the_server_is_away() {
     running.send("TERM");
     let output = running.end();
     assert_eq!(output.status.code(), Some(0), "{}", logged(&output));
-    assert_eq!(printed(&output), tell([0, 0, 0]));
+    assert_eq!(printed(&output), summary([0, 0, 0]));
 }
 
 #[test]
-fn two_at_once_share_the_jobs() {
+fn two_workers_share_the_jobs() {
     const JOBS: usize = 120;
     let rds = migrated();
     let mut superuser = rds.superuser().unwrap();
@@ -351,7 +351,14 @@ fn two_at_once_share_the_jobs() {
         let output = one.end();
         assert!(output.status.success(), "{}", logged(&output));
         let printed = printed(&output);
-        printed.strip_prefix("done: ").unwrap().split_once(',').unwrap().0.parse::<usize>().unwrap()
+        printed
+            .strip_prefix("jobs done: ")
+            .unwrap()
+            .split_once(',')
+            .unwrap()
+            .0
+            .parse::<usize>()
+            .unwrap()
     });
     assert!(done[0] > 0 && done[1] > 0 && done[0] + done[1] == JOBS, "{done:?}");
     assert_eq!(count(&mut superuser, DONE), JOBS as i64);
@@ -359,15 +366,16 @@ fn two_at_once_share_the_jobs() {
 }
 
 #[test]
-fn works_where_nothing_is_set() {
+fn without_settings_it_runs_samples_on_a_local_rds() {
     let output = run(&mut example("worker"));
     assert!(output.status.success(), "{}", logged(&output));
-    assert!(printed(&output).ends_with(&tell([20, 0, 1])), "{}", printed(&output));
+    assert!(printed(&output).ends_with(&summary([20, 0, 1])), "{}", printed(&output));
+    assert!(printed(&output).contains("1 that fails on purpose"), "{}", printed(&output));
     assert!(logged(&output).contains("job 21 is dead: unusable payload: "), "{}", logged(&output));
 }
 
 #[test]
-fn says_why_it_does_not_start() {
+fn reports_why_it_does_not_start() {
     let rds = start(LocalRds::builder());
     rds.refuse_next(usize::MAX);
     let output = run(&mut worker(&rds, &[]));
@@ -375,7 +383,7 @@ fn says_why_it_does_not_start() {
     assert!(logged(&output).contains("rds-db:connect"), "{}", logged(&output));
     let local = run(example("worker").args(["enqueue", "{}"]));
     assert_eq!(local.status.code(), Some(1));
-    assert!(logged(&local).contains("enqueue wants a DATABASE_URL"), "{}", logged(&local));
+    assert!(logged(&local).contains("enqueue needs DATABASE_URL"), "{}", logged(&local));
     for arguments in [
         ["--threads", "0"].as_slice(),
         &["--threads", "1001"],

@@ -1,4 +1,4 @@
--- A job is deleted when it is done. A dead letter stays, for people to look at.
+-- A job is deleted when it is done. A dead job stays, so that people can inspect it.
 CREATE TABLE jobs (
     id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     payload TEXT NOT NULL,
@@ -10,7 +10,7 @@ CREATE TABLE jobs (
 
 CREATE INDEX jobs_to_do ON jobs (run_at, id) WHERE died_at IS NULL;
 
--- What the jobs do. No constraint keeps a job from doing it twice: the transactions do.
+-- The effects of the jobs. Transactions, not constraints, ensure that a job takes effect once.
 CREATE TABLE ledger (
     id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     job_id BIGINT NOT NULL,
@@ -18,7 +18,7 @@ CREATE TABLE ledger (
     amount INTEGER NOT NULL CHECK (amount <> 0)
 );
 
--- Whoever inserts jobs wakes the workers, when the insert is committed.
+-- The commit of an insert wakes the workers.
 CREATE FUNCTION notify_jobs() RETURNS TRIGGER LANGUAGE plpgsql AS $$
 BEGIN
     NOTIFY jobs;

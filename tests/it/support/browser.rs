@@ -83,6 +83,11 @@ impl Browser {
         self.runtime.block_on(self.client.source()).ok()
     }
 
+    /// Returns the visible part of the page as a PNG.
+    pub(crate) fn screenshot(&self) -> Vec<u8> {
+        self.runtime.block_on(self.client.screenshot()).unwrap()
+    }
+
     /// The text that a person sees there.
     pub(crate) fn text(&self, css: &str) -> String {
         self.runtime.block_on(self.find(css).text()).unwrap()
