@@ -54,10 +54,10 @@ fn the_status_page_follows_the_pool_through_a_restart() {
     let (logins, closed) = (shows("logins"), "the server has closed it");
     assert_eq!((logins, shows(closed)), (Some(9), Some(0)));
     rds.restart().unwrap();
-    eventually(|| ureq::get(&web.url).call().is_ok());
+    eventually("the program answers", || ureq::get(&web.url).call().is_ok());
     // The page loads itself anew.
-    eventually(|| shows("logins") > logins && shows(closed) > Some(0));
-    eventually(|| shows("idle") == Some(8));
+    eventually("the page shows new logins", || shows("logins") > logins && shows(closed) > Some(0));
+    eventually("the page shows 8 idle connections", || shows("idle") == Some(8));
 }
 
 #[test]

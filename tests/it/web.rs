@@ -301,13 +301,15 @@ fn while_the_database_is_stuck_clients_are_told_to_come_again_and_hold_no_thread
     let (acknowledged, others) = thread::scope(|scope| {
         let clients = scope.spawn(|| crowd(&web, 500, &answered));
         let mut superuser = rds.superuser().unwrap();
-        eventually(|| sessions(&mut superuser, WAITS_FOR_LOCK) == 7);
+        eventually("7 sessions wait for the lock", || {
+            sessions(&mut superuser, WAITS_FOR_LOCK) == 7
+        });
         assert_eq!(get(&web, "/health").body, "ok\n");
         let status = get(&web, "/status").body;
         assert_eq!((number(&status, "in use"), number(&status, "idle")), (Some(7), Some(1)));
         assert!(get(&web, "/metrics").body.contains("rds_iam_connections{state=\"in_use\"} 7\n"));
         assert_threads(&web);
-        eventually(|| answered.load(Ordering::SeqCst) == 493);
+        eventually("493 requests are answered", || answered.load(Ordering::SeqCst) == 493);
         drop(lock);
         clients.join().unwrap()
     });
@@ -362,7 +364,7 @@ fn health_tells_why_the_database_cannot_be_reached() {
     }
 
     rds.restart().unwrap();
-    eventually(|| get(&web, "/health").status == 200);
+    eventually("/health answers 200", || get(&web, "/health").status == 200);
     assert_eq!(add(&web, "back").status, 303);
     assert_eq!(texts(&rds), ["back"]);
 }
@@ -391,7 +393,7 @@ fn through_a_restart_no_acknowledged_entry_is_lost() {
     };
     let acknowledged: Vec<String> = thread::scope(|scope| {
         let clients: Vec<_> = (0..16).map(|name| scope.spawn(move || client(name))).collect();
-        eventually(|| texts(&rds).len() > 100);
+        eventually("more than 100 entries are stored", || texts(&rds).len() > 100);
         rds.restart().unwrap();
         restarted.store(true, Ordering::SeqCst);
         clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
@@ -453,7 +455,7 @@ fn health_answers_in_time_also_while_the_database_is_silent() {
     // They do not use up the pool, and then tell of that.
     assert_eq!(number(&get(&web, "/status").body, "in use"), Some(1));
     drop(silent);
-    eventually(|| get(&web, "/health").status == 200);
+    eventually("/health answers 200", || get(&web, "/health").status == 200);
 }
 
 #[test]
@@ -478,7 +480,7 @@ fn status_tells_what_becomes_of_connections() {
     assert!(status.contains("<meta http-equiv=\"refresh\" content=\"2\">"));
 
     // A checkout tries the connections in turn, and retires those that are too old.
-    eventually(|| {
+    eventually("a connection reaches its max_lifetime", || {
         assert_eq!(get(&web, "/").status, 200);
         number(&get(&web, "/status").body, "it is past its max_lifetime") > Some(0)
     });
@@ -486,7 +488,7 @@ fn status_tells_what_becomes_of_connections() {
     // Of those above each may be too old by now, and is not looked at.
     let web = Web::on(&rds);
     rds.restart().unwrap();
-    eventually(|| get(&web, "/health").status == 200);
+    eventually("/health answers 200", || get(&web, "/health").status == 200);
     let status = get(&web, "/status").body;
     assert!(number(&status, "the server has closed it") > Some(0));
     assert_eq!(number(&status, "refreshes"), Some(1));
@@ -569,9 +571,11 @@ fn after_a_signal_requests_in_hand_are_answered_and_no_others() {
         let (lock, mut superuser) = (lock_entries(&rds), rds.superuser().unwrap());
         thread::scope(|scope| {
             let request = scope.spawn(|| add(&web, "in hand"));
-            eventually(|| sessions(&mut superuser, WAITS_FOR_LOCK) == 1);
+            eventually("1 session waits for the lock", || {
+                sessions(&mut superuser, WAITS_FOR_LOCK) == 1
+            });
             web.signal(signal);
-            eventually(|| connect(&web).is_err());
+            eventually("the program stops listening", || connect(&web).is_err());
             drop(lock);
             assert_eq!(request.join().unwrap().status, 303);
         });

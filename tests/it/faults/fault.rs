@@ -96,7 +96,7 @@ fn last(seconds: u64) {
 /// Cuts when the server has committed and nobody has been told. False: the last commit was through
 /// already.
 fn cut_a_commit(scene: &Scene) -> bool {
-    soon(|| scene.load.committing() > 0);
+    soon("a commit is in progress", || scene.load.committing() > 0);
     scene.proxy.set(Weather::Mute);
     // A commit takes 20 ms.
     thread::sleep(Duration::from_millis(100));

@@ -79,7 +79,7 @@ fn suffer<C: Connections + Send>(
     let rows = scene.load.check(&mut scene.rds.superuser().unwrap());
     eprintln!("{rows} rows, each as its ledger says");
     drop(connections);
-    eventually(|| sessions(&scene.rds) == 0);
+    eventually("all sessions end", || sessions(&scene.rds) == 0);
 }
 
 fn set_the_scene() -> Scene {
@@ -123,7 +123,9 @@ fn befall(
     let took = load
         .full_service(Instant::now(), bound(name))
         .unwrap_or_else(|error| panic!("{name}: {error}"));
-    eventually(|| sessions(&scene.rds) == i64::from(connections.open()));
+    eventually("each session belongs to a connection", || {
+        sessions(&scene.rds) == i64::from(connections.open())
+    });
     let Tally { failed, unknown } = load.tally() - tally;
     let rate = busiest_second(&scene.rds.attempts()[logins..]);
     eprintln!(
