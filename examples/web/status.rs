@@ -24,7 +24,7 @@ pub(crate) async fn status(State(app): State<App>) -> Html<String> {
             (number("logins", stats.logins))
             (number("closed", stats.retirements.values().sum::<u64>()))
         }
-        @if let Some(max_lifetime) = app.pool.as_ref().max_lifetime() {
+        @if let Some(max_lifetime) = app.manager.max_lifetime() {
             (picture(&connections, size as usize, max_lifetime))
             p.small {
                 "A connection is closed in the last tenth of its max_lifetime, at a random moment, "
