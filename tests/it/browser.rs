@@ -51,7 +51,7 @@ fn the_status_page_follows_the_pool_through_a_restart() {
     browser.open(&format!("{}/status", web.url));
     assert_eq!(browser.count("rect.idle"), 8);
     let shows = |name: &str| number(&browser.source()?, name);
-    let (logins, closed) = (shows("logins"), "the server has closed it");
+    let (logins, closed) = (shows("logins"), "the server closed it");
     assert_eq!((logins, shows(closed)), (Some(9), Some(0)));
     rds.restart().unwrap();
     eventually("the program answers", || ureq::get(&web.url).call().is_ok());

@@ -519,7 +519,7 @@ fn status_counts_closed_connections_by_reason() {
     // A checkout tests the connections in turn, and retires those that are too old.
     eventually("a connection reaches its max_lifetime", || {
         assert_eq!(get(&web, "/").status, 200);
-        number(&get(&web, "/status").body, "it is past its max_lifetime") > Some(0)
+        number(&get(&web, "/status").body, "it is older than max_lifetime") > Some(0)
     });
 
     // A new app, because all connections of the first one may be too old by now.
@@ -527,7 +527,7 @@ fn status_counts_closed_connections_by_reason() {
     rds.restart().unwrap();
     eventually("/health answers 200", || get(&web, "/health").status == 200);
     let status = get(&web, "/status").body;
-    assert!(number(&status, "the server has closed it") > Some(0));
+    assert!(number(&status, "the server closed it") > Some(0));
     assert_eq!(number(&status, "refreshes"), Some(1));
     assert!(number(&status, "logins") > Some(9));
 }
