@@ -1,46 +1,44 @@
-//! What the targets in fuzz/ reach of the inside. Only cargo-fuzz sets its cfg: no other build has
-//! this module.
+//! Internal functions for the targets in fuzz/. Only cargo-fuzz sets the cfg of this module.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::time::SystemTime;
 
-use crate::conninfo::Given;
-use crate::conninfo::libpq;
-use crate::libpq_login;
-use crate::local;
-use crate::token::{Endpoint, HostKind, HostName};
 use aws_credential_types::Credentials;
 
-/// What libpq reads in a string.
+use crate::conninfo::{Given, libpq};
+use crate::token::{Endpoint, HostKind, HostName};
+use crate::{libpq_login, local};
+
+/// Returns the settings that libpq parses from a string.
 pub fn read_by_libpq(conninfo: &str) -> Option<BTreeMap<String, String>> {
     libpq::parse(&CString::new(conninfo).ok()?).ok()
 }
 
-/// The string that libpq gets for a login without IAM.
+/// Returns the string that libpq gets for a login without IAM.
 pub fn without_iam(conninfo: &str) -> Option<String> {
     Some(Given::parse(conninfo).ok()?.without_iam().ok()?.0)
 }
 
-/// The string that libpq gets for a login with this token.
+/// Returns the string that libpq gets for a login with this token.
 pub fn with_token(conninfo: &str, token: &str) -> Option<String> {
     Some(Given::parse(conninfo).ok()?.with_iam().ok()?.with_password(token, &[]))
 }
 
-/// A host's line in a passfile.
+/// Returns the line of a host in a passfile.
 pub fn passfile_line(host: &str, port: u16, password: &str) -> String {
     libpq_login::passfile_line(host, port, password)
 }
 
-/// What the stand-in's listener answers, until the conversation ends.
+/// Returns what the listener of `LocalRds` answers to an input.
 pub fn answers(input: &[u8], admits: impl Fn(&str, &str) -> bool) -> Vec<u8> {
     let mut output = Vec::new();
-    // That it ends with an error is the usual end of nonsense.
+    // Invalid input ends with an error.
     let _ = local::converse(input, &mut output, admits);
     output
 }
 
-/// The stand-in's verdict.
+/// Returns whether `LocalRds` admits a token.
 pub fn is_admitted(
     token: &str,
     user: &str,
@@ -51,8 +49,8 @@ pub fn is_admitted(
     local::judge(token, user, endpoint, std::slice::from_ref(key_pair), now).is_ok()
 }
 
-/// A host name as a token names it, and its region; the region can be missing only where the last
-/// value is `true`.
+/// Returns a host name in the form used in tokens, its region, and whether the region can be
+/// missing.
 pub fn host_name(host: &str) -> Option<(String, Option<String>, bool)> {
     let name = HostName::parse(host).ok()?;
     let may_lack_region = matches!(name.kind(), HostKind::GlobalWriter | HostKind::Other);

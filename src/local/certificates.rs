@@ -1,4 +1,4 @@
-//! A certificate authority for one server, and that server's certificate.
+//! Creates a certificate authority for one server, and that server's certificate.
 
 use std::net::Ipv4Addr;
 
@@ -17,7 +17,7 @@ use openssl::x509::{X509, X509Builder, X509Name};
 use super::failed;
 use crate::error::Error;
 
-/// As PEM. The authority's key is not kept.
+/// Certificates and key as PEM. The key of the authority is discarded.
 pub(super) struct Certificates {
     pub(super) authority: Vec<u8>,
     pub(super) server: Vec<u8>,
@@ -30,14 +30,14 @@ impl Certificates {
         address: Ipv4Addr,
         authority: &str,
     ) -> Result<Certificates, Error> {
-        make(names, address, authority).map_err(failed("cannot make certificates"))
+        make(names, address, authority).map_err(failed("cannot create certificates"))
     }
 }
 
 fn make(names: &[String], address: Ipv4Addr, authority: &str) -> Result<Certificates, ErrorStack> {
     let authority_key = new_key()?;
-    // Each has a name of its own, or OpenSSL takes the root of one LocalRds for that of another and
-    // says "EVP lib".
+    // Each authority has a different name. With equal names OpenSSL checks a signature against the
+    // authority of another LocalRds and reports "EVP lib".
     let mut serial = BigNum::new()?;
     serial.rand(64, MsbOption::MAYBE_ZERO, false)?;
     let authority_name = common_name(&format!("{authority} {}", serial.to_hex_str()?))?;
@@ -83,7 +83,7 @@ fn certificate(
     let mut serial = BigNum::new()?;
     serial.rand(127, MsbOption::MAYBE_ZERO, false)?;
     let mut builder = X509::builder()?;
-    // X.509 counts from 0: this is version 3.
+    // X.509 version 3, counted from 0.
     builder.set_version(2)?;
     builder.set_serial_number(&*serial.to_asn1_integer()?)?;
     builder.set_subject_name(subject)?;

@@ -1,4 +1,4 @@
-//! Whether a token opens this endpoint, decided as AWS would.
+//! Decides whether a token is valid for this endpoint, as AWS does.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,27 +8,29 @@ use aws_credential_types::Credentials;
 use aws_sigv4::sign::v4::{calculate_signature, generate_signing_key};
 use aws_smithy_async::time::TimeSource;
 use aws_smithy_types::date_time::{DateTime, Format};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 
-use super::Clock;
+use super::clock::Clock;
+use super::refusal::Refusal;
 use crate::token::{Endpoint, LIFETIME, Service, dsql_action, encode, hex};
 
-/// A clock may be this much behind the one that signed.
+/// How far the server's clock can be behind the clock of the signer.
 const LEEWAY: Duration = Duration::from_secs(5 * 60);
 
-/// One login by token.
+/// One login with a token.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Attempt {
-    /// When, by the server's [`Clock`].
+    /// The time of the login, on the server's [`Clock`].
     pub at: SystemTime,
     /// The database user.
     pub user: String,
-    /// When the token says that it was signed.
+    /// The time at which the token was signed, as stated in the token.
     pub signed_at: Option<SystemTime>,
-    /// The SHA-256 of the token, in hexadecimal: tells tokens apart without holding one.
+    /// The SHA-256 of the token, in hexadecimal. It identifies a token without storing it.
     pub token_sha256: String,
-    /// Whether it was let in, and if not, why.
+    /// `Ok` if the login was admitted, otherwise the reason why it was refused.
     pub verdict: Result<(), Refusal>,
 }
 
@@ -44,61 +46,7 @@ impl fmt::Debug for Attempt {
     }
 }
 
-/// Why a token was refused. A client is told nothing of this, as on RDS.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// Not of the form `HOST:PORT/?NAME=VALUE&...`.
-    #[error("not a token")]
-    NotAToken,
-    /// A parameter is not percent-encoded as SigV4 wants it.
-    #[error("{0} is wrongly percent-encoded")]
-    Encoding(String),
-    /// A parameter is there twice.
-    #[error("{0} is there twice")]
-    Duplicate(String),
-    /// A parameter is not there.
-    #[error("{0} is missing")]
-    Missing(&'static str),
-    /// A parameter has a value that no token has.
-    #[error("{0} has a wrong value")]
-    Wrong(&'static str),
-    /// Signed for another host or port.
-    #[error("signed for another endpoint")]
-    Endpoint,
-    /// Signed for another user.
-    #[error("signed for another user")]
-    User,
-    /// Signed for another service.
-    #[error("signed for another service")]
-    Service,
-    /// Signed for another region.
-    #[error("signed for another region")]
-    Region,
-    /// Signed with a key pair that is not trusted (any more).
-    #[error("signed with an unknown key pair")]
-    UnknownKeyPair,
-    /// The session token is not the key pair's own.
-    #[error("not the session token of the key pair")]
-    SessionToken,
-    /// The signature is not that of this request.
-    #[error("wrong signature")]
-    Signature,
-    /// Older than it may be.
-    #[error("expired")]
-    Expired,
-    /// The key pair that signed it has ended.
-    #[error("the key pair has ended")]
-    KeyPairExpired,
-    /// Signed more than five minutes in the future.
-    #[error("signed in the future")]
-    Future,
-    /// A test asked for it ([`LocalRds::refuse_next`](super::LocalRds::refuse_next)).
-    #[error("refused because a test asked for it")]
-    Asked,
-}
-
-/// Judges and remembers.
+/// Decides about logins, and records them.
 pub(super) struct Judge {
     clock: Clock,
     state: Mutex<State>,
@@ -118,35 +66,37 @@ impl Judge {
         Judge { clock: Clock::default(), state: Mutex::new(state) }
     }
 
-    /// Whether `user` may log in with `password`.
+    /// Returns whether `user` may log in with `password`.
     pub(super) fn admits(&self, user: &str, password: &str) -> bool {
         let at = self.clock.now();
-        let mut state = self.state();
-        let verdict = if state.refuse_next > 0 {
-            state.refuse_next -= 1;
-            Err(Refusal::Asked)
-        } else {
-            judge(password, user, &state.endpoint, &state.key_pairs, at)
-        };
-        match &verdict {
-            Ok(()) => log::debug!("LocalRds admits {user}"),
-            Err(refusal) => log::debug!("LocalRds refuses {user}: {refusal}"),
-        }
+        let verdict = self.verdict(user, password, at);
         let admitted = verdict.is_ok();
+        // A logger may call methods of the LocalRds, so no lock is held here.
+        match &verdict {
+            Ok(()) => log::debug!("LocalRds admitted {user}"),
+            Err(refusal) => log::debug!("LocalRds refused {user}: {refusal}"),
+        }
         let signed_at = Request::parse(password).ok().and_then(|request| request.signed_at().ok());
-        let token_sha256 = sha256(password);
-        state.attempts.push(Attempt {
-            at,
-            user: user.to_owned(),
-            signed_at,
-            token_sha256,
-            verdict,
-        });
+        let (user, token_sha256) = (user.to_owned(), sha256(password));
+        let attempt = Attempt { at, user, signed_at, token_sha256, verdict };
+        self.state.lock().attempts.push(attempt);
         admitted
     }
 
+    fn verdict(&self, user: &str, password: &str, at: SystemTime) -> Result<(), Refusal> {
+        let mut state = self.state.lock();
+        if state.refuse_next > 0 {
+            state.refuse_next -= 1;
+            return Err(Refusal::Asked);
+        }
+        let State { endpoint, key_pairs, .. } = &*state;
+        let (endpoint, key_pairs) = (endpoint.clone(), key_pairs.clone());
+        drop(state);
+        judge(password, user, &endpoint, &key_pairs, at)
+    }
+
     pub(super) fn attempts(&self) -> Vec<Attempt> {
-        self.state().attempts.clone()
+        self.state.lock().attempts.clone()
     }
 
     pub(super) fn clock(&self) -> Clock {
@@ -154,40 +104,35 @@ impl Judge {
     }
 
     pub(super) fn endpoint(&self) -> Endpoint {
-        self.state().endpoint.clone()
+        self.state.lock().endpoint.clone()
     }
 
     pub(super) fn set_endpoint(&self, endpoint: Endpoint) {
-        self.state().endpoint = endpoint;
+        self.state.lock().endpoint = endpoint;
     }
 
     pub(super) fn add_key_pair(&self, key_pair: Credentials) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.key_pairs.retain(|known| known.access_key_id() != key_pair.access_key_id());
         state.key_pairs.push(key_pair);
     }
 
     pub(super) fn revoke_key_pair(&self, access_key_id: &str) {
-        self.state().key_pairs.retain(|key_pair| key_pair.access_key_id() != access_key_id);
+        self.state.lock().key_pairs.retain(|key_pair| key_pair.access_key_id() != access_key_id);
     }
 
     pub(super) fn refuse_next(&self, logins: usize) {
-        self.state().refuse_next = logins;
-    }
-
-    /// No state is left half changed by a panic.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+        self.state.lock().refuse_next = logins;
     }
 }
 
-/// The presigned request that a token is, percent-encoded as it came.
+/// A token as the presigned request that it is. Values are still percent-encoded.
 struct Request<'a> {
     authority: &'a str,
     parameters: BTreeMap<&'a str, &'a str>,
 }
 
-/// Who signed, and for what: the value of X-Amz-Credential.
+/// The parts of X-Amz-Credential: the key pair that signed, and the scope of the signature.
 struct Scope {
     key_id: String,
     date: String,
@@ -196,7 +141,7 @@ struct Scope {
     terminator: String,
 }
 
-/// The whole judgement: nothing but its arguments counts.
+/// Decides about one token. The result depends on the arguments only.
 pub(crate) fn judge(
     token: &str,
     user: &str,
@@ -213,7 +158,7 @@ pub(crate) fn judge(
     let expires = request.lifetime()?;
     let signed_at = request.signed_at()?;
     ensure(request.authority == endpoint.authority(), Refusal::Endpoint)?;
-    // A DSQL token names no user: its action is all there is.
+    // A DSQL token contains no user. Its action depends on the user instead.
     ensure(service == Service::Dsql || request.value("DBUser")? == user, Refusal::User)?;
     let scope = request.scope()?;
     ensure(scope.service == service.name(), Refusal::Service)?;
@@ -235,29 +180,35 @@ impl<'a> Request<'a> {
         let mut parameters = BTreeMap::new();
         for pair in query.split('&') {
             let (name, value) = pair.split_once('=').ok_or(Refusal::NotAToken)?;
-            ensure(encode(&decode(value)) == value, Refusal::Encoding(name.to_owned()))?;
-            ensure(parameters.insert(name, value).is_none(), Refusal::Duplicate(name.to_owned()))?;
+            ensure(
+                encode(&decode(value)) == value,
+                Refusal::Encoding { parameter: name.to_owned() },
+            )?;
+            ensure(
+                parameters.insert(name, value).is_none(),
+                Refusal::Duplicate { parameter: name.to_owned() },
+            )?;
         }
         Ok(Request { authority, parameters })
     }
 
     fn value(&self, name: &'static str) -> Result<String, Refusal> {
-        self.parameters.get(name).map(|raw| decode(raw)).ok_or(Refusal::Missing(name))
+        self.parameters.get(name).map(|raw| decode(raw)).ok_or(Refusal::Missing { parameter: name })
     }
 
     fn expect(&self, name: &'static str, value: &str) -> Result<(), Refusal> {
-        ensure(self.value(name)? == value, Refusal::Wrong(name))
+        ensure(self.value(name)? == value, Refusal::Wrong { parameter: name })
     }
 
     fn lifetime(&self) -> Result<Duration, Refusal> {
         let seconds = self.value("X-Amz-Expires")?.parse().map(Duration::from_secs);
         let within = seconds.ok().filter(|lifetime| !lifetime.is_zero() && *lifetime <= LIFETIME);
-        within.ok_or(Refusal::Wrong("X-Amz-Expires"))
+        within.ok_or(Refusal::Wrong { parameter: "X-Amz-Expires" })
     }
 
     fn signed_at(&self) -> Result<SystemTime, Refusal> {
         let basic = self.value("X-Amz-Date")?;
-        parse_basic(&basic).ok_or(Refusal::Wrong("X-Amz-Date"))
+        parse_basic(&basic).ok_or(Refusal::Wrong { parameter: "X-Amz-Date" })
     }
 
     fn scope(&self) -> Result<Scope, Refusal> {
@@ -265,19 +216,19 @@ impl<'a> Request<'a> {
         let value = self.value(NAME)?;
         let parts: Vec<&str> = value.split('/').collect();
         let [key_id, date, region, service, terminator] = parts.as_slice() else {
-            return Err(Refusal::Wrong(NAME));
+            return Err(Refusal::Wrong { parameter: NAME });
         };
-        ensure(*terminator == "aws4_request", Refusal::Wrong(NAME))?;
+        ensure(*terminator == "aws4_request", Refusal::Wrong { parameter: NAME })?;
         ensure(
             self.value("X-Amz-Date")?.starts_with(date) && date.len() == 8,
-            Refusal::Wrong(NAME),
+            Refusal::Wrong { parameter: NAME },
         )?;
         let [key_id, date, region, service, terminator] =
             [key_id, date, region, service, terminator].map(|part| part.to_string());
         Ok(Scope { key_id, date, region, service, terminator })
     }
 
-    /// The signature that this request would have (AWS, "Create a signed AWS API request").
+    /// Returns the signature that this request must have (AWS, "Create a signed AWS API request").
     fn signature_by(
         &self,
         secret: &str,
@@ -377,45 +328,51 @@ mod tests {
     }
 
     #[test]
-    fn tampering_with_each_part_has_its_own_reason() {
+    fn each_changed_part_has_its_own_reason() {
         use Refusal::*;
         let cases: &[(&str, &str, Refusal)] = &[
             ("db.abc", "db.abd", Endpoint),
             (":5432/", ":5433/", Endpoint),
             (":5432/", "/", Endpoint),
             ("/?", "?", NotAToken),
-            ("Action=connect", "Action=delete", Wrong("Action")),
-            ("Action=connect&", "", Missing("Action")),
-            ("Action=connect&", "Action=connect&Action=connect&", Duplicate("Action".into())),
+            ("Action=connect", "Action=delete", Wrong { parameter: "Action" }),
+            ("Action=connect&", "", Missing { parameter: "Action" }),
+            (
+                "Action=connect&",
+                "Action=connect&Action=connect&",
+                Duplicate { parameter: "Action".into() },
+            ),
             ("DBUser=app", "DBUser=root", User),
-            ("DBUser=app", "DBUser=ap%70", Encoding("DBUser".into())),
-            ("&DBUser=app", "", Missing("DBUser")),
-            ("HMAC-SHA256", "HMAC-SHA1", Wrong("X-Amz-Algorithm")),
+            ("DBUser=app", "DBUser=ap%70", Encoding { parameter: "DBUser".into() }),
+            ("&DBUser=app", "", Missing { parameter: "DBUser" }),
+            ("HMAC-SHA256", "HMAC-SHA1", Wrong { parameter: "X-Amz-Algorithm" }),
             ("AKIA1", "AKIA2", UnknownKeyPair),
             ("us-east-1%2Frds-db", "us-west-1%2Frds-db", Region),
             ("rds-db", "dsql", Service),
-            ("aws4_request", "aws5_request", Wrong("X-Amz-Credential")),
-            ("20161107%2F", "20161108%2F", Wrong("X-Amz-Credential")),
+            ("aws4_request", "aws5_request", Wrong { parameter: "X-Amz-Credential" }),
+            ("20161107%2F", "20161108%2F", Wrong { parameter: "X-Amz-Credential" }),
             ("T173933Z", "T173934Z", Signature),
-            ("T173933Z", "T173933", Wrong("X-Amz-Date")),
-            ("T173933Z", "T993933Z", Wrong("X-Amz-Date")),
+            ("T173933Z", "T173933", Wrong { parameter: "X-Amz-Date" }),
+            ("T173933Z", "T993933Z", Wrong { parameter: "X-Amz-Date" }),
             ("Expires=900", "Expires=899", Signature),
-            ("Expires=900", "Expires=901", Wrong("X-Amz-Expires")),
-            ("Expires=900", "Expires=0", Wrong("X-Amz-Expires")),
-            ("SignedHeaders=host", "SignedHeaders=host%3Bx", Wrong("X-Amz-SignedHeaders")),
+            ("Expires=900", "Expires=901", Wrong { parameter: "X-Amz-Expires" }),
+            ("Expires=900", "Expires=0", Wrong { parameter: "X-Amz-Expires" }),
+            (
+                "SignedHeaders=host",
+                "SignedHeaders=host%3Bx",
+                Wrong { parameter: "X-Amz-SignedHeaders" },
+            ),
             ("SES%2FSION", "SES%2FSIOM", SessionToken),
-            ("SION%2BTOK", "SION+TOK", Encoding("X-Amz-Security-Token".into())),
+            ("SION%2BTOK", "SION+TOK", Encoding { parameter: "X-Amz-Security-Token".into() }),
             ("&X-Amz-Security-Token=SES%2FSION%2BTOK%3DEN%3D%3D", "", SessionToken),
             ("X-Amz-Signature=", "X-Amz-Signature=0", Signature),
             ("X-Amz-Signature=", "X-Amz-Extra=1&X-Amz-Signature=", Signature),
-            ("X-Amz-Signature=", "Signature=", Missing("X-Amz-Signature")),
+            ("X-Amz-Signature=", "Signature=", Missing { parameter: "X-Amz-Signature" }),
         ];
         assert_eq!(verdict(&token()), Ok(()));
         for (part, other, refusal) in cases {
             let tampered = token().replacen(part, other, 1);
-            assert_ne!(tampered, token(), "{part} is not there");
-            // The judge sorts, so a token whose parameters stand in another order is the same
-            // token.
+            assert_ne!(tampered, token(), "the token does not contain {part}");
             assert_eq!(verdict(&tampered), Err(refusal.clone()), "{part} -> {other}");
         }
         assert_eq!(verdict(""), Err(NotAToken));
@@ -424,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn both_sides_of_each_limit_in_time() {
+    fn both_sides_of_each_time_limit() {
         let judge_at = |time| judge(&token(), "app", &endpoint(), &[key_pair()], time);
         assert_eq!(judge_at(now() + Duration::from_millis(899_999)), Ok(()));
         assert_eq!(judge_at(now() + Duration::from_secs(900)), Err(Refusal::Expired));
@@ -433,12 +390,12 @@ mod tests {
     }
 
     #[test]
-    fn a_key_pair_that_ended_opens_nothing() {
-        let ends_at = |end| {
+    fn an_expired_key_pair_is_refused() {
+        let expires_at = |end| {
             Credentials::new("AKIA1", "secret", Some("SES/SION+TOK=EN==".into()), Some(end), "test")
         };
         let judge_with = |pair| judge(&token(), "app", &endpoint(), &[pair], now());
-        assert_eq!(judge_with(ends_at(now())), Err(Refusal::KeyPairExpired));
-        assert_eq!(judge_with(ends_at(now() + Duration::from_secs(1))), Ok(()));
+        assert_eq!(judge_with(expires_at(now())), Err(Refusal::KeyPairExpired));
+        assert_eq!(judge_with(expires_at(now() + Duration::from_secs(1))), Ok(()));
     }
 }

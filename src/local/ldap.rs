@@ -1,4 +1,5 @@
-//! The LDAP bind listener that PostgreSQL's `ldap` method asks (PostgreSQL, "LDAP Authentication").
+//! The LDAP listener to which PostgreSQL's `ldap` method sends each bind (PostgreSQL, "LDAP
+//! Authentication").
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -18,14 +19,14 @@ use super::failed;
 use super::judge::Judge;
 use crate::error::Error;
 
-/// PostgreSQL makes `uid=USER,dc=rds` of the user's name, and escapes nothing.
+/// PostgreSQL sends `uid=USER,dc=rds` and does not escape the user's name.
 pub(super) const PREFIX: &str = "uid=";
 pub(super) const SUFFIX: &str = ",dc=rds";
 
-/// In bytes: the longest password that PostgreSQL takes, with room for the user's name.
+/// The longest password that PostgreSQL accepts plus the user's name, in bytes.
 const LONGEST_BIND: usize = 66 * 1024;
 
-/// Answers binds until it is dropped.
+/// Answers binds until the value is dropped.
 pub(super) struct Listener {
     address: SocketAddr,
     ended: Arc<AtomicBool>,
@@ -51,7 +52,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::SeqCst);
-        // A connection of our own wakes the thread, which then sees that it has ended.
+        // This connection wakes the thread, which then reads `ended`.
         if TcpStream::connect(self.address).is_ok()
             && let Some(thread) = self.thread.take()
         {
@@ -66,10 +67,10 @@ fn serve(listener: &TcpListener, judge: &Arc<Judge>, ended: &AtomicBool) {
             return;
         }
         let judge = judge.clone();
-        // Each backend of PostgreSQL has a connection of its own, and they log in at the same time.
+        // Each backend of PostgreSQL opens its own connection, and backends run in parallel.
         std::thread::spawn(move || {
             if let Err(error) = stream.and_then(|stream| attend(&stream, &judge)) {
-                log::debug!("LocalRds: a conversation with PostgreSQL ended: {error}");
+                log::debug!("LocalRds could not answer PostgreSQL's LDAP bind: {error}");
             }
         });
     }
@@ -80,7 +81,7 @@ fn attend(stream: &TcpStream, judge: &Judge) -> io::Result<()> {
     converse(stream, stream, |user, password| judge.admits(user, password))
 }
 
-/// One connection: a bind and its answer, then an unbind or the end.
+/// Serves one connection: answers binds until an unbind or the end of input.
 pub(crate) fn converse(
     mut from: impl Read,
     mut to: impl Write,

@@ -54,10 +54,10 @@ fn the_status_page_follows_the_pool_through_a_restart() {
     let (logins, closed) = (shows("logins"), "the server has closed it");
     assert_eq!((logins, shows(closed)), (Some(9), Some(0)));
     rds.restart().unwrap();
-    eventually(|| ureq::get(&web.url).call().is_ok());
+    eventually("the program answers", || ureq::get(&web.url).call().is_ok());
     // The page reloads itself.
-    eventually(|| shows("logins") > logins && shows(closed) > Some(0));
-    eventually(|| shows("idle") == Some(8));
+    eventually("the page shows new logins", || shows("logins") > logins && shows(closed) > Some(0));
+    eventually("the page shows 8 idle connections", || shows("idle") == Some(8));
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn the_status_page_shows_an_outage_on_a_phone() {
     let color = "getComputedStyle(document.querySelector('.health')).backgroundColor";
     let color_before = browser.evaluate(color);
     rds.stop();
-    eventually(|| ureq::get(format!("{}/health", web.url)).call().is_err());
+    eventually("/health fails", || ureq::get(format!("{}/health", web.url)).call().is_err());
     browser.open(&format!("{}/status", web.url));
     assert_eq!(browser.text(".health h2"), "Outage: no connection");
     let login = format!("Logins as user app at {} fail.", rds.endpoint());
@@ -80,7 +80,7 @@ fn the_status_page_shows_an_outage_on_a_phone() {
     assert_eq!(browser.count("rect.idle"), 0);
     assert_fits(&browser);
     rds.restart().unwrap();
-    eventually(|| ureq::get(format!("{}/health", web.url)).call().is_ok());
+    eventually("/health answers", || ureq::get(format!("{}/health", web.url)).call().is_ok());
     browser.open(&format!("{}/status", web.url));
     assert_eq!(browser.text(".health h2"), "Connected");
 }
@@ -108,7 +108,7 @@ fn picture_of_the_status_page() {
     let browser = Browser::start();
     // Connections of different ages, after some were replaced.
     browser.open(&format!("{}/status", web.url));
-    eventually(|| {
+    eventually("connections are replaced", || {
         let _ = ureq::get(&web.url).call();
         browser.source().and_then(|page| number(&page, "closed")) > Some(8)
     });

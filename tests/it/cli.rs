@@ -12,7 +12,9 @@ use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 use tempfile::TempDir;
 
-use crate::support::{RDS_IAM, manager, minutes, send, start, with_no_settings};
+use crate::support::{
+    RDS_IAM, end_of, ignores_sigint, manager, minutes, send, start, with_no_settings,
+};
 
 /// A program in a folder of its own, with nothing in its environment but what it needs.
 fn program(name: impl AsRef<Path>, folder: &TempDir) -> Command {
@@ -377,12 +379,16 @@ mod exec {
         for (signal, code, by) in
             [("USR1", Some(7), None), ("TERM", None, Some(15)), ("INT", None, Some(2))]
         {
+            if signal == "INT" && ignores_sigint() {
+                eprintln!("SIGINT is ignored here (nohup), so it is not tested");
+                continue;
+            }
             let (mut child, private) = waiting(&rds, &folder);
             assert!(private.starts_with(folder.path()), "{private:?} is not in XDG_RUNTIME_DIR");
             let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
             assert_eq!((mode(&private), mode(&private.join("passfile"))), (0o700, 0o600));
             send(signal, child.id());
-            let status = child.wait().unwrap();
+            let status = end_of(&mut child, signal);
             assert_eq!((status.code(), status.signal()), (code, by), "{signal}");
             assert!(!private.exists(), "after {signal}");
         }

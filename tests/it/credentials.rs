@@ -162,7 +162,7 @@ fn near_their_end_they_are_refreshed_behind_the_callers_back() {
         assert_eq!(signs_with(&manager), 0);
     }
     source.gate.add_permits(1);
-    soon(|| signs_with(&manager) == 1);
+    soon("tokens are signed with key pair 1", || signs_with(&manager) == 1);
     assert_eq!(source.calls(), 2);
 }
 
@@ -175,7 +175,7 @@ fn a_failed_refresh_keeps_the_old_pair_and_backs_off() {
     assert_eq!(signs_with(&manager), 0);
     clock.forward(minutes(58));
     assert_eq!(signs_with(&manager), 0);
-    soon(|| source.calls() == 2);
+    soon("the source is called again", || source.calls() == 2);
     // The failure is answered soon after the call; from then on the source is left alone for a
     // second.
     let started = Instant::now();
@@ -184,9 +184,9 @@ fn a_failed_refresh_keeps_the_old_pair_and_backs_off() {
     }
     assert_eq!(source.calls(), 2);
     // The next failure is of the same streak; then the pause is two seconds.
-    soon(|| signs_with(&manager) == 0 && source.calls() == 3);
+    soon("the 3rd call", || signs_with(&manager) == 0 && source.calls() == 3);
     let third = Instant::now();
-    soon(|| signs_with(&manager) == 0 && source.calls() == 4);
+    soon("the 4th call", || signs_with(&manager) == 0 && source.calls() == 4);
     assert!(third.elapsed() > Duration::from_secs(1), "{:?}", third.elapsed());
 }
 
@@ -241,7 +241,7 @@ fn a_clock_that_was_set_back_does_not_prolong_credentials() {
     let manager = manager(&source, &clock);
     assert_eq!(signs_with(&manager), 0);
     clock.back(minutes(120));
-    soon(|| signs_with(&manager) == 1);
+    soon("tokens are signed with key pair 1", || signs_with(&manager) == 1);
 }
 
 #[test]
@@ -396,7 +396,7 @@ fn out_of_descriptors() {
         assert!(text.contains("no thread to ask on: "), "{text}");
     }
     drop(files);
-    soon(|| manager.token().is_ok());
+    soon("a token can be signed", || manager.token().is_ok());
 }
 
 /// A logger that uses the manager it logs about must not wait for itself.
@@ -512,7 +512,7 @@ fn one_thread() {
     assert_eq!(workers(), 1);
     drop(managers);
     drop(tenants);
-    soon(|| workers() == 0);
+    soon("the worker threads end", || workers() == 0);
     // And a new one starts when it is needed.
     let manager = RdsConnectionManager::new(URL).unwrap();
     assert_eq!(signs_with(&manager), 7);

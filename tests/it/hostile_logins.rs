@@ -1,5 +1,5 @@
-//! Logins that are nobody's: with a valid token that was changed, with one that was signed wrongly,
-//! and with nonsense.
+//! Logins that must be refused: with a changed token, with a token for another purpose, and with
+//! random bytes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,19 +16,19 @@ use crate::support::{key_pair, minutes, start};
 const LOGINS: u64 = 10_000;
 const THREADS: u64 = 4;
 
-/// Another user that logs in by token.
+/// Another user that logs in with a token.
 const ANOTHER: &str = "another";
-/// Whom the token of `app` is not for.
-const OTHERS: &[&str] = &[ANOTHER, "App", "rdsadmin", LocalRds::USER_WITHOUT_GRANT, "nobody_knows"];
+/// Users for which the token of `app` is not valid.
+const OTHERS: &[&str] = &[ANOTHER, "App", "rdsadmin", LocalRds::USER_WITHOUT_GRANT, "unknown_user"];
 
 struct Login {
     user: &'static str,
-    /// PostgreSQL takes all bytes but NUL.
+    /// Any bytes except NUL.
     password: Vec<u8>,
 }
 
 #[test]
-fn of_10_000_hostile_logins_none_is_let_in() {
+fn all_of_10_000_hostile_logins_are_refused() {
     let rds = start(LocalRds::builder().iam_user(ANOTHER));
     let session = Credentials::new(
         "ASIASESSION",
@@ -40,7 +40,7 @@ fn of_10_000_hostile_logins_none_is_let_in() {
     rds.add_key_pair(session.clone());
     let key_pairs = [rds.credentials().clone(), session];
     let seed = fastrand::u64(..);
-    eprintln!("the seed is {seed}");
+    eprintln!("seed: {seed}");
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (rds, key_pairs) = (&rds, &key_pairs);
@@ -50,7 +50,7 @@ fn of_10_000_hostile_logins_none_is_let_in() {
         }
     });
     let shares = shares(&rds);
-    log::debug!("of {LOGINS} hostile logins, the stand-in refused these: {shares:?}");
+    log::debug!("hostile logins refused by LocalRds (of {LOGINS}): {shares:?}");
     assert_eq!(shares.len(), REASONS, "{shares:?}");
     for key_pair in &key_pairs {
         let password = sign(&rds.endpoint(), LocalRds::USER, key_pair, SystemTime::now());
@@ -58,37 +58,37 @@ fn of_10_000_hostile_logins_none_is_let_in() {
     }
 }
 
-/// All that a client can be refused for, but that its key pair has ended.
+/// The number of reasons for a refusal, without an expired key pair and `refuse_next`.
 const REASONS: usize = 14;
 
-/// How many logins were refused for each reason. (Of some the stand-in never hears: PostgreSQL asks
-/// it about users that log in by token, and LDAP takes passwords in Unicode.)
+/// Returns how many logins were refused for each reason. (Some logins do not reach LocalRds:
+/// PostgreSQL sends only those of users with `rds_iam`, and LDAP passwords are Unicode.)
 fn shares(rds: &LocalRds) -> BTreeMap<String, usize> {
     let mut shares = BTreeMap::new();
     for attempt in rds.attempts() {
-        let refusal = format!("{:?}", attempt.verdict.expect_err("let in"));
-        *shares.entry(refusal.split('(').next().unwrap_or_default().to_owned()).or_default() += 1;
+        let refusal = format!("{:?}", attempt.verdict.expect_err("admitted"));
+        *shares.entry(refusal.split(' ').next().unwrap_or_default().to_owned()).or_default() += 1;
     }
     shares
 }
 
-/// By the server's word: a login that does not come so far says nothing.
+/// Checks that the server refused the login. Another error would prove nothing.
 fn is_refused(rds: &LocalRds, login: &Login) {
-    let word = match login.password.len() {
-        // libpq's own.
+    let expected = match login.password.len() {
+        // From libpq.
         0 => "no password supplied",
         1..=LONGEST => "authentication failed for user",
-        // It hangs up, which libpq tells in words of the TLS library.
+        // The server closes the connection. The text depends on the TLS library.
         _ => "",
     };
-    let error = log_in(rds, login).err().expect("let in").to_string();
-    assert!(error.contains(word), "{} bytes as {}: {error}", login.password.len(), login.user);
+    let error = log_in(rds, login).err().expect("admitted").to_string();
+    assert!(error.contains(expected), "{} bytes as {}: {error}", login.password.len(), login.user);
 }
 
-/// The longest password that PostgreSQL reads.
+/// The longest password that PostgreSQL accepts.
 const LONGEST: usize = 65_530;
 
-/// By a URI, in which a password can be of any bytes.
+/// Logs in with a URI, in which a password can contain any bytes.
 fn log_in(rds: &LocalRds, Login { user, password }: &Login) -> ConnectionResult<PgConnection> {
     let (port, root) = (rds.port(), rds.ca_file().to_str().unwrap());
     let [password, root] =
@@ -103,12 +103,15 @@ fn hostile(rds: &LocalRds, key_pairs: &[Credentials], rng: &mut Rng) -> Login {
     let key_pair = &key_pairs[rng.usize(..key_pairs.len())];
     let token = sign(&endpoint, user, key_pair, now);
     match rng.u8(..10) {
-        0 => Login { user, password: nonsense(rng) },
+        0 => Login { user, password: random_bytes(rng) },
         1 => Login { user: OTHERS[rng.usize(..OTHERS.len())], password: token },
-        2 => Login { user, password: signed_wrongly(&endpoint, key_pair, now, rng) },
+        2 => Login { user, password: signed_for_another_purpose(&endpoint, key_pair, now, rng) },
         3 => Login {
             user,
-            password: with_the_signature_of(&signed_wrongly(&endpoint, key_pair, now, rng), token),
+            password: with_the_signature_of(
+                &signed_for_another_purpose(&endpoint, key_pair, now, rng),
+                token,
+            ),
         },
         _ => Login { user, password: changed(&token, rng) },
     }
@@ -118,8 +121,8 @@ fn sign(endpoint: &Endpoint, user: &str, key_pair: &Credentials, when: SystemTim
     presign(endpoint, user, key_pair, when).unwrap().as_str().into()
 }
 
-/// Well formed, and for another endpoint, another user or another time, or by somebody else.
-fn signed_wrongly(
+/// Returns a well-formed token for another endpoint, user or time, or of another key pair.
+fn signed_for_another_purpose(
     endpoint: &Endpoint,
     pair: &Credentials,
     now: SystemTime,
@@ -159,7 +162,7 @@ fn with_the_signature_of(other: &[u8], mut token: Vec<u8>) -> Vec<u8> {
     token
 }
 
-fn nonsense(rng: &mut Rng) -> Vec<u8> {
+fn random_bytes(rng: &mut Rng) -> Vec<u8> {
     let length = match rng.u8(..8) {
         0 => 0,
         1 => LONGEST,
@@ -172,7 +175,7 @@ fn nonsense(rng: &mut Rng) -> Vec<u8> {
         .collect()
 }
 
-/// Changed in one way, and another request to AWS than before.
+/// Returns the token with one change that makes it another request to AWS.
 fn changed(token: &[u8], rng: &mut Rng) -> Vec<u8> {
     loop {
         let mut changed = token.to_vec();
@@ -184,9 +187,9 @@ fn changed(token: &[u8], rng: &mut Rng) -> Vec<u8> {
     }
 }
 
-/// What SigV4 signs of a token: the order of the parameters and the way in which a byte is written
-/// make no difference, so AWS may well take what differs in these alone. (The stand-in takes the
-/// one, and refuses the other.)
+/// Returns what SigV4 signs of a token. The order of the parameters and the encoding of a byte are
+/// not part of it, so AWS may accept a token in which only these differ. (LocalRds accepts another
+/// order and refuses another encoding.)
 fn request(token: &[u8]) -> Vec<Vec<u8>> {
     let mut ends = token.splitn(2, |byte| *byte == b'?');
     let (authority, query) = (ends.next().unwrap_or_default(), ends.next().unwrap_or_default());
@@ -199,33 +202,33 @@ fn request(token: &[u8]) -> Vec<Vec<u8>> {
 type Change = fn(&mut Vec<u8>, &mut Rng);
 
 const CHANGES: &[Change] = &[
-    // A bit, a byte, a digit, as in a date.
+    // A changed bit, byte or digit.
     |token, rng| *any(token, rng) ^= 1 << rng.u8(..8),
     |token, rng| *any(token, rng) = rng.u8(1..),
     |token, rng| *any_digit(token, rng) = rng.u8(b'0'..=b'9'),
     |token, rng| token.insert(rng.usize(..=token.len()), rng.u8(1..)),
-    // The end, the beginning, what is between.
+    // A part removed, repeated or appended.
     |token, rng| token.truncate(rng.usize(1..token.len())),
     |token, rng| drop(token.drain(..rng.usize(1..token.len()))),
     |token, rng| drop(token.drain(range(token, rng))),
     |token, rng| token.extend_from_within(range(token, rng)),
     |token, rng| token.extend(std::iter::repeat_n(b" \n\t&/=a"[rng.usize(..7)], rng.usize(1..8))),
     |token, rng| *token = token.repeat(rng.usize(2..=LONGEST / token.len())),
-    // Capital letters for small ones, and the reverse.
+    // Upper case for lower case, and the reverse.
     |token, rng| {
         let range = range(token, rng);
         token[range]
             .iter_mut()
             .for_each(|byte| *byte ^= if byte.is_ascii_alphabetic() { b' ' } else { 0 });
     },
-    // Encoded, once more where it was; and in the way that UTF-8 forbids.
+    // A byte percent-encoded (again), and in an overlong form that UTF-8 forbids.
     |token, rng| in_place_of_one(token, rng, |byte| format!("%{byte:02X}")),
     |token, rng| {
         in_place_of_one(token, rng, |byte| {
             format!("%{:02X}%{:02X}", 0xc0 | byte >> 6, 0x80 | byte & 0x3f)
         })
     },
-    // Parameters: one less, one twice, two that change their values.
+    // A parameter removed or repeated, or 2 values exchanged.
     |token, rng| of_parameters(token, rng, |parameters, i, _| _ = parameters.remove(i)),
     |token, rng| of_parameters(token, rng, |parameters, i, j| parameters.insert(j, parameters[i])),
     |token, rng| {
@@ -239,7 +242,7 @@ const CHANGES: &[Change] = &[
     },
 ];
 
-/// What a thief would write, in the place of what.
+/// What an attacker would replace, and by what.
 const WORDS: &[(&str, &str)] = &[
     ("DBUser=app", "DBUser=another"),
     ("us-east-1", "us-west-2"),
@@ -272,7 +275,7 @@ fn in_place_of_one(token: &mut Vec<u8>, rng: &mut Rng, written: fn(u8) -> String
     token.splice(place..=place, other.into_bytes());
 }
 
-/// With the places of two of them.
+/// Applies a change to the parameters, with the positions of 2 of them.
 fn of_parameters(
     token: &mut Vec<u8>,
     rng: &mut Rng,

@@ -164,7 +164,9 @@ fn a_writer_that_refuses_writes_is_left_also_without_target_session_attrs() {
     superuser.batch_execute("SELECT pg_reload_conf()").unwrap();
     let first = backend(&mut pool.get().unwrap());
     let insert = diesel::sql_query("INSERT INTO t VALUES (1)");
-    crate::support::soon(|| insert.clone().execute(&mut pool.get().unwrap()).is_err());
+    crate::support::soon("an insert fails", || {
+        insert.clone().execute(&mut pool.get().unwrap()).is_err()
+    });
     assert_ne!(backend(&mut pool.get().unwrap()), first);
     assert_eq!(pool.manager().stats().retirements[&Retirement::Demoted], 1);
 }
@@ -188,7 +190,7 @@ fn retire_all_replaces_open_connections_and_fails_no_operation() {
         for _ in 0..3 {
             let logins = rds.attempts().len();
             manager.retire_all();
-            crate::support::soon(|| {
+            crate::support::soon("a login starts or all workers end", || {
                 rds.attempts().len() > logins || workers.iter().all(|it| it.is_finished())
             });
         }

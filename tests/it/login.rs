@@ -55,30 +55,33 @@ fn rds_iam_auth_false_logs_in_by_password() {
 
 #[test]
 fn a_token_changed_in_any_part_is_refused_with_the_right_reason() {
-    use Refusal::*;
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
-    let cases: &[(&str, &str, Refusal)] = &[
-        ("db.abc123", "db.abc124", Endpoint),
-        (":5432/", ":5433/", Endpoint),
-        ("Action=connect", "Action=Connect", Wrong("Action")),
-        ("&DBUser=app", "&DBUser=apq", User),
-        ("&DBUser=app", "&DBUser=app&DBUser=app", Duplicate("DBUser".into())),
-        ("&DBUser=app", "", Missing("DBUser")),
-        ("HMAC-SHA256", "HMAC-SHA512", Wrong("X-Amz-Algorithm")),
-        ("Credential=AKIA", "Credential=ASIA", UnknownKeyPair),
-        ("eu-west-1%2F", "eu-west-2%2F", Region),
-        ("rds-db", "rds", Service),
-        ("aws4_request", "aws4", Wrong("X-Amz-Credential")),
-        ("Expires=900", "Expires=800", Signature),
-        ("Expires=900", "Expires=9000", Wrong("X-Amz-Expires")),
-        ("SignedHeaders=host", "SignedHeaders=", Wrong("X-Amz-SignedHeaders")),
-        ("X-Amz-Signature=", "X-Amz-Security-Token=x&X-Amz-Signature=", SessionToken),
-        ("X-Amz-Signature=", "X-Amz-Signature=f", Signature),
+    let cases: &[(&str, &str, &str)] = &[
+        ("db.abc123", "db.abc124", "signed for another endpoint"),
+        (":5432/", ":5433/", "signed for another endpoint"),
+        ("Action=connect", "Action=Connect", "Action has a wrong value"),
+        ("&DBUser=app", "&DBUser=apq", "signed for another user"),
+        ("&DBUser=app", "&DBUser=app&DBUser=app", "DBUser occurs twice"),
+        ("&DBUser=app", "", "DBUser is missing"),
+        ("HMAC-SHA256", "HMAC-SHA512", "X-Amz-Algorithm has a wrong value"),
+        ("Credential=AKIA", "Credential=ASIA", "signed with an unknown key pair"),
+        ("eu-west-1%2F", "eu-west-2%2F", "signed for another region"),
+        ("rds-db", "rds", "signed for another service"),
+        ("aws4_request", "aws4", "X-Amz-Credential has a wrong value"),
+        ("Expires=900", "Expires=800", "wrong signature"),
+        ("Expires=900", "Expires=9000", "X-Amz-Expires has a wrong value"),
+        ("SignedHeaders=host", "SignedHeaders=", "X-Amz-SignedHeaders has a wrong value"),
+        (
+            "X-Amz-Signature=",
+            "X-Amz-Security-Token=x&X-Amz-Signature=",
+            "the session token does not belong to the key pair",
+        ),
+        ("X-Amz-Signature=", "X-Amz-Signature=f", "wrong signature"),
     ];
     for (part, other, refusal) in cases {
         let tampered = token_of(&rds, SystemTime::now()).replacen(part, other, 1);
         assert!(log_in(&rds, LocalRds::USER, &tampered).is_err(), "{part} -> {other}");
-        assert_eq!(last_verdict(&rds), Err(refusal.clone()), "{part} -> {other}");
+        assert_eq!(last_verdict(&rds).unwrap_err().to_string(), *refusal, "{part} -> {other}");
     }
     assert!(log_in(&rds, LocalRds::USER, &token_of(&rds, SystemTime::now())).is_ok());
 }
@@ -250,7 +253,7 @@ fn a_dsql_cluster_gets_dsql_tokens() {
     }
     // A token for other users is not valid for admin.
     assert!(log_in(&rds, "admin", &token_of(&rds, SystemTime::now())).is_err());
-    assert_eq!(last_verdict(&rds), Err(Refusal::Wrong("Action")));
+    assert!(matches!(last_verdict(&rds), Err(Refusal::Wrong { parameter: "Action", .. })));
 }
 
 #[test]

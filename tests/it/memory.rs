@@ -1,4 +1,4 @@
-//! libpq's memory, under valgrind: what it hands out is read while it is there, and given back.
+//! libpq's memory under valgrind: no leak, and no use after free.
 
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::{PerThread, RdsConnectionManager};
@@ -6,7 +6,7 @@ use diesel_rds_iam::{PerThread, RdsConnectionManager};
 use crate::support::{current_user, in_a_child_under_valgrind, log, refused, start};
 
 #[test]
-fn of_libpqs_memory_none_is_lost_and_none_is_used_after_its_end() {
+fn libpqs_memory_does_not_leak_and_is_not_used_after_free() {
     let rds = start(LocalRds::builder());
     let environment = rds.environment();
     let environment = environment.iter().map(|(name, value)| (*name, value.as_str()));
@@ -19,7 +19,7 @@ fn of_libpqs_memory_none_is_lost_and_none_is_used_after_its_end() {
 }
 
 #[test]
-#[ignore = "runs as a process of its own, under valgrind"]
+#[ignore = "runs in a child process, under valgrind"]
 fn good_strings_and_logins() {
     log();
     let manager = RdsConnectionManager::from_env().unwrap();
@@ -39,7 +39,7 @@ fn good_strings_and_logins() {
     }
     let connections = PerThread::new(manager);
     let in_a_thread = || assert_eq!(current_user(&mut connections.get().unwrap()), LocalRds::USER);
-    // Joined, a thread has closed its connection.
+    // A thread closes its connection before it can be joined.
     std::thread::scope(|scope| scope.spawn(in_a_thread).join().unwrap());
     let without_grant = std::env::var("DATABASE_URL").unwrap().replacen(
         LocalRds::USER,

@@ -141,7 +141,7 @@ fn refreshes_and_failed_refreshes_are_counted() {
     fails.store(true, Ordering::Relaxed);
     rds.clock().advance(minutes(16));
     manager.connect().unwrap();
-    soon(|| refreshes() == (2, 1));
+    soon("one refresh succeeds and one fails", || refreshes() == (2, 1));
 }
 
 /// Uses a connection of a pool in a way that ends it. Returns how the end was counted.
@@ -198,7 +198,7 @@ fn a_connection_that_the_server_closed_while_idle_is_counted_as_closed() {
     let manager = manager(&rds);
     let mut connection = manager.connect().unwrap();
     end_sessions(&rds);
-    soon(|| manager.is_valid(&mut connection).is_err());
+    soon("the connection is found closed", || manager.is_valid(&mut connection).is_err());
     drop(connection);
     assert_eq!(retirements(&manager.stats()), [(Retirement::Closed, 1)]);
 }

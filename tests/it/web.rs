@@ -301,13 +301,15 @@ fn while_the_database_is_blocked_clients_get_503_and_hold_no_thread() {
     let (acknowledged, others) = thread::scope(|scope| {
         let clients = scope.spawn(|| crowd(&web, 500, &answered));
         let mut superuser = rds.superuser().unwrap();
-        eventually(|| sessions(&mut superuser, WAITS_FOR_LOCK) == 7);
+        eventually("7 sessions wait for the lock", || {
+            sessions(&mut superuser, WAITS_FOR_LOCK) == 7
+        });
         assert_eq!(get(&web, "/health").body, "ok\n");
         let status = get(&web, "/status").body;
         assert_eq!((number(&status, "in use"), number(&status, "idle")), (Some(7), Some(1)));
         assert!(get(&web, "/metrics").body.contains("rds_iam_connections{state=\"in_use\"} 7\n"));
         assert_threads(&web);
-        eventually(|| answered.load(Ordering::SeqCst) == 493);
+        eventually("493 requests are answered", || answered.load(Ordering::SeqCst) == 493);
         drop(lock);
         clients.join().unwrap()
     });
@@ -367,7 +369,7 @@ fn an_outage_is_shown_by_health_status_and_json() {
     }
 
     rds.restart().unwrap();
-    eventually(|| get(&web, "/health").status == 200);
+    eventually("/health answers 200", || get(&web, "/health").status == 200);
     assert_eq!(add(&web, "back").status, 303);
     assert_eq!(texts(&rds), ["back"]);
     assert!(get(&web, "/status").body.contains("<h2>Connected</h2>"));
@@ -382,7 +384,7 @@ fn an_outage_is_one_log_line_per_cause() {
         assert_eq!(get(&web, "/").status, 503);
     }
     rds.restart().unwrap();
-    eventually(|| get(&web, "/health").status == 200);
+    eventually("/health answers 200", || get(&web, "/health").status == 200);
     web.signal("TERM");
     let output = web.wait().output;
     let lines = output.lines().filter(|line| line.contains(" web::") && line.contains("WARN"));
@@ -398,7 +400,7 @@ fn a_login_that_fails_permanently_is_not_to_be_retried() {
     rds.superuser().unwrap().batch_execute("ALTER ROLE app NOLOGIN").unwrap();
     end_sessions(&rds);
     let mut last = get(&web, "/");
-    eventually(|| {
+    eventually("503 without retry-after", || {
         last = get(&web, "/");
         last.status == 503 && last.header("retry-after").is_none()
     });
@@ -429,7 +431,7 @@ fn a_restart_loses_no_acknowledged_entry() {
     };
     let acknowledged: Vec<String> = thread::scope(|scope| {
         let clients: Vec<_> = (0..16).map(|name| scope.spawn(move || client(name))).collect();
-        eventually(|| texts(&rds).len() > 100);
+        eventually("more than 100 entries are stored", || texts(&rds).len() > 100);
         rds.restart().unwrap();
         restarted.store(true, Ordering::SeqCst);
         clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
@@ -490,7 +492,7 @@ fn health_responds_in_time_while_the_database_is_silent() {
     // The checks do not use up the pool.
     assert_eq!(number(&get(&web, "/status").body, "in use"), Some(1));
     drop(silent);
-    eventually(|| get(&web, "/health").status == 200);
+    eventually("/health answers 200", || get(&web, "/health").status == 200);
 }
 
 #[test]
@@ -515,7 +517,7 @@ fn status_counts_closed_connections_by_reason() {
     assert!(status.contains("<meta http-equiv=\"refresh\" content=\"2\">"));
 
     // A checkout tests the connections in turn, and retires those that are too old.
-    eventually(|| {
+    eventually("a connection reaches its max_lifetime", || {
         assert_eq!(get(&web, "/").status, 200);
         number(&get(&web, "/status").body, "it is past its max_lifetime") > Some(0)
     });
@@ -523,7 +525,7 @@ fn status_counts_closed_connections_by_reason() {
     // A new app, because all connections of the first one may be too old by now.
     let web = Web::on(&rds);
     rds.restart().unwrap();
-    eventually(|| get(&web, "/health").status == 200);
+    eventually("/health answers 200", || get(&web, "/health").status == 200);
     let status = get(&web, "/status").body;
     assert!(number(&status, "the server has closed it") > Some(0));
     assert_eq!(number(&status, "refreshes"), Some(1));
@@ -605,9 +607,11 @@ fn after_a_signal_open_requests_finish_and_new_ones_are_refused() {
         let (lock, mut superuser) = (lock_entries(&rds), rds.superuser().unwrap());
         thread::scope(|scope| {
             let request = scope.spawn(|| add(&web, "in hand"));
-            eventually(|| sessions(&mut superuser, WAITS_FOR_LOCK) == 1);
+            eventually("1 session waits for the lock", || {
+                sessions(&mut superuser, WAITS_FOR_LOCK) == 1
+            });
             web.signal(signal);
-            eventually(|| connect(&web).is_err());
+            eventually("the program stops listening", || connect(&web).is_err());
             drop(lock);
             assert_eq!(request.join().unwrap().status, 303);
         });

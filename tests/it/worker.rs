@@ -128,7 +128,7 @@ fn end_sessions_until(left: i64, rds: &LocalRds) -> usize {
     while next > left {
         hits += usize::from(end_a_session(&mut superuser));
         next -= 20;
-        eventually(|| count(&mut superuser, LEFT) <= next.max(left));
+        eventually("jobs are done", || count(&mut superuser, LEFT) <= next.max(left));
     }
     hits
 }
@@ -176,7 +176,7 @@ fn does_each_job_once_on_a_pool_too() {
 /// Makes retried jobs due at once, until no job is left.
 fn skip_the_waiting(superuser: &mut PgConnection) {
     let skip = "UPDATE jobs SET run_at = now() WHERE died_at IS NULL; NOTIFY jobs";
-    eventually(|| {
+    eventually("all jobs are done", || {
         superuser.batch_execute(skip).unwrap();
         count(superuser, LEFT) == 0
     });
@@ -261,7 +261,7 @@ fn latency(superuser: &mut PgConnection, before: &str) -> Duration {
     let (done, started) = (count(superuser, DONE), Instant::now());
     superuser.batch_execute(before).unwrap();
     insert(superuser, 1, 0.0);
-    eventually(|| count(superuser, DONE) > done);
+    eventually("the job is done", || count(superuser, DONE) > done);
     started.elapsed()
 }
 
@@ -270,7 +270,7 @@ fn notify_wakes_the_worker_also_after_the_listener_lost_its_connection() {
     let rds = migrated();
     let mut superuser = rds.superuser().unwrap();
     let running = Running::start(worker(&rds, &["--threads", "1"]));
-    eventually(|| count(&mut superuser, LISTENERS) == 1);
+    eventually("the worker listens", || count(&mut superuser, LISTENERS) == 1);
     let mut latencies: Vec<Duration> =
         (0..5).map(|_| latency(&mut superuser, "SELECT 1")).collect();
     // Nothing listens when the job is inserted.
@@ -295,7 +295,7 @@ fn after_a_signal_running_jobs_finish_and_no_other_starts() {
         superuser.batch_execute("TRUNCATE jobs, ledger").unwrap();
         insert(&mut superuser, 2, 1.0);
         let running = Running::start(worker(&rds, &["--threads", "1"]));
-        eventually(|| count(&mut superuser, IN_A_JOB) == 1);
+        eventually("a job starts", || count(&mut superuser, IN_A_JOB) == 1);
         running.send(signal);
         let output = running.end();
         assert_eq!(output.status.code(), Some(0), "{}", logged(&output));
@@ -310,10 +310,10 @@ fn a_second_signal_ends_the_worker_at_once_and_the_job_runs_again() {
     let mut superuser = rds.superuser().unwrap();
     insert(&mut superuser, 1, 600.0);
     let running = Running::start(worker(&rds, &["--threads", "1"]));
-    eventually(|| count(&mut superuser, IN_A_JOB) == 1);
+    eventually("a job starts", || count(&mut superuser, IN_A_JOB) == 1);
     running.send("TERM");
     // The listener's session ends with the first signal: the second one is not merged with it.
-    eventually(|| count(&mut superuser, LISTENERS) == 0);
+    eventually("the listener ends", || count(&mut superuser, LISTENERS) == 0);
     running.send("TERM");
     let output = running.end();
     assert_eq!(output.status.code(), None, "{}", printed(&output));
@@ -330,7 +330,7 @@ fn a_signal_ends_the_worker_while_the_server_is_stopped() {
     // The worker ends after its attempt to connect, which takes up to 10 s by default.
     command.env("DATABASE_URL", rds.database_url() + "&connect_timeout=2");
     let running = Running::start(command);
-    eventually(|| count(&mut superuser, IN_A_JOB) == 1);
+    eventually("a job starts", || count(&mut superuser, IN_A_JOB) == 1);
     rds.stop();
     running.send("TERM");
     let output = running.end();
@@ -345,7 +345,7 @@ fn two_workers_share_the_jobs() {
     let mut superuser = rds.superuser().unwrap();
     insert(&mut superuser, JOBS as i64, 0.05);
     let both = [(); 2].map(|()| Running::start(worker(&rds, &["--threads", "2"])));
-    eventually(|| count(&mut superuser, LEFT) == 0);
+    eventually("all jobs are done", || count(&mut superuser, LEFT) == 0);
     let done = both.map(|one| {
         one.send("TERM");
         let output = one.end();

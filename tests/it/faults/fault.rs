@@ -96,7 +96,7 @@ fn wait_seconds(seconds: u64) {
 /// Closes the connections after a commit and before its answer. Returns `false` if no commit was in
 /// progress any more.
 fn cut_a_commit(scene: &Scene) -> bool {
-    soon(|| scene.load.committing() > 0);
+    soon("a commit is in progress", || scene.load.committing() > 0);
     scene.proxy.set(Weather::Mute);
     // A commit takes 20 ms.
     thread::sleep(Duration::from_millis(100));

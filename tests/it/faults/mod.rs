@@ -78,7 +78,7 @@ fn run_faults<C: Connections + Send>(
     let rows = scene.load.check(&mut scene.rds.superuser().unwrap());
     eprintln!("{rows} rows, all as in the ledger");
     drop(connections);
-    eventually(|| sessions(&scene.rds) == 0);
+    eventually("all sessions end", || sessions(&scene.rds) == 0);
 }
 
 fn make_scene() -> Scene {
@@ -122,7 +122,9 @@ fn cause(
     let took = load
         .full_service(Instant::now(), bound(name))
         .unwrap_or_else(|error| panic!("{name}: {error}"));
-    eventually(|| sessions(&scene.rds) == i64::from(connections.open()));
+    eventually("each session belongs to a connection", || {
+        sessions(&scene.rds) == i64::from(connections.open())
+    });
     let Tally { failed, unknown } = load.tally() - tally;
     let rate = busiest_second(&scene.rds.attempts()[logins..]);
     // The columns of the guide's table, and the logins.

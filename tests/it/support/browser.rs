@@ -1,6 +1,5 @@
 //! A headless Chromium, driven by chromedriver.
 
-use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -14,8 +13,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// As root there is no sandbox, a container's /dev/shm is small, and nothing is to be asked of the
-/// internet.
+use super::await_line;
+
+/// Chromium has no sandbox as root, /dev/shm is small in a container, and the tests make no
+/// requests to the internet.
 const FLAGS: &[&str] = &[
     "--headless=new",
     "--no-sandbox",
@@ -27,14 +28,17 @@ const FLAGS: &[&str] = &[
     "--no-first-run",
 ];
 
-/// It is gone when this is dropped.
+/// The limit of each command. chromedriver itself waits 60 s for Chromium to start.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Ends the browser when it is dropped.
 pub(crate) struct Browser {
     runtime: Runtime,
     client: Client,
     driver: Driver,
 }
 
-/// chromedriver and what it has started: a process group.
+/// chromedriver and the processes that it started, in one process group.
 struct Driver {
     child: Child,
     port: u16,
@@ -53,7 +57,7 @@ impl Browser {
     }
 
     fn with(options: Value) -> Browser {
-        // A Chromium on a busy machine does not always come up; chromedriver gives it a minute.
+        // On a busy machine a start of Chromium can fail, so it is tried twice.
         Browser::try_with(options.clone()).or_else(|_| Browser::try_with(options)).unwrap()
     }
 
@@ -64,61 +68,66 @@ impl Browser {
         let mut builder = ClientBuilder::new(HttpConnector::new());
         builder.capabilities([("goog:chromeOptions".to_owned(), options)].into_iter().collect());
         let runtime = Runtime::new().unwrap();
-        let client =
-            runtime.block_on(builder.connect(&format!("http://127.0.0.1:{}", driver.port)))?;
+        let url = format!("http://127.0.0.1:{}", driver.port);
+        let connect = async { tokio::time::timeout(LIMIT, builder.connect(&url)).await };
+        let client = runtime.block_on(connect).expect("Chromium starts within 90 s")?;
         Ok(Browser { runtime, client, driver })
     }
 
-    /// The process group of all its processes.
+    /// Runs one command of WebDriver.
+    fn block_on<T>(&self, command: impl Future<Output = T>) -> T {
+        let limited = async { tokio::time::timeout(LIMIT, command).await };
+        self.runtime.block_on(limited).expect("chromedriver answers within 90 s")
+    }
+
+    /// Returns the process group of all its processes.
     pub(crate) fn group(&self) -> u32 {
         self.driver.child.id()
     }
 
     pub(crate) fn open(&self, url: &str) {
-        self.runtime.block_on(self.client.goto(url)).unwrap();
+        self.block_on(self.client.goto(url)).unwrap();
     }
 
-    /// The page as it is now; none while it is being loaded.
+    /// Returns the HTML of the page, or `None` while the page is loading.
     pub(crate) fn source(&self) -> Option<String> {
-        self.runtime.block_on(self.client.source()).ok()
+        self.block_on(self.client.source()).ok()
     }
 
     /// Returns the visible part of the page as a PNG.
     pub(crate) fn screenshot(&self) -> Vec<u8> {
-        self.runtime.block_on(self.client.screenshot()).unwrap()
+        self.block_on(self.client.screenshot()).unwrap()
     }
 
-    /// The text that a person sees there.
+    /// Returns the visible text of an element.
     pub(crate) fn text(&self, css: &str) -> String {
-        self.runtime.block_on(self.find(css).text()).unwrap()
+        self.block_on(self.find(css).text()).unwrap()
     }
 
-    /// What is in a field.
+    /// Returns the value of a field.
     pub(crate) fn value(&self, css: &str) -> String {
-        self.runtime.block_on(self.find(css).prop("value")).unwrap().unwrap()
+        self.block_on(self.find(css).prop("value")).unwrap().unwrap()
     }
 
     pub(crate) fn type_into(&self, css: &str, text: &str) {
-        self.runtime.block_on(self.find(css).send_keys(text)).unwrap();
+        self.block_on(self.find(css).send_keys(text)).unwrap();
     }
 
     pub(crate) fn click(&self, css: &str) {
-        self.runtime.block_on(self.find(css).click()).unwrap();
+        self.block_on(self.find(css).click()).unwrap();
     }
 
     pub(crate) fn count(&self, css: &str) -> usize {
-        self.runtime.block_on(self.client.find_all(Locator::Css(css))).unwrap().len()
+        self.block_on(self.client.find_all(Locator::Css(css))).unwrap().len()
     }
 
     pub(crate) fn evaluate(&self, expression: &str) -> Value {
-        self.runtime
-            .block_on(self.client.execute(&format!("return {expression}"), Vec::new()))
-            .unwrap()
+        self.block_on(self.client.execute(&format!("return {expression}"), Vec::new())).unwrap()
     }
 
-    /// Waits until it is there.
+    /// Waits for an element (30 s, fantoccini's default).
     fn find(&self, css: &str) -> Element {
-        self.runtime.block_on(self.client.wait().for_element(Locator::Css(css))).unwrap()
+        self.block_on(self.client.wait().for_element(Locator::Css(css))).unwrap()
     }
 }
 
@@ -126,18 +135,21 @@ impl Driver {
     fn start() -> Driver {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new("chromedriver");
-        // All that they leave lying about is in the folder, and goes with it.
+        // Their temporary files are removed with the folder.
         command.arg("--port=0").env("TMPDIR", folder.path()).process_group(0);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .expect("chromedriver starts");
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let port = |line: String| {
-            line.split_once("started successfully on port ")?.1.trim_end_matches('.').parse().ok()
-        };
-        let port = lines.filter_map(port).next().expect("chromedriver tells its port");
+        let port =
+            await_line("chromedriver prints its port", child.stdout.take().unwrap(), |line| {
+                line.split_once("started successfully on port ")?
+                    .1
+                    .trim_end_matches('.')
+                    .parse()
+                    .ok()
+            });
         Driver { child, port, folder }
     }
 }
@@ -147,7 +159,7 @@ impl Drop for Driver {
         let group = self.child.id();
         let _ = Command::new("kill").args(["-s", "KILL", "--", &format!("-{group}")]).status();
         let _ = self.child.wait();
-        // While one of them ends, it may still write to the folder.
+        // A process that is ending can still write to the folder.
         let deadline = Instant::now() + Duration::from_secs(5);
         while is_there(group) && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
@@ -155,8 +167,7 @@ impl Drop for Driver {
     }
 }
 
-/// Whether a process of this group runs. One that has ended and that nobody has waited for does not
-/// count.
+/// Returns whether a process of this group runs. Zombies do not count.
 pub(crate) fn is_there(group: u32) -> bool {
     let output = Command::new("ps").args(["-A", "-o", "pgid=,stat="]).output().unwrap();
     let runs = |line: &str| {

@@ -1,3 +1,5 @@
+//! Helpers of the integration tests.
+
 pub(crate) mod browser;
 pub(crate) mod cloud;
 pub(crate) mod fake;
@@ -9,9 +11,11 @@ pub(crate) mod proxy;
 pub(crate) mod web;
 
 use std::fmt::Display;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,14 +26,14 @@ use diesel_rds_iam::local::{Builder, LocalRds, Refusal};
 use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Credentials, Error, RdsConnectionManager, presign};
 
-/// The program `rds-iam`. `cargo test --workspace` builds it.
+/// The program `rds-iam`, which `cargo test --workspace` builds.
 pub(crate) const RDS_IAM: &str = if cfg!(debug_assertions) {
     concat!(env!("CARGO_TARGET_TMPDIR"), "/../debug/rds-iam")
 } else {
     concat!(env!("CARGO_TARGET_TMPDIR"), "/../release/rds-iam")
 };
 
-/// A server, with our log on standard error as RUST_LOG says.
+/// Starts a server, with the log on standard error according to RUST_LOG.
 pub(crate) fn start(builder: Builder) -> LocalRds {
     log();
     builder.start().unwrap()
@@ -40,34 +44,34 @@ pub(crate) fn log() {
 }
 
 pub(crate) fn manager(rds: &LocalRds) -> RdsConnectionManager {
-    rds.manager_builder().build(rds.database_url()).unwrap()
+    rds.manager().unwrap()
 }
 
 pub(crate) fn current_user(connection: &mut PgConnection) -> String {
     diesel::select(sql::<Text>("current_user::text")).get_result(connection).unwrap()
 }
 
-/// The process id of the server's end.
+/// Returns the process id of the connection's backend.
 pub(crate) fn backend(connection: &mut PgConnection) -> i32 {
     diesel::select(sql::<Integer>("pg_backend_pid()")).get_result(connection).unwrap()
 }
 
-/// The sessions that the server has of the user that logs in by token.
+/// Returns the number of sessions of the user that logs in with a token.
 pub(crate) fn sessions(rds: &LocalRds) -> i64 {
     let query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
     sql::<BigInt>(query).get_result(&mut rds.superuser().unwrap()).unwrap()
 }
 
-/// The text of the error that a login ends in.
+/// Returns the error text of a login that must fail.
 pub(crate) fn refused(manager: &RdsConnectionManager) -> String {
     match manager.connect() {
-        Ok(_) => panic!("let in: {manager:?}"),
+        Ok(_) => panic!("admitted: {manager:?}"),
         Err(error @ Error::Connect { .. }) => error.to_string(),
         Err(error) => panic!("not a refused login: {error}"),
     }
 }
 
-/// Logs in through libpq with a ready password, as a program without this crate would.
+/// Logs in through libpq with this password, like a program that does not use this crate.
 pub(crate) fn log_in(rds: &LocalRds, user: &str, password: &str) -> ConnectionResult<PgConnection> {
     let quote = |text: &str| text.replace('\\', r"\\").replace('\'', r"\'");
     let (user, password) = (quote(user), quote(password));
@@ -77,7 +81,7 @@ pub(crate) fn log_in(rds: &LocalRds, user: &str, password: &str) -> ConnectionRe
     ))
 }
 
-/// A token for the server's own endpoint and user, signed at `when` by the server's key pair.
+/// Returns a token for the server's endpoint and user, signed at `when` with the server's key pair.
 pub(crate) fn token_of(rds: &LocalRds, when: SystemTime) -> String {
     presign(&rds.endpoint(), LocalRds::USER, rds.credentials(), when).unwrap().as_str().to_owned()
 }
@@ -90,7 +94,7 @@ pub(crate) fn key_pair(expiry: Option<SystemTime>) -> Credentials {
     Credentials::new("AKIAOTHER", "local-rds-secret-other", None, expiry, "test")
 }
 
-/// One of the examples. `cargo test` builds them beside this binary.
+/// Returns one of the examples, which `cargo test` builds.
 pub(crate) fn example(name: &str) -> Command {
     let this = std::env::current_exe().unwrap();
     let folder: PathBuf = this.ancestors().nth(2).unwrap().join("examples");
@@ -99,26 +103,74 @@ pub(crate) fn example(name: &str) -> Command {
     command
 }
 
-/// Waits for what no event tells, and another thread of this process does.
-pub(crate) fn soon(happens: impl FnMut() -> bool) {
-    within(Duration::from_secs(10), happens);
+/// Waits for another thread of this process.
+pub(crate) fn soon(what: &str, happened: impl FnMut() -> bool) {
+    within(Duration::from_secs(10), what, happened);
 }
 
-/// Waits for what no event tells, and another process does.
-pub(crate) fn eventually(happens: impl FnMut() -> bool) {
-    within(Duration::from_secs(30), happens);
+/// Waits for another process.
+pub(crate) fn eventually(what: &str, happened: impl FnMut() -> bool) {
+    within(Duration::from_secs(30), what, happened);
 }
 
-fn within(limit: Duration, mut happens: impl FnMut() -> bool) {
+/// Polls, for conditions without an event to wait for.
+fn within(limit: Duration, what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
-    while !happens() {
-        assert!(Instant::now() < deadline, "it did not come to pass");
+    while !happened() {
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Sends a signal, named as kill(1) names it. By the shell's own kill: not each machine has the
-/// program.
+/// Waits until a child process has ended. Kills it after 60 s and fails.
+pub(crate) fn end_of(child: &mut Child, what: &str) -> ExitStatus {
+    poll_end(Duration::from_secs(60), child)
+        .unwrap_or_else(|| panic!("killed, because it ran for 60 s: {what}"))
+}
+
+/// Returns `None` if the child did not end within the limit and was killed.
+fn poll_end(limit: Duration, child: &mut Child) -> Option<ExitStatus> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        if Instant::now() >= deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits 60 s for a line from which `find` returns a value. Reads the output to its end, so that
+/// the child process never blocks.
+pub(crate) fn await_line<T: Send + 'static>(
+    what: &str,
+    output: impl Read + Send + 'static,
+    find: impl Fn(&str) -> Option<T> + Send + 'static,
+) -> T {
+    let (sender, found) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            // The receiver is dropped after the first value.
+            let _ = find(&line).map(|value| sender.send(value));
+        }
+    });
+    let received = found.recv_timeout(Duration::from_secs(60));
+    received.unwrap_or_else(|error| panic!("{what}: {error}"))
+}
+
+/// Returns whether this process ignores SIGINT, as under nohup. Child processes inherit that.
+pub(crate) fn ignores_sigint() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|it| it & 2 != 0)
+}
+
+/// Sends a signal, with its name as in kill(1). The shell's builtin is used because the program is
+/// not on every machine.
 pub(crate) fn send(signal: &str, pid: impl Display) {
     assert!(
         Command::new("sh")
@@ -129,7 +181,7 @@ pub(crate) fn send(signal: &str, pid: impl Display) {
     );
 }
 
-/// Ends all sessions of the user that logs in by token, and waits until they have ended.
+/// Ends all sessions of the user that logs in with a token, and waits until they have ended.
 pub(crate) fn end_sessions(rds: &LocalRds) {
     let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'app'";
     diesel::sql_query(end).execute(&mut rds.superuser().unwrap()).unwrap();
@@ -139,15 +191,14 @@ pub(crate) const fn minutes(count: u64) -> Duration {
     Duration::from_secs(60 * count)
 }
 
-/// Runs one ignored test of this binary in a process of its own, with these environment variables
-/// and no others: a process that has threads cannot change its own. Returns what it printed and
-/// logged.
+/// Runs one ignored test of this binary in a child process with only these environment variables.
+/// (A process with threads cannot change its own environment.) Returns the output and the log.
 pub(crate) fn in_a_child(test: &str, environment: &[(&str, &str)]) -> String {
     let program = std::env::current_exe().unwrap();
     run_alone(Command::new(program), test, environment)
 }
 
-/// The same under valgrind, which makes a memory error a failure.
+/// As `in_a_child`, under valgrind. A memory error is a failure.
 #[cfg(target_os = "linux")]
 pub(crate) fn in_a_child_under_valgrind(test: &str, environment: &[(&str, &str)]) {
     let mut command = Command::new("valgrind");
@@ -155,7 +206,7 @@ pub(crate) fn in_a_child_under_valgrind(test: &str, environment: &[(&str, &str)]
     run_alone(command, test, environment);
 }
 
-/// The same with so few file descriptors.
+/// As `in_a_child`, with a limited number of file descriptors.
 pub(crate) fn in_a_child_with_descriptors(
     test: &str,
     descriptors: usize,
@@ -167,7 +218,7 @@ pub(crate) fn in_a_child_with_descriptors(
     run_alone(command, test, environment);
 }
 
-/// The same in a network namespace of its own, where the loopback interface has `address`, too.
+/// As `in_a_child`, in a new network namespace whose loopback interface also has `address`.
 pub(crate) fn in_a_network_of_its_own(test: &str, address: &str, environment: &[(&str, &str)]) {
     let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
     let rights: &[&str] = if is_root { &[] } else { &["--map-current-user", "--keep-caps"] };
@@ -182,8 +233,8 @@ pub(crate) fn in_a_network_of_its_own(test: &str, address: &str, environment: &[
     run_alone(command, test, environment);
 }
 
-/// Takes all from a program's environment but what it needs. Nobody's profile, and no metadata
-/// service: there are no AWS credentials but those that it is given.
+/// Clears the environment of a program except for what it needs. The program finds no AWS profile
+/// and no metadata service, so it has only the credentials that the test sets.
 pub(crate) fn with_no_settings(command: &mut Command) -> &mut Command {
     let kept = ["PATH", "TMPDIR", "RUST_LOG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"];
     command
@@ -194,12 +245,20 @@ pub(crate) fn with_no_settings(command: &mut Command) -> &mut Command {
 
 fn run_alone(mut command: Command, test: &str, environment: &[(&str, &str)]) -> String {
     command.args(["--exact", test, "--include-ignored", "--nocapture"]);
-    let output = with_no_settings(&mut command).envs(environment.iter().copied()).output().unwrap();
-    let [stdout, stderr] =
-        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
-    // For the search for secrets.
+    with_no_settings(&mut command).envs(environment.iter().copied());
+    // Files, because a process that the child leaves behind can hold a pipe open.
+    let [stdout, stderr] = [(); 2].map(|()| tempfile::NamedTempFile::new().unwrap());
+    command.stdout(stdout.reopen().unwrap()).stderr(stderr.reopen().unwrap()).stdin(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let read = |file: &tempfile::NamedTempFile| {
+        String::from_utf8_lossy(&std::fs::read(file.path()).unwrap()).into_owned()
+    };
+    let ended = poll_end(Duration::from_secs(600), &mut child);
+    let (stdout, stderr) = (read(&stdout), read(&stderr));
+    // The output is searched for secrets.
     eprint!("{stdout}{stderr}");
-    // "1 passed": a name that no test has passes, too.
-    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}{stderr}");
-    stdout.into_owned() + &stderr
+    let status = ended.unwrap_or_else(|| panic!("{test} did not end within 10 minutes"));
+    // "1 passed", because an unknown test name succeeds too.
+    assert!(status.success() && stdout.contains("1 passed"), "{stdout}{stderr}");
+    stdout + &stderr
 }

@@ -1,7 +1,7 @@
-//! moto's server, which plays AWS and which we did not write. script/bootstrap installs it; its
-//! absence is a failure.
+//! The server of moto, an independent simulation of AWS. script/bootstrap installs it. The tests
+//! fail if it is missing.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -10,9 +10,10 @@ use std::sync::Arc;
 use diesel_rds_iam::Credentials;
 use diesel_rds_iam::local::LocalRds;
 
+use super::await_line;
 use super::cloud::{Cloud, Reply, Request, reply};
 
-/// Where script/bootstrap puts programs from Python.
+/// The folder in which script/bootstrap installs Python programs.
 pub(crate) fn python_bin() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/python/bin")
 }
@@ -31,18 +32,17 @@ impl Moto {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut log = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
-        let running = log
-            .find_map(|line| Some(line.split_once("Running on http://127.0.0.1:")?.1.to_owned()));
-        std::thread::spawn(move || log.for_each(drop));
-        Moto { process, port: running.unwrap().trim().parse().unwrap() }
+        let port = await_line("moto prints its port", process.stderr.take().unwrap(), |line| {
+            line.split_once("Running on http://127.0.0.1:")?.1.trim().parse().ok()
+        });
+        Moto { process, port }
     }
 
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Its STS. The answers pass through us only so that the database learns moto's keys.
+    /// Returns moto's STS behind a relay, which adds moto's key pairs to `rds`.
     pub(crate) fn sts_for(&self, rds: Arc<LocalRds>) -> Cloud {
         let port = self.port;
         Cloud::start(move |request: &Request| {
@@ -78,7 +78,7 @@ fn ask(port: u16, request: &Request) -> Reply {
     reply(head.split(' ').nth(1).unwrap().parse().unwrap(), body)
 }
 
-/// None where the answer was to another question.
+/// Returns `None` if the response contains no credentials.
 fn keys_in(xml: &str) -> Option<Credentials> {
     let text =
         |name: &str| Some(xml.split_once(&format!("<{name}>"))?.1.split_once('<')?.0.to_owned());

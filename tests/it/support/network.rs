@@ -1,16 +1,17 @@
-//! A second network, as another host's, joined to this process's by a cable that can go dead.
+//! A second network namespace, connected to the one of this process by a link that can be cut.
 //!
-//! A proxy would not do in its place: its kernel acknowledges whatever comes.
+//! A proxy cannot simulate a cut link, because its kernel acknowledges all that it receives.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// This process's end. Its network is to have this address, as by `in_a_network_of_its_own`.
+use super::await_line;
+
+/// The address of this process's end. `in_a_network_of_its_own` assigns it.
 pub(crate) const SERVER: &str = "192.0.2.1";
 const CLIENT: &str = "192.0.2.2";
 
@@ -18,8 +19,8 @@ const TO_SERVER: &str = "02:00:00:00:00:01";
 const TO_CLIENT: &str = "02:00:00:00:00:02";
 const NOBODY: &str = "02:00:00:00:00:03";
 
-/// Each end knows the other's address for good, as behind a router: without one a silent host is
-/// soon a "No route to host". $PPID is this process.
+/// The neighbour entries are permanent, because without them a silent host becomes "No route to
+/// host". $PPID is this process.
 const JOIN: &str = "
     at_server() { nsenter --net=/proc/$PPID/ns/net \"$@\"; }
     ip link set lo up &&
@@ -30,9 +31,9 @@ const JOIN: &str = "
     at_server ip neighbour add CLIENT dev to-client lladdr TO_SERVER nud permanent &&
     echo joined && exec cat";
 
-/// The other network, which ends when this is dropped and nobody is in it any more.
+/// The other network. It ends when this is dropped and no thread uses it.
 pub(crate) struct Cable {
-    /// Keeps the network, until its standard input is closed.
+    /// Keeps the network until its standard input is closed.
     keeper: Child,
 }
 
@@ -44,19 +45,19 @@ impl Cable {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut keeper = unshare.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "joined\n");
+        await_line("the networks are joined", keeper.stdout.take().unwrap(), |line| {
+            (line == "joined").then_some(())
+        });
         Cable { keeper }
     }
 
-    /// Moves this thread, and those that it starts from now on, to the other end.
+    /// Moves this thread, and the threads that it starts later, to the other end.
     pub(crate) fn cross(&self) {
         let network = File::open(format!("/proc/{}/ns/net", self.keeper.id())).unwrap();
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
     }
 
-    /// Does something there; threads that it starts are there, too.
+    /// Runs a function, and the threads that it starts, at the other end.
     pub(crate) fn across<T: Send>(&self, it: impl FnOnce() -> T + Send) -> T {
         let there = || {
             self.cross();
@@ -65,7 +66,7 @@ impl Cable {
         thread::scope(|scope| scope.spawn(there).join()).unwrap()
     }
 
-    /// From now on nothing comes through, and nothing tells why.
+    /// Drops all packets from now on, without an error message.
     pub(crate) fn cut(&self) {
         self.send_to(NOBODY, NOBODY);
     }
@@ -74,7 +75,7 @@ impl Cable {
         self.send_to(TO_CLIENT, TO_SERVER);
     }
 
-    /// What the one end sends to the other is for an interface with this address.
+    /// Sets the link addresses to which the two ends send.
     fn send_to(&self, server: &str, client: &str) {
         let there = format!("--net=/proc/{}/ns/net", self.keeper.id());
         let here = format!("--net=/proc/{}/ns/net", std::process::id());

@@ -1,4 +1,4 @@
-//! The example web, as a child of a test.
+//! The example `web` as a child process of a test.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,7 +10,7 @@ use diesel_rds_iam::local::LocalRds;
 
 use super::{eventually, example, send};
 
-/// It is gone when this is dropped.
+/// Kills the program when it is dropped.
 pub(crate) struct Web {
     child: Child,
     readers: Vec<JoinHandle<String>>,
@@ -18,7 +18,7 @@ pub(crate) struct Web {
     pub(crate) url: String,
 }
 
-/// What an ended one leaves.
+/// The result of a program that has ended.
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
     pub(crate) output: String,
@@ -29,7 +29,7 @@ impl Web {
         Web::start(web().envs(rds.environment()))
     }
 
-    /// Returns when it listens.
+    /// Returns as soon as the program listens.
     pub(crate) fn start(command: &mut Command) -> Web {
         let (mut web, lines) = Web::spawn(command);
         let is_address = |line: String| line.strip_prefix("listening on ").map(str::to_owned);
@@ -39,10 +39,10 @@ impl Web {
         web
     }
 
-    /// Runs one that is to end by itself.
+    /// Runs the program until it ends without a signal.
     pub(crate) fn run(command: &mut Command) -> Ended {
         let (web, lines) = Web::spawn(command);
-        lines.iter().for_each(drop);
+        drop(lines);
         web.wait()
     }
 
@@ -69,14 +69,14 @@ impl Web {
         self.child.id()
     }
 
-    /// Asks it to end.
+    /// Sends a signal to the program.
     pub(crate) fn signal(&self, signal: &str) {
         send(signal, self.id());
     }
 
-    /// Waits for its end.
+    /// Waits until the program has ended.
     pub(crate) fn wait(mut self) -> Ended {
-        eventually(|| self.child.try_wait().unwrap().is_some());
+        eventually("the program web ends", || self.child.try_wait().unwrap().is_some());
         let status = self.child.wait().unwrap();
         Ended {
             status,
@@ -89,19 +89,19 @@ impl Drop for Web {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // All that it printed is shown before the test ends.
+        // Prints the rest of the output before the test ends.
         self.readers.drain(..).for_each(|reader| drop(reader.join()));
     }
 }
 
-/// The program, at a port of its own.
+/// Returns the program, set to listen on a free port.
 pub(crate) fn web() -> Command {
     let mut command = example("web");
     command.env("LISTEN", "127.0.0.1:0");
     command
 }
 
-/// A number of the page /status: `in use`, or `it is past its max_lifetime`.
+/// Returns a number of the page /status, for example `in use`.
 pub(crate) fn number(page: &str, name: &str) -> Option<u64> {
     let after = |mark: &str| page.split_once(mark).map(|(_, rest)| rest);
     let rest =
@@ -109,7 +109,7 @@ pub(crate) fn number(page: &str, name: &str) -> Option<u64> {
     rest.split_once('<')?.0.parse().ok()
 }
 
-/// Shows what a child shows, for the search for secrets.
+/// Prints the output of the child, so that it is searched for secrets.
 fn show(from: impl Read + Send + 'static, lines: Option<Sender<String>>) -> JoinHandle<String> {
     thread::spawn(move || {
         let mut all = String::new();
@@ -118,7 +118,7 @@ fn show(from: impl Read + Send + 'static, lines: Option<Sender<String>>) -> Join
             eprintln!("{line}");
             all.push_str(&line);
             all.push('\n');
-            // Nobody reads on after the address.
+            // The receiver is dropped after the address.
             lines.as_ref().map(|lines| lines.send(line));
         }
         all

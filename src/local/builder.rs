@@ -1,0 +1,173 @@
+//! Starts a [`LocalRds`].
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use aws_credential_types::Credentials;
+use diesel::connection::SimpleConnection;
+
+use super::certificates::Certificates;
+use super::judge::Judge;
+use super::ldap::Listener;
+use super::server::Server;
+use super::{LOCALHOST, LocalRds, failed};
+use crate::conninfo::LONGEST_NAME;
+use crate::error::Error;
+use crate::token::{Endpoint, hex};
+
+/// Settings of a [`LocalRds`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Builder {
+    endpoint: Option<(String, u16)>,
+    region: String,
+    names: Vec<String>,
+    authority: String,
+    users: Vec<String>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Builder {
+            endpoint: None,
+            region: "us-east-1".into(),
+            names: Vec::new(),
+            authority: "LocalRds root".into(),
+            users: vec![LocalRds::USER.into()],
+        }
+    }
+}
+
+impl Builder {
+    /// Sets the endpoint for which tokens must be signed, for example an RDS endpoint. The server's
+    /// certificate contains its host name.
+    ///
+    /// Defaults to `localhost` and the port on which the server listens.
+    pub fn endpoint(mut self, host: impl Into<String>, port: u16) -> Self {
+        self.endpoint = Some((host.into(), port));
+        self
+    }
+
+    /// Sets the region for which tokens must be signed.
+    ///
+    /// Defaults to `us-east-1`.
+    pub fn region(mut self, region: impl Into<String>) -> Self {
+        self.region = region.into();
+        self
+    }
+
+    /// Adds a host name to the server's certificate.
+    ///
+    /// Defaults to `localhost`, 127.0.0.1 and the host name of the endpoint.
+    pub fn certificate_name(mut self, name: impl Into<String>) -> Self {
+        self.names.push(name.into());
+        self
+    }
+
+    /// Sets the name of the certificate authority, for example `Amazon RDS eu-west-1 Root CA
+    /// RSA2048 G1`. A random number is appended, because each server has its own authority.
+    ///
+    /// Defaults to `LocalRds root`.
+    pub fn authority(mut self, name: impl Into<String>) -> Self {
+        self.authority = name.into();
+        self
+    }
+
+    /// Adds a user with the role `rds_iam`. The name has 1 to 63 bytes and must not be in use.
+    ///
+    /// Defaults to [`LocalRds::USER`] only.
+    pub fn iam_user(mut self, name: impl Into<String>) -> Self {
+        self.users.push(name.into());
+        self
+    }
+
+    /// Starts the server and waits until it accepts connections.
+    ///
+    /// # Errors
+    /// - [`Error::Config`] if the endpoint, the region or a user is invalid.
+    /// - [`Error::Local`] as in [`LocalRds::start`].
+    pub fn start(mut self) -> Result<LocalRds, Error> {
+        self.check_users()?;
+        let (host, port) = self.endpoint.clone().unwrap_or((LOCALHOST.into(), UNKNOWN_PORT));
+        let endpoint = Endpoint::new(&host, port, &self.region).map_err(invalid_setting)?;
+        self.names.extend([endpoint.host().to_owned(), LOCALHOST.to_owned()]);
+        let certificates = Certificates::new(&self.names, Ipv4Addr::LOCALHOST, &self.authority)?;
+        let key_pair = new_key_pair()?;
+        let judge = Arc::new(Judge::new(endpoint, key_pair.clone()));
+        let ldap = Listener::start(judge.clone())?;
+        let server = Server::start(&certificates, ldap.port())?;
+        if self.endpoint.is_none() {
+            judge.set_endpoint(Endpoint::new(LOCALHOST, server.port(), &self.region)?);
+        }
+        let password = format!("local-rds-password-{}", random_hex()?);
+        create_roles(&server, &self.users, &password)?;
+        Ok(LocalRds {
+            server,
+            _ldap: ldap,
+            judge,
+            key_pair,
+            password,
+            names: self.names,
+            authority: self.authority,
+        })
+    }
+
+    fn check_users(&self) -> Result<(), Error> {
+        let taken = [LocalRds::USER_WITHOUT_GRANT, LocalRds::USER_WITH_PASSWORD, "rds_iam"];
+        for (i, user) in self.users.iter().enumerate() {
+            let fits = (1..=LONGEST_NAME).contains(&user.len()) && !user.contains('\0');
+            if !fits || taken.contains(&user.as_str()) || self.users[..i].contains(user) {
+                return Err(Error::Config(
+                    "the name given to iam_user is in use or does not have 1 to 63 bytes; use \
+                     another name"
+                        .into(),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The port of the endpoint until the server has started.
+const UNKNOWN_PORT: u16 = 1;
+
+/// Replaces the error for connection strings, because the endpoint is a setting of the builder.
+fn invalid_setting(error: Error) -> Error {
+    match error {
+        Error::Conninfo(text) => Error::Config(text),
+        error => error,
+    }
+}
+
+/// Returns a key pair that cannot be mistaken for a real one.
+fn new_key_pair() -> Result<Credentials, Error> {
+    let id = random_hex()?.to_uppercase();
+    let secret = format!("local-rds-secret-{}", random_hex()?);
+    Ok(Credentials::new(format!("AKIA{}", &id[..16]), secret, None, None, "LocalRds"))
+}
+
+fn random_hex() -> Result<String, Error> {
+    let mut bytes = [0; 16];
+    openssl::rand::rand_bytes(&mut bytes).map_err(failed("cannot get random bytes"))?;
+    Ok(hex(&bytes))
+}
+
+fn create_roles(server: &Server, iam_users: &[String], password: &str) -> Result<(), Error> {
+    let mut superuser = server.superuser("postgres")?;
+    let mut sql = vec![
+        "CREATE ROLE rds_iam".to_owned(),
+        format!("CREATE ROLE {} LOGIN", LocalRds::USER_WITHOUT_GRANT),
+        format!("CREATE ROLE {} LOGIN PASSWORD '{password}'", LocalRds::USER_WITH_PASSWORD),
+    ];
+    for user in iam_users {
+        let user = user.replace('"', "\"\"");
+        sql.push(format!("CREATE ROLE \"{user}\" LOGIN CREATEDB; GRANT rds_iam TO \"{user}\""));
+    }
+    sql.push(format!("CREATE DATABASE {} OWNER {}", LocalRds::DATABASE, LocalRds::USER));
+    for statement in sql {
+        superuser
+            .batch_execute(&statement)
+            .map_err(failed("cannot create the roles and the database"))?;
+    }
+    Ok(())
+}
