@@ -96,7 +96,7 @@ impl Browser {
 
     /// Returns the visible part of the page as a PNG.
     pub(crate) fn screenshot(&self) -> Vec<u8> {
-        self.runtime.block_on(self.client.screenshot()).unwrap()
+        self.block_on(self.client.screenshot()).unwrap()
     }
 
     /// Returns the visible text of an element.
