@@ -28,6 +28,7 @@ const NAMES: [&str; 13] = [
 /// only value that a file `.env` may give them.
 const RESTRICTED: [(&str, &str); 5] = [
     ("sslmode", "verify-full"),
+    // Also a trusted file outside of the folder: see `is_trusted_root`.
     ("sslrootcert", "system"),
     ("servicefile", ""),
     ("requiressl", ""),
@@ -50,7 +51,7 @@ pub(crate) fn load() -> Result<(), Failure> {
     };
     let lines = settings(&text, |name| std::env::var_os(name).is_some());
     for (name, line) in &lines {
-        if let Err(reason) = check(name, line) {
+        if let Err(reason) = check(name, line, path.parent()) {
             return Err(Failure::new(1, format!("{name} in {shown} {reason}")));
         }
     }
@@ -60,9 +61,8 @@ pub(crate) fn load() -> Result<(), Failure> {
     let names: Vec<&str> = lines.iter().map(|(name, _)| *name).collect();
     say(&format!("read {} from {shown}", names.join(", ")));
     let lines: Vec<&str> = lines.iter().map(|(_, line)| *line).collect();
-    // The error contains the line, which may contain a password.
-    dotenvy::from_read(lines.join("\n").as_bytes())
-        .map_err(|_| Failure::new(1, format!("cannot read {shown}: a line is not NAME=value")))
+    let loaded = dotenvy::from_read(lines.join("\n").as_bytes());
+    loaded.map_err(|_| Failure::new(1, format!("cannot read {shown}")))
 }
 
 fn find(folder: &Path) -> Option<PathBuf> {
@@ -129,25 +129,49 @@ fn assignment(line: &str) -> Option<(&str, &str)> {
     Some((name.trim(), value.trim()))
 }
 
-fn check(name: &str, line: &str) -> Result<(), String> {
-    let value = assignment(line).map(|(_, value)| value).unwrap_or_default();
-    if substitutes(value) {
+fn check(name: &str, line: &str, folder: Option<&Path>) -> Result<(), String> {
+    if assignment(line).is_some_and(|(_, value)| substitutes(value)) {
         // Such a line could send any variable to a server, as part of a name.
         return Err("contains a variable\nhelp: write its value, or write $ as \\$".to_owned());
     }
-    let keyword = match name {
-        "DATABASE_URL" => restricted_in(value),
-        "PGSSLMODE" => restricted("sslmode", unquoted(value)),
-        "PGSSLROOTCERT" => restricted("sslrootcert", unquoted(value)),
-        _ => None,
+    // dotenvy's error contains the line, which may contain a password.
+    let parsed = dotenvy::from_read_iter(line.as_bytes()).next();
+    let Some(Ok((_, value))) = parsed else {
+        return Err("cannot be read: the line is not NAME=value\nhelp: quote its value".to_owned());
     };
-    match keyword {
-        Some(keyword) => Err(format!(
+    let is_restricted = |keyword: &str, value: &str| {
+        RESTRICTED.iter().any(|(known, allowed)| *known == keyword && *allowed != value)
+            && !(keyword == "sslrootcert" && is_trusted_root(Path::new(value), folder))
+    };
+    let keywords = match name {
+        "DATABASE_URL" => keywords(&value),
+        "PGSSLMODE" => vec![("sslmode", value)],
+        "PGSSLROOTCERT" => vec![("sslrootcert", value)],
+        _ => Vec::new(),
+    };
+    // Without IAM there is no token to protect.
+    let mut auth = keywords.iter().filter(|(keyword, _)| *keyword == "rds_iam_auth").peekable();
+    if auth.peek().is_some() && auth.all(|(_, value)| value.eq_ignore_ascii_case("false")) {
+        return Ok(());
+    }
+    match keywords.iter().find(|(keyword, value)| is_restricted(keyword, value)) {
+        Some((keyword, _)) => Err(format!(
             "sets {keyword}, which could send a token to another server\nhelp: set it in the \
              environment; a file .env may set sslmode=verify-full only"
         )),
         None => Ok(()),
     }
+}
+
+/// Whether the certificates cannot come with the file `.env`, as in a cloned repository, nor from
+/// another user.
+fn is_trusted_root(file: &Path, folder: Option<&Path>) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    let (Some(file), Some(folder)) = (real(file).filter(|_| file.is_absolute()), folder) else {
+        return false;
+    };
+    let is_outside = real(folder).is_some_and(|folder| !file.starts_with(folder));
+    is_outside && file.metadata().is_ok_and(|metadata| check_owner(&metadata).is_ok())
 }
 
 /// Whether dotenvy replaces a `$` in this value.
@@ -167,37 +191,31 @@ fn substitutes(value: &str) -> bool {
     false
 }
 
-fn unquoted(value: &str) -> &str {
-    value.trim_matches(['\'', '"'])
-}
-
-fn restricted(keyword: &'static str, value: &str) -> Option<&'static str> {
-    let (_, allowed) = RESTRICTED.iter().find(|(known, _)| *known == keyword)?;
-    (value != *allowed).then_some(keyword)
-}
-
-/// Returns a keyword in a connection string that a file may not set. A keyword inside of another
-/// value counts too. Without IAM there is no token to protect.
-fn restricted_in(text: &str) -> Option<&'static str> {
-    let texts = [text.to_owned(), percent_decoded(text)];
-    let values = |keyword| texts.iter().flat_map(move |text| values_of(text, keyword));
-    let mut auth = values("rds_iam_auth").map(|value| value.eq_ignore_ascii_case("false"));
-    if auth.next() == Some(true) && auth.all(|is_off| is_off) {
-        return None;
-    }
-    let is_refused = |(keyword, _): &&(&'static str, &str)| {
-        values(*keyword).any(|value| restricted(keyword, &value).is_some())
+/// Returns the restricted keywords and `rds_iam_auth` in a connection string, with all values that
+/// they could have.
+fn keywords(text: &str) -> Vec<(&'static str, String)> {
+    let known = || RESTRICTED.iter().map(|(keyword, _)| *keyword).chain(["rds_iam_auth"]);
+    let parameter = |piece: &str| {
+        let (keyword, value) = piece.split_once('=')?;
+        let keyword = percent_decoded(keyword);
+        Some((known().find(|known| *known == keyword)?, percent_decoded(value)))
     };
-    RESTRICTED.iter().find(is_refused).map(|(keyword, _)| *keyword)
+    let mut found: Vec<_> = text.split(['?', '&']).filter_map(parameter).collect();
+    if !text.to_ascii_lowercase().starts_with("postgres") {
+        for keyword in known() {
+            found.extend(values_of(text, keyword).into_iter().map(|value| (keyword, value)));
+        }
+    }
+    found
 }
 
-/// Returns all values that `keyword` could have in a connection string of either form.
+/// Returns all values of `keyword` in a connection string in key/value form. A keyword inside of
+/// another value counts too.
 fn values_of(text: &str, keyword: &str) -> Vec<String> {
     let value = |(at, _): (usize, &str)| {
         let value = text[at + keyword.len()..].trim_start().strip_prefix('=')?.trim_start();
-        let end = |c: char| c.is_whitespace() || matches!(c, '&' | '\'' | '"' | '#');
-        let value = value.trim_start_matches(['\'', '"']);
-        Some(value.split(end).next().unwrap_or_default().to_owned())
+        let end = |c: char| c.is_whitespace() || c == '\'';
+        Some(value.trim_start_matches('\'').split(end).next().unwrap_or_default().to_owned())
     };
     text.match_indices(keyword).filter_map(value).collect()
 }
@@ -243,7 +261,7 @@ mod tests {
             "PGOPTIONS=\"${HOME}\"",
         ];
         for line in refused {
-            assert!(check(assignment(line).unwrap().0, line).is_err(), "{line}");
+            assert!(check(assignment(line).unwrap().0, line, None).is_err(), "{line}");
         }
         let taken = [
             "DATABASE_URL=postgres://a@h/d",
@@ -253,7 +271,7 @@ mod tests {
             "PGSSLMODE=verify-full",
         ];
         for line in taken {
-            assert_eq!(check(assignment(line).unwrap().0, line), Ok(()), "{line}");
+            assert_eq!(check(assignment(line).unwrap().0, line, None), Ok(()), "{line}");
         }
     }
 }
