@@ -1,4 +1,4 @@
-//! [`LibpqLogin`]: what another program on libpq needs to log in as we do.
+//! [`LibpqLogin`]: the settings and tokens for another program on libpq.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,13 +7,12 @@ use std::time::SystemTime;
 
 use crate::conninfo::{Given, libpq};
 use crate::error::Error;
-use crate::login::{Hostaddr, Iam, Login, Target};
+use crate::login::{ENDPOINTS, Hostaddr, Iam, Login, Target, to_hand_on};
 use crate::manager::RdsConnectionManager;
 use crate::token::{AuthToken, encode};
 
-/// What another program on libpq needs to log in as [`connect`](r2d2::ManageConnection::connect)
-/// does: psql, pg_dump, the diesel CLI. Made by [`RdsConnectionManager::libpq_login`], which signs
-/// a token for each host.
+/// The settings and tokens with which another program on libpq can log in: psql, pg_dump, the
+/// diesel CLI. Made by [`RdsConnectionManager::libpq_login`].
 ///
 /// ```no_run
 /// use std::process::Command;
@@ -28,29 +27,45 @@ use crate::token::{AuthToken, encode};
 /// pg_dump.status()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[derive(Clone)]
 pub struct LibpqLogin {
-    /// Keyword and value, in libpq's order of lists.
+    /// Keyword and value. With several hosts, the values of `host`, `hostaddr` and `port` are lists.
     settings: BTreeMap<String, String>,
-    /// With `rds_iam_auth=false`: the string, with a password of its own.
-    given: Option<String>,
-    /// One for each host of the connection string; none with `rds_iam_auth=false`.
-    tokens: Vec<(Host, AuthToken)>,
+    /// Keywords in `settings` that the user did not set.
+    defaulted: Vec<&'static str>,
+    login: Kind,
 }
 
-/// As libpq finds it in a passfile.
-#[derive(Debug, PartialEq)]
+#[derive(Clone)]
+enum Kind {
+    Iam {
+        /// One for each host of the connection string.
+        tokens: Vec<(Host, AuthToken)>,
+        /// The value of `RDS_IAM_ENDPOINTS`.
+        endpoints: Option<String>,
+    },
+    Password {
+        /// The URL with the user's own password, if it has one.
+        url: String,
+    },
+}
+
+/// A host as libpq looks it up in a passfile.
+#[derive(Clone, Debug, PartialEq)]
 struct Host {
     name: String,
     port: u16,
 }
 
 impl RdsConnectionManager {
-    /// What another program on libpq needs to log in now. Each host gets a token of its own; names
-    /// that stand for other endpoints (`iam_host`) are resolved.
+    /// Returns what another program on libpq needs to log in now, with a new token for each host.
+    ///
+    /// Resolves the host names that stand for another endpoint (`iam_host`). With
+    /// `rds_iam_auth=false` nothing is signed, and the connection string is passed on without our
+    /// own keywords.
     ///
     /// # Errors
-    /// As [`token`](Self::token), and [`Error::Resolve`]. With `rds_iam_auth=false` there is
-    /// nothing to sign, and the connection string is handed on, less our own keywords.
+    /// As [`token`](Self::token). Also [`Error::Resolve`] if no host name can be resolved.
     pub fn libpq_login(&self) -> Result<LibpqLogin, Error> {
         match &*self.login {
             Login::Iam(iam) => LibpqLogin::new(iam),
@@ -71,7 +86,7 @@ impl LibpqLogin {
                     tokens.push((host, iam.token_for(&target.endpoint)?));
                 }
                 Err(error) => {
-                    log::debug!("a host is left out: {error}");
+                    log::debug!("host {} left out: {error}", target.host);
                     unresolved = Some(error);
                 }
             }
@@ -85,53 +100,89 @@ impl LibpqLogin {
             settings.insert(keyword.into(), list.join(","));
         }
         settings.retain(|keyword, list| keyword != "hostaddr" || list.chars().any(|c| c != ','));
-        Ok(LibpqLogin { settings, given: None, tokens })
+        let defaulted = iam.conninfo.defaulted().to_vec();
+        let endpoints = to_hand_on(iam.targets.iter());
+        Ok(LibpqLogin { settings, defaulted, login: Kind::Iam { tokens, endpoints } })
     }
 
-    fn without_iam(given: &str) -> Result<LibpqLogin, Error> {
-        let mut settings = Given::parse(given)?.chosen_settings()?;
+    fn without_iam(conninfo: &str) -> Result<LibpqLogin, Error> {
+        let given =
+            if conninfo.is_empty() { Given::from_variables() } else { Given::parse(conninfo)? };
+        let mut settings = given.chosen_settings()?;
         settings.retain(|_, value| !value.is_empty());
-        Ok(LibpqLogin { settings, given: Some(given.to_owned()), tokens: Vec::new() })
+        let url = if given.needs_files_or_variables() {
+            // The service file and the variables may be out of reach of the other program. A
+            // password from there stays outside of the URL.
+            let mut in_url = settings.clone();
+            let password = in_url.remove("password").filter(|_| given.has_password());
+            url(&in_url, password.as_deref())
+        } else {
+            conninfo.to_owned()
+        };
+        Ok(LibpqLogin { settings, defaulted: Vec::new(), login: Kind::Password { url } })
     }
 
-    /// A `DATABASE_URL` without a password and without our own keywords.
+    /// Returns a `DATABASE_URL` without a password and without our own keywords.
+    ///
+    /// With `rds_iam_auth=false` it contains the password of the connection string, if that has
+    /// one.
     pub fn database_url(&self) -> String {
-        self.url(None)
+        match &self.login {
+            Kind::Iam { .. } => url(&self.settings, None),
+            Kind::Password { url } => url.clone(),
+        }
     }
 
-    /// A `DATABASE_URL` that holds the token, percent-encoded: for programs that ask for no
-    /// password elsewhere. Whoever prints it shows the token. None with several hosts, for a URL
-    /// has one password for all, and with `rds_iam_auth=false`.
+    /// Returns a `DATABASE_URL` that contains the token, for programs that read no password
+    /// elsewhere. A program that prints the URL shows the token.
+    ///
+    /// It contains the settings of the user and `sslmode`, but not our other defaults, because
+    /// programs without libpq know few of its keywords.
+    ///
+    /// Returns `None` with several hosts, because a URL has one password for all of them, and with
+    /// `rds_iam_auth=false`.
     pub fn database_url_with_token(&self) -> Option<String> {
-        self.token().map(|token| self.url(Some(token.as_str())))
+        let token = self.token()?;
+        let mut settings = self.settings.clone();
+        settings.retain(|keyword, _| {
+            keyword == "sslmode" || !self.defaulted.contains(&keyword.as_str())
+        });
+        Some(url(&settings, Some(token.as_str())))
     }
 
-    /// The token, to be handed over as `PGPASSWORD`. None with several hosts, each of which wants
-    /// its own ([`passfile`](Self::passfile)), and with `rds_iam_auth=false`.
+    /// Returns the token, for `PGPASSWORD`.
+    ///
+    /// Returns `None` with several hosts, because each needs its own token
+    /// ([`passfile`](Self::passfile)), and with `rds_iam_auth=false`.
     pub fn token(&self) -> Option<&AuthToken> {
-        match self.tokens.as_slice() {
+        match self.tokens() {
             [(_, token)] => Some(token),
             _ => None,
         }
     }
 
-    /// The lines of a passfile (libpq, "The Password File") for all hosts: to be handed over as
-    /// `PGPASSFILE`, where `PGPASSWORD` is not set. libpq wants it to be readable by its owner
-    /// only.
+    /// Returns the content of a passfile (libpq, "The Password File") for all hosts.
+    ///
+    /// Name the file in `PGPASSFILE` and leave `PGPASSWORD` empty. libpq ignores a file that others
+    /// than its owner can read.
     pub fn passfile(&self) -> String {
-        self.tokens
-            .iter()
-            .map(|(host, token)| passfile_line(&host.name, host.port, token.as_str()))
-            .collect()
+        let lines = self.tokens().iter();
+        lines.map(|(host, token)| passfile_line(&host.name, host.port, token.as_str())).collect()
     }
 
-    /// When the first of the tokens ends; none with `rds_iam_auth=false`.
+    /// Returns when the first of the tokens expires. Returns `None` with `rds_iam_auth=false`.
     pub fn expires_at(&self) -> Option<SystemTime> {
-        self.tokens.iter().map(|(_, token)| token.expires_at()).min()
+        self.tokens().iter().map(|(_, token)| token.expires_at()).min()
     }
 
-    /// `DATABASE_URL`, and libpq's PG* variables for all settings that have one. No secret is among
-    /// them, unless `rds_iam_auth=false` left a password in the connection string.
+    /// Returns `DATABASE_URL` and libpq's PG* variables for all settings that have one.
+    ///
+    /// A tunnel, or a host name without a region, adds `RDS_IAM_ENDPOINTS`. With it, a program of
+    /// this crate signs for the same endpoint: `HOST:PORT/REGION`, separated by commas, are the
+    /// defaults of `iam_port` and `region_name` for these hosts.
+    ///
+    /// The variables contain no secret. Exception: with `rds_iam_auth=false` they contain the
+    /// user's own password.
     pub fn variables(&self) -> Vec<(String, String)> {
         let mut variables = vec![("DATABASE_URL".to_owned(), self.database_url())];
         if let Ok(known) = libpq::complete(None) {
@@ -141,31 +192,37 @@ impl LibpqLogin {
                 set.filter_map(|(keyword, value)| Some((variable(keyword)?, value.clone()))),
             );
         }
+        if let Kind::Iam { endpoints: Some(endpoints), .. } = &self.login {
+            variables.push((ENDPOINTS.to_owned(), endpoints.clone()));
+        }
         variables
     }
 
-    /// The variables that would overrule ours, to be removed from the environment. (libpq has read
-    /// what they say.)
+    /// Returns the names of variables that would override ours. Remove them from the environment of
+    /// the other program, then set [`variables`](Self::variables), which contain their settings.
     pub fn overruling_variables() -> &'static [&'static str] {
-        &["PGSERVICE", "PGSERVICEFILE", "PGHOSTADDR", "PGPASSWORD", "PGPASSFILE"]
+        &["PGSERVICE", "PGSERVICEFILE", "PGHOSTADDR", "PGPASSWORD", "PGPASSFILE", ENDPOINTS]
     }
 
-    fn url(&self, password: Option<&str>) -> String {
-        self.given.clone().unwrap_or_else(|| url(&self.settings, password))
+    fn tokens(&self) -> &[(Host, AuthToken)] {
+        match &self.login {
+            Kind::Iam { tokens, .. } => tokens,
+            Kind::Password { .. } => &[],
+        }
     }
 }
 
-/// For all databases and users.
+/// Returns the line of a passfile for all databases and users of a host.
 pub(crate) fn passfile_line(host: &str, port: u16, password: &str) -> String {
     let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
     format!("{}:{port}:*:*:{}\n", escape(host), escape(password))
 }
 
-/// libpq's keywords for where to dial; each takes a list.
+/// libpq's keywords for where to dial. Each takes a list.
 const PLACE: [&str; 3] = ["host", "hostaddr", "port"];
 
-/// What libpq is to dial for one host, address by address where the name stands for another
-/// endpoint.
+/// Returns [`PLACE`]'s values for one host. A name that stands for another endpoint is resolved:
+/// one entry for each address.
 fn places_of(target: &Target, is_balanced: bool) -> Result<Vec<[String; 3]>, Error> {
     let (name, port) = (target.endpoint.host(), target.host.port.to_string());
     let addresses = match target.hostaddr(is_balanced)? {
@@ -175,13 +232,13 @@ fn places_of(target: &Target, is_balanced: bool) -> Result<Vec<[String; 3]>, Err
     Ok(addresses.into_iter().map(|address| [name.to_owned(), address, port.clone()]).collect())
 }
 
-/// One host stands where everybody looks for it. Several stand among the parameters, where libpq
-/// finds them and others do not stumble.
+/// Returns a URL of these settings. A list of hosts, a socket's folder and an IPv6 address become
+/// parameters, because other parsers than libpq's fail on them before the path.
 fn url(settings: &BTreeMap<String, String>, password: Option<&str>) -> String {
     let get = |keyword: &str| settings.get(keyword).map(String::as_str).unwrap_or_default();
     let mut authority = String::new();
     let mut in_authority = vec!["dbname"];
-    if !get("host").contains(',') {
+    if !get("host").contains([',', '/', ':']) {
         let password =
             password.map(|password| format!(":{}", encode(password))).unwrap_or_default();
         authority = format!("{}{password}@{}:{}", encode(get("user")), get("host"), get("port"));
@@ -193,13 +250,14 @@ fn url(settings: &BTreeMap<String, String>, password: Option<&str>) -> String {
     if authority.is_empty() {
         parameters.extend(password.map(|password| format!("password={}", encode(password))));
     }
-    format!("postgres://{authority}/{}?{}", encode(get("dbname")), parameters.join("&"))
+    let separator = if parameters.is_empty() { "" } else { "?" };
+    format!("postgres://{authority}/{}{separator}{}", encode(get("dbname")), parameters.join("&"))
 }
 
-/// How it will log in, without secrets.
+/// Shows the tokens redacted, and no settings.
 impl fmt::Debug for LibpqLogin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LibpqLogin").field("tokens", &self.tokens).finish_non_exhaustive()
+        f.debug_struct("LibpqLogin").field("tokens", &self.tokens()).finish_non_exhaustive()
     }
 }
 
@@ -211,7 +269,7 @@ mod tests {
         pairs.iter().map(|(keyword, value)| ((*keyword).to_owned(), (*value).to_owned())).collect()
     }
 
-    /// What libpq reads out of the URL, as `keyword=value` in their order.
+    /// Returns the settings that libpq reads from the URL.
     fn read_back(url: &str) -> BTreeMap<String, String> {
         let text = std::ffi::CString::new(url).unwrap();
         libpq::parse(&text).ok().expect("libpq reads it")

@@ -1,29 +1,39 @@
-//! Which database, and whose credentials.
+//! The database to log in to, and the AWS credentials to sign with.
 
 use clap::Args;
 use diesel_rds_iam::{Error, RdsConnectionManager};
 
-/// The database to log in to, and the AWS credentials to sign with.
+/// The database as a positional argument or as options.
+#[derive(Args)]
+pub(crate) struct Database {
+    /// A connection string, as in --database-url
+    #[arg(value_name = "URL", conflicts_with = "database_url")]
+    url: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) options: Options,
+}
+
 #[derive(Args)]
 #[command(next_help_heading = "Database and credentials")]
-pub(crate) struct Database {
-    /// A libpq connection string without a password, as
-    /// postgres://app@db.abc123.eu-west-1.rds.amazonaws.com/app
+pub(crate) struct Options {
+    /// A libpq connection string without a password
     ///
-    /// Without it DATABASE_URL is read, from the environment or a file .env here or above; without
-    /// that, libpq's PG* variables.
+    /// For example postgres://app@db.abc123.eu-west-1.rds.amazonaws.com/app. Defaults to
+    /// DATABASE_URL from the environment, then from a file .env in this folder or above, then to
+    /// libpq's PG* variables.
     #[arg(long, value_name = "URL")]
-    database_url: Option<String>,
+    pub(crate) database_url: Option<String>,
 
-    /// The AWS region of the database, where its host name does not tell
+    /// The AWS region of the database, if its host name does not contain it
     #[arg(long)]
     region: Option<String>,
 
-    /// The endpoint's own name, where another one is dialled: a CNAME, a tunnel
+    /// The host name of the endpoint, if another name is dialled (a CNAME, a tunnel)
     #[arg(long, value_name = "HOST")]
     iam_host: Option<String>,
 
-    /// The endpoint's own port, where another one is dialled
+    /// The port of the endpoint, if another port is dialled
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     iam_port: Option<u16>,
 
@@ -31,17 +41,26 @@ pub(crate) struct Database {
     #[arg(long)]
     profile: Option<String>,
 
-    /// The ARN of a role to assume, as for a database in another account
+    /// The ARN of a role to assume, for example for a database in another account
     #[arg(long, value_name = "ARN")]
     assume_role: Option<String>,
 }
 
 impl Database {
     pub(crate) fn manager(&self) -> Result<RdsConnectionManager, Error> {
-        let builder = self.builder();
-        match &self.database_url {
-            Some(url) => builder.build(url),
-            None => builder.build_from_env(),
+        self.options.manager_for(self.url())
+    }
+
+    pub(crate) fn url(&self) -> Option<&str> {
+        self.url.as_deref().or(self.options.database_url.as_deref())
+    }
+}
+
+impl Options {
+    pub(crate) fn manager_for(&self, url: Option<&str>) -> Result<RdsConnectionManager, Error> {
+        match url {
+            Some(url) => self.builder().build(url),
+            None => self.builder().build_from_env(),
         }
     }
 
@@ -63,5 +82,21 @@ impl Database {
             builder = builder.assume_role(role);
         }
         builder
+    }
+
+    /// Returns the arguments that have the same meaning, without the connection string: it may
+    /// contain a password, which argument lists show to other users.
+    #[cfg(unix)]
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let iam_port = self.iam_port.map(|port| port.to_string());
+        let options = [
+            ("--region", &self.region),
+            ("--iam-host", &self.iam_host),
+            ("--iam-port", &iam_port),
+            ("--profile", &self.profile),
+            ("--assume-role", &self.assume_role),
+        ];
+        let set = options.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        set.map(|(name, value)| format!("{name}={value}")).collect()
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Doctor {
     json: bool,
 
     #[command(flatten)]
-    database: Database,
+    pub(crate) database: Database,
 }
 
 impl Doctor {

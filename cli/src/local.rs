@@ -1,21 +1,22 @@
-//! `rds-iam local`: a stand-in for RDS on this machine.
+//! `rds-iam local`: a local stand-in for RDS.
 
 use std::ffi::OsString;
 
 use clap::Args;
 
-/// Start a local stand-in for RDS, a PostgreSQL that asks for IAM tokens
+/// Start a local stand-in for RDS: a PostgreSQL that requires IAM tokens
 ///
-/// With a command, runs it with the stand-in's DATABASE_URL, key pair and CA in its environment,
-/// and ends with it. Without one, prints what to export, and runs until Ctrl-C. Needs PostgreSQL's
-/// server programs on this machine, and leaves nothing behind.
+/// With a command, runs it with the stand-in's DATABASE_URL, key pair and CA certificate in its
+/// environment, and stops the stand-in when the command ends. Without a command, prints the
+/// variables to export, and runs until Ctrl-C. Needs PostgreSQL's server programs on this machine.
+/// Removes all its files at the end.
 #[derive(Args)]
 #[command(after_long_help = "Examples:
   rds-iam local
   rds-iam local -- rds-iam exec -- diesel migration run
   rds-iam local -- cargo test")]
 pub(crate) struct Local {
-    /// The command, and its arguments
+    /// The command and its arguments
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
@@ -24,7 +25,8 @@ pub(crate) struct Local {
 impl Local {
     pub(crate) fn run(self) -> crate::Outcome {
         let _ = self.command;
-        let text = "this rds-iam was built without its stand-in; get it by cargo install rds-iam --features local";
+        let text = "this rds-iam was built without the feature local\n\
+                    help: cargo install rds-iam --features local";
         Err(crate::Failure::new(1, text))
     }
 }
@@ -39,13 +41,14 @@ mod with_local {
     use diesel_rds_iam::local::LocalRds;
 
     use super::Local;
+    use crate::format::Format;
     use crate::{Failure, Outcome, child, exec};
 
     impl Local {
         pub(crate) fn run(self) -> Outcome {
             without_pg_variables()?;
-            // From the first moment on: a signal that ends us must not leave the server.
-            let mut signals = child::unix::catch()?;
+            // Before the server starts: a signal that ends this process must not leave the server.
+            let mut signals = child::catch()?;
             let rds = LocalRds::start()?;
             let Some((program, arguments)) = self.command.split_first() else {
                 writeln!(io::stdout(), "{}", exports(&rds))?;
@@ -55,13 +58,13 @@ mod with_local {
             let mut command = Command::new(program);
             command.args(arguments).envs(rds.environment());
             let ended = child::run_with(&mut command, signals);
-            // Before a signal that ended the command ends us, too.
+            // Before exit_code: the signal that ended the command ends this process too.
             drop(rds);
             ended.map_err(|error| exec::not_run(&command, &error)).map(child::Ended::exit_code)
         }
     }
 
-    /// Whatever PostgreSQL they are for, it is not ours: begins again without them.
+    /// Starts this program again without PG* variables, which are for another PostgreSQL.
     fn without_pg_variables() -> Result<(), Failure> {
         let is_pg = |name: &OsString| name.as_encoded_bytes().starts_with(b"PG");
         let names: Vec<OsString> =
@@ -78,10 +81,9 @@ mod with_local {
     }
 
     fn exports(rds: &LocalRds) -> String {
-        let export = |(name, value): (&str, String)| {
-            format!("export {name}='{}'", value.replace('\'', r"'\''"))
-        };
-        let lines: Vec<String> = rds.environment().into_iter().map(export).collect();
+        let variables = rds.environment().into_iter();
+        let export = |(name, value): (&str, String)| Format::Sh.assignment(name, &value).ok();
+        let lines: Vec<String> = variables.filter_map(export).collect();
         format!("{}\n# A local RDS runs until Ctrl-C.", lines.join("\n"))
     }
 }

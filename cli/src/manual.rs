@@ -1,4 +1,4 @@
-//! Completions and the manual page, both made from the arguments' definitions.
+//! Completions and manual pages, both generated from the definitions of the arguments.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -13,22 +13,23 @@ use crate::{Arguments, Failure, Outcome};
 #[command(after_long_help = "Example:
   rds-iam completions bash > ~/.local/share/bash-completion/completions/rds-iam")]
 pub(crate) struct Completions {
+    /// The shell
     shell: Shell,
 }
 
 impl Completions {
     pub(crate) fn run(self) -> Outcome {
-        // Not straight to standard output: it would panic when that is closed.
+        // clap_complete panics if standard output is closed.
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut Arguments::command(), "rds-iam", &mut text);
-        // clap_complete 4.6 takes the hyphen of our name for two different things in bash.
+        // clap_complete 4.6 confuses the hyphen in the program's name with one of its own in bash.
         let text = String::from_utf8_lossy(&text).replace("rds__subcmd__iam", "rds__iam");
         io::stdout().write_all(text.as_bytes())?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Print the manual page, or that of a subcommand
+/// Print the manual page of rds-iam or of a subcommand
 #[derive(Args)]
 #[command(after_long_help = "Example:
   rds-iam man exec > ~/.local/share/man/man1/rds-iam-exec.1")]
@@ -43,16 +44,22 @@ impl Man {
         // Gives subcommands their full names.
         all.build();
         let command = match &self.subcommand {
-            Some(name) => {
-                let found = all.find_subcommand(name).cloned();
-                found.ok_or_else(|| {
-                    Failure::new(2, format!("there is no subcommand {name}; see rds-iam help"))
-                })?
-            }
+            Some(name) => all.find_subcommand(name).cloned().ok_or_else(|| {
+                let known: Vec<&str> = all
+                    .get_subcommands()
+                    .filter(|subcommand| !subcommand.is_hide_set())
+                    .map(clap::Command::get_name)
+                    .collect();
+                Failure::new(
+                    2,
+                    format!("no such subcommand\nhelp: use one of {}", known.join(", ")),
+                )
+            })?,
             None => all,
         };
+        let title = command.get_display_name().unwrap_or("rds-iam").to_uppercase();
         let mut text = Vec::new();
-        clap_mangen::Man::new(command).render(&mut text)?;
+        clap_mangen::Man::new(command).title(title).manual("rds-iam manual").render(&mut text)?;
         io::stdout().write_all(&text)?;
         Ok(ExitCode::SUCCESS)
     }

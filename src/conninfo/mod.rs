@@ -35,6 +35,8 @@ pub(crate) struct Given {
 pub(crate) struct IamConninfo {
     settings: BTreeMap<String, String>,
     hosts: Vec<Host>,
+    /// Keywords that have our default, because the user did not set them.
+    defaulted: Vec<&'static str>,
     /// `load_balance_hosts=random`, which is ours to do, as each host gets a token of its own.
     is_balanced: bool,
     /// Keywords whose values people must not see.
@@ -99,6 +101,16 @@ impl Given {
         Ok((self.shown(), all["connect_timeout"].value.as_deref().and_then(seconds)))
     }
 
+    /// Whether the string names a service, or there is no string.
+    pub(crate) fn needs_files_or_variables(&self) -> bool {
+        self.text.is_none() || self.explicit.contains_key("service")
+    }
+
+    /// Whether the string itself contains a password.
+    pub(crate) fn has_password(&self) -> bool {
+        self.explicit.contains_key("password")
+    }
+
     fn shown(&self) -> String {
         self.text.as_deref().map_or("".into(), CStr::to_string_lossy).into_owned()
     }
@@ -116,8 +128,12 @@ impl Given {
         DROPPED.iter().for_each(|keyword| {
             settings.remove(*keyword);
         });
+        let mut defaulted = Vec::new();
         for (keyword, value) in DEFAULTS.iter().filter(|(keyword, _)| all.contains_key(*keyword)) {
-            settings.entry((*keyword).into()).or_insert_with(|| (*value).into());
+            if !settings.contains_key(*keyword) {
+                settings.insert((*keyword).into(), (*value).into());
+                defaulted.push(*keyword);
+            }
         }
         if let Some(name) = program() {
             settings.entry("fallback_application_name".into()).or_insert(name);
@@ -130,7 +146,7 @@ impl Given {
         let is_balanced = self.is_balanced(settings.remove("load_balance_hosts"))?;
         let list = |keyword: &str| settings.get(keyword).map(String::as_str).unwrap_or_default();
         let hosts = hosts::hosts(list("host"), list("hostaddr"), list("port"))?;
-        let conninfo = IamConninfo { settings, hosts, is_balanced, secret };
+        let conninfo = IamConninfo { settings, hosts, defaulted, is_balanced, secret };
         conninfo.check()?;
         Ok(conninfo)
     }
@@ -280,6 +296,11 @@ impl IamConninfo {
             settings.remove("fallback_application_name");
         }
         settings
+    }
+
+    /// Returns the keywords that the user did not set.
+    pub(crate) fn defaulted(&self) -> &[&'static str] {
+        &self.defaulted
     }
 
     /// The string for libpq, with a password and with what else holds for this one connection.

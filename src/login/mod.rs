@@ -4,6 +4,7 @@ pub(crate) mod backoff;
 #[cfg_attr(not(target_os = "linux"), path = "ca_bundle_elsewhere.rs")]
 pub(crate) mod ca_bundle;
 mod iam;
+mod inherited;
 mod region;
 mod round;
 mod target;
@@ -17,6 +18,7 @@ use crate::error::{EndpointKind, Error, LoginContext, Method};
 use crate::stats::Counters;
 use backoff::Backoff;
 pub(crate) use iam::Iam;
+pub(crate) use inherited::{ENDPOINTS, to_hand_on};
 pub(crate) use region::targets;
 use round::{Round, log_failure};
 #[cfg(feature = "doctor")]

@@ -1,5 +1,6 @@
 //! The targets of a connection string, and the region of each.
 
+use super::inherited::inherited;
 use super::target::{RegionFrom, Target};
 use crate::conninfo::{Host, IamConninfo, OwnKeys, invalid, one_or_one_for_each, signed_host};
 use crate::credentials::{configured_region, unreadable_files};
@@ -35,8 +36,12 @@ fn target(
         return invalid("iam_host has an empty item; name an endpoint there, or remove the comma");
     }
     let name = signed_host(iam_host.unwrap_or(&host.name))?;
-    let (region, region_from) = region_for(&name, keywords.region_name.clone(), profile)?;
-    let port = keywords.iam_port.unwrap_or(host.port);
+    let inherited = inherited(&name);
+    let inherited_region = || inherited.as_ref().map(|endpoint| endpoint.region().to_owned());
+    let region = keywords.region_name.clone().or_else(inherited_region);
+    let (region, region_from) = region_for(&name, region, profile)?;
+    let inherited_port = inherited.as_ref().map(Endpoint::port);
+    let port = keywords.iam_port.or(inherited_port).unwrap_or(host.port);
     let endpoint = Endpoint::new(name.as_str(), port, &region)?;
     Ok(Target { user: conninfo.user().to_owned(), host: host.clone(), endpoint, region_from })
 }

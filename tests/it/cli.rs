@@ -1,4 +1,4 @@
-//! The program `rds-iam`, as a shell runs it.
+//! The program `rds-iam`, run from a shell.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -16,7 +16,7 @@ use crate::support::{
     RDS_IAM, end_of, ignores_sigint, manager, minutes, send, start, with_no_settings,
 };
 
-/// A program in a folder of its own, with nothing in its environment but what it needs.
+/// Returns the command for a program in its own folder, without settings in its environment.
 fn program(name: impl AsRef<Path>, folder: &TempDir) -> Command {
     let mut command = Command::new(name.as_ref());
     with_no_settings(&mut command).current_dir(folder.path());
@@ -33,7 +33,7 @@ fn rds_iam(rds: &LocalRds, folder: &TempDir, arguments: &[&str]) -> Command {
     command
 }
 
-/// What a program has to say in the end.
+/// The output and exit code of a program.
 #[derive(Debug, PartialEq)]
 struct Said {
     code: Option<i32>,
@@ -41,20 +41,21 @@ struct Said {
     stderr: String,
 }
 
-/// Runs it to its end. What it says is shown, for the search for secrets, unless it is to be one.
+/// Runs a program until it ends. Prints its output, because tests/it/secrets.rs searches it.
 fn run(command: &mut Command) -> Said {
     let said = run_unseen(command);
     eprint!("{}{}", said.stdout, said.stderr);
     said
 }
 
+/// As `run`, for output that contains a secret on purpose.
 fn run_unseen(command: &mut Command) -> Said {
     let Output { status, stdout, stderr } = command.output().unwrap();
     let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     Said { code: status.code(), stdout, stderr }
 }
 
-/// Without a log, where the very words count: the search for secrets asks all for theirs.
+/// Without a log, for tests that compare the whole output: tests/it/secrets.rs sets RUST_LOG.
 fn quiet(command: &mut Command) -> &mut Command {
     command.env_remove("RUST_LOG")
 }
@@ -62,7 +63,7 @@ fn quiet(command: &mut Command) -> &mut Command {
 fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "not yet: {what}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "waited 30 s for {what}");
         std::thread::yield_now();
     }
 }
@@ -99,7 +100,7 @@ mod exec {
                     "{options:?} {command:?} {said:?}"
                 );
                 assert_eq!(
-                    said.stderr.contains("DATABASE_URL holds the token"),
+                    said.stderr.contains("DATABASE_URL contains the token"),
                     in_url,
                     "{said:?}"
                 );
@@ -109,7 +110,7 @@ mod exec {
     }
 
     #[test]
-    fn arguments_streams_and_exit_codes_pass_untouched() {
+    fn arguments_streams_and_exit_codes_are_unchanged() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         for refresh in [&["exec", "--"][..], &["exec", "--refresh", "--"]] {
             let script = "cat; echo \"$1|$2\"; echo err >&2; exit 42";
@@ -128,7 +129,7 @@ mod exec {
     }
 
     #[test]
-    fn variables_that_would_overrule_are_taken_away() {
+    fn overriding_variables_are_removed() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let mut command = rds_iam(&rds, &folder, &["exec", "--", "sh", "-c", "env | cut -d= -f1"]);
         let said =
@@ -143,7 +144,7 @@ mod exec {
     }
 
     #[test]
-    fn what_cannot_be_run_has_the_exit_codes_of_env() {
+    fn exit_codes_are_those_of_env_if_the_command_cannot_run() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let not_executable = folder.path().join("plain");
         fs::write(&not_executable, "").unwrap();
@@ -191,14 +192,14 @@ mod exec {
     }
 
     #[test]
-    fn a_file_dot_env_is_read_as_by_the_diesel_cli() {
+    fn dot_env_is_read_after_the_environment() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         fs::write(folder.path().join(".env"), format!("DATABASE_URL='{}'\n", rds.database_url()))
             .unwrap();
         let psql = ["exec", "--", "psql", "-Atc", "SELECT current_user"];
         let said = run(rds_iam(&rds, &folder, &psql).env_remove("DATABASE_URL"));
         assert_eq!(said.stdout, "app\n", "{said:?}");
-        // What the environment has goes first, and --database-url before both.
+        // --database-url, then the environment, then the file.
         let said =
             run(rds_iam(&rds, &folder, &psql)
                 .env("DATABASE_URL", "postgres://nobody@localhost:1/none"));
@@ -212,7 +213,7 @@ mod exec {
     }
 
     #[test]
-    fn without_iam_the_url_is_handed_on_less_our_keywords() {
+    fn without_iam_the_url_is_passed_on_without_our_keywords() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let script =
             "psql -Atc 'SELECT current_user' \"$DATABASE_URL\"; env | grep -c rds_iam_auth";
@@ -222,8 +223,8 @@ mod exec {
     }
 
     #[test]
-    fn without_iam_psql_goes_where_the_string_says() {
-        // Found by a stranger: it went where PG* variables said, silently.
+    fn without_iam_the_connection_string_overrides_pg_variables() {
+        // psql silently connected to the server that PG* variables name.
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let mut command =
             rds_iam(&rds, &folder, &["exec", "--", "psql", "-Atc", "SELECT current_user"]);
@@ -235,19 +236,78 @@ mod exec {
     }
 
     #[test]
-    fn a_file_dot_env_that_cannot_be_read_is_told_without_its_lines() {
+    fn a_syntax_error_in_dot_env_is_reported_without_the_line() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        fs::write(folder.path().join(".env"), "SECRET=hunter2 and more\nDATABASE_URL=x\n").unwrap();
+        fs::write(folder.path().join(".env"), "DATABASE_URL=hunter2 and more\n").unwrap();
         let said = run(rds_iam(&rds, &folder, &["exec", "--", "true"]).env_remove("DATABASE_URL"));
+        assert_eq!(said.code, Some(1));
         assert!(
-            said.stderr.contains("the file .env is not read") && !said.stderr.contains("hunter"),
-            "{}",
-            said.code.unwrap()
+            said.stderr.contains("the line is not NAME=value") && !said.stderr.contains("hunter"),
+            "the text is wrong or contains the line"
         );
     }
 
     #[test]
-    fn a_password_in_dot_env_does_not_beat_the_passfile() {
+    fn dot_env_sets_connection_settings_only() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let path = folder.path().join(".env");
+        let text =
+            format!("LD_PRELOAD=/x.so\nPGPASSWORD=p\nDATABASE_URL='{}'\n", rds.database_url());
+        fs::write(&path, text).unwrap();
+        let script = ["exec", "--", "sh", "-c", "echo [$LD_PRELOAD]; psql -Atc 'SELECT 1'"];
+        let said = run(rds_iam(&rds, &folder, &script).env_remove("DATABASE_URL"));
+        assert_eq!(said.stdout, "[]\n1\n", "{said:?}");
+        let read = format!("rds-iam: read DATABASE_URL from {}\n", path.display());
+        assert!(said.stderr.contains(&read), "{said:?}");
+    }
+
+    #[test]
+    fn dot_env_is_ignored_if_another_user_can_write_it() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let below = folder.path().join("below");
+        fs::create_dir(&below).unwrap();
+        let path = folder.path().join(".env");
+        fs::write(&path, format!("DATABASE_URL='{}'\n", rds.database_url())).unwrap();
+        let check = |reason: &str| {
+            let mut command = rds_iam(&rds, &folder, &["exec", "--", "echo", "ran"]);
+            let said = run(command.env_remove("DATABASE_URL").current_dir(&below));
+            assert_eq!((said.code, said.stdout.as_str()), (Some(125), ""), "{reason}: {said:?}");
+            let expected = format!("rds-iam: ignored {}: {reason}", path.display());
+            assert!(said.stderr.contains(&expected), "{said:?}");
+        };
+        let mode = |path: &Path, mode| fs::set_permissions(path, PermissionsExt::from_mode(mode));
+        mode(&path, 0o666).unwrap();
+        check("it can be written by other users");
+        mode(&path, 0o600).unwrap();
+        mode(folder.path(), 0o1777).unwrap();
+        check("its folder can be written by other users");
+        mode(folder.path(), 0o700).unwrap();
+        // Only root can give a file away.
+        if chown(&path, Some(65534), None).is_ok() {
+            check("it belongs to another user (uid 65534)");
+        }
+    }
+
+    #[test]
+    fn dot_env_cannot_weaken_tls() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        fs::write(folder.path().join("ca.pem"), "").unwrap();
+        let own = format!("sslrootcert={}", folder.path().join("ca.pem").display());
+        for setting in ["sslmode=require", "sslrootcert=ca.pem", &own] {
+            let text = format!("DATABASE_URL='{}&{setting}'\n", rds.database_url());
+            fs::write(folder.path().join(".env"), text).unwrap();
+            for arguments in [&["exec", "--", "echo", "ran"][..], &["token"], &["doctor"]] {
+                let said = run(rds_iam(&rds, &folder, arguments).env_remove("DATABASE_URL"));
+                assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{said:?}");
+                assert!(said.stderr.contains("could send a token to another server"), "{said:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_password_in_dot_env_does_not_override_the_passfile() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         fs::write(folder.path().join(".env"), "PGPASSWORD=hunter2\n").unwrap();
         let said = run(&mut rds_iam(
@@ -259,7 +319,7 @@ mod exec {
     }
 
     #[test]
-    fn a_host_that_cannot_be_resolved_is_left_out() {
+    fn an_unresolvable_host_is_left_out() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let (port, roots) = (rds.port(), rds.ca_file().display());
         let url = format!(
@@ -270,7 +330,7 @@ mod exec {
     }
 
     #[test]
-    fn what_was_started_to_ignore_a_signal_still_does() {
+    fn ignored_signals_stay_ignored() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let script = format!(
             "trap '' HUP; {RDS_IAM} exec --refresh -- sh -c 'kill -HUP $PPID; kill -HUP $$; echo on'"
@@ -301,16 +361,16 @@ mod exec {
                 .all(|rds| rds.attempts().iter().all(|attempt| attempt.verdict.is_ok()))
         );
         for (arguments, hint) in [
-            (&["env"][..], "use rds-iam exec"),
-            (&["token"], "name one by --host"),
-            (&["exec", "--in-url", "true"], "leave it out"),
+            (&["env"][..], "help: use rds-iam exec"),
+            (&["token"], "help: name one host with --host"),
+            (&["exec", "--in-url", "true"], "help: remove --in-url"),
         ] {
             let said = run(rds_iam(&down, &folder, arguments).env("DATABASE_URL", &url));
             assert!(said.code != Some(0) && said.stderr.contains(hint), "{said:?}");
         }
     }
 
-    /// A command that logs in, waits until it may, and logs in again.
+    /// A command that logs in, waits for the test, and logs in again.
     const TWICE: &str = "
         psql -Atc 'SELECT 1'
         cp \"$PGPASSFILE\" before 2>/dev/null
@@ -318,7 +378,7 @@ mod exec {
         if [ \"$PGPASSFILE\" ]; then while cmp -s \"$PGPASSFILE\" before; do sleep 0.1; done; fi
         psql -Atc 'SELECT 2'";
 
-    /// Runs that with 16 minutes between its logins, on the server's clock and on that of the
+    /// Runs `TWICE` with 16 minutes between the logins, on the clocks of the server and of the
     /// command.
     fn log_in_twice(options: &[&str]) -> (LocalRds, Said) {
         let (rds, folder) = (start(LocalRds::builder()), folder());
@@ -347,20 +407,20 @@ mod exec {
     }
 
     #[test]
-    fn a_login_after_16_minutes_gets_in_with_refresh() {
+    fn a_login_after_16_minutes_works_with_refresh() {
         let (rds, said) = log_in_twice(&["--refresh"]);
         assert_eq!((said.code, said.stdout.as_str()), (Some(0), "1\n2\n"), "{said:?}");
         assert!(rds.attempts().iter().all(|attempt| attempt.verdict.is_ok()));
     }
 
     #[test]
-    fn a_login_after_16_minutes_does_not_get_in_without_refresh() {
+    fn a_login_after_16_minutes_fails_without_refresh() {
         let (_rds, said) = log_in_twice(&[]);
         assert_eq!((said.code, said.stdout.as_str()), (Some(2), "1\n"), "{said:?}");
         assert!(said.stderr.contains("authentication failed for user"), "{said:?}");
     }
 
-    /// A command that waits for a signal, and the folder of its passfile.
+    /// Starts a command that waits for a signal. Returns the folder of its passfile too.
     fn waiting(rds: &LocalRds, folder: &TempDir) -> (Child, PathBuf) {
         let script = "trap 'echo caught; exit 7' USR1; dirname \"$PGPASSFILE\"; while :; do sleep 0.05; done";
         let mut command = rds_iam(rds, folder, &["exec", "--refresh", "--", "sh", "-c", script]);
@@ -372,12 +432,12 @@ mod exec {
     }
 
     #[test]
-    fn the_passfile_is_private_and_goes_with_the_command_on_signals_too() {
+    fn the_passfile_is_private_and_is_removed_after_a_signal() {
         use std::os::unix::fs::PermissionsExt;
 
         let (rds, folder) = (start(LocalRds::builder()), folder());
         for (signal, code, by) in
-            [("USR1", Some(7), None), ("TERM", None, Some(15)), ("INT", None, Some(2))]
+            [("USR1", Some(7), None), ("TERM", None, Some(15)), ("KILL", None, Some(9))]
         {
             if signal == "INT" && ignores_sigint() {
                 eprintln!("SIGINT is ignored here (nohup), so it is not tested");
@@ -390,8 +450,171 @@ mod exec {
             send(signal, child.id());
             let status = end_of(&mut child, signal);
             assert_eq!((status.code(), status.signal()), (code, by), "{signal}");
-            assert!(!private.exists(), "after {signal}");
+            wait_for("the removal of the passfile", || !private.exists());
         }
+    }
+
+    #[test]
+    fn with_refresh_rds_iam_becomes_the_command() {
+        // As a parent it dumped core with the AWS secret key, sent signals twice, left zombies as
+        // PID 1, and left the passfile if a signal came early.
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let script = "echo $$; ps -o pid= --ppid $$ | wc -l; ps -o comm= --ppid $$";
+        let mut command = rds_iam(&rds, &folder, &["exec", "--refresh", "--", "sh", "-c", script]);
+        let child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let pid = child.id();
+        let stdout = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        assert!(stdout.starts_with(&format!("{pid}\n")), "{pid}: {stdout}");
+        assert!(!stdout.contains("rds-iam"), "the command has a child: {stdout}");
+    }
+
+    #[test]
+    fn the_passfile_is_removed_if_the_command_does_not_exist() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let mut command = rds_iam(&rds, &folder, &["exec", "--refresh", "--", "no-such-command"]);
+        let said = run(command.env("XDG_RUNTIME_DIR", folder.path()));
+        assert_eq!(said.code, Some(127), "{said:?}");
+        wait_for("the removal of the passfile", || {
+            fs::read_dir(folder.path()).unwrap().next().is_none()
+        });
+    }
+
+    #[test]
+    fn a_passfile_for_another_user_is_reported() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let script =
+            ["exec", "--refresh", "--", "setpriv", "--reuid=65534", "--clear-groups", "true"];
+        let said = run(rds_iam(&rds, &folder, &script).env("RUST_LOG", "warn"));
+        assert!(said.stderr.contains("setpriv changes the user"), "{said:?}");
+        let said = run(&mut rds_iam(&rds, &folder, &["exec", "--help"]));
+        assert!(said.stdout.contains("gosu app rds-iam exec --refresh -- server"), "{said:?}");
+    }
+
+    /// A server that is reached by another name and port than those that tokens are signed for.
+    fn behind_a_tunnel() -> LocalRds {
+        start(LocalRds::builder().endpoint("db.example.com", 6543))
+    }
+
+    #[test]
+    fn exec_inside_exec_signs_for_the_same_endpoint() {
+        let (rds, folder) = (behind_a_tunnel(), folder());
+        let psql = "psql -Atc 'SELECT current_user'";
+        let scripts = [
+            format!("{RDS_IAM} exec -- {RDS_IAM} exec -- {psql}"),
+            format!("{RDS_IAM} exec --refresh -- {RDS_IAM} exec --refresh -- {psql}"),
+            format!("eval \"$({RDS_IAM} env)\"; eval \"$({RDS_IAM} env)\"; {psql}"),
+        ];
+        for script in scripts {
+            let mut command = program("sh", &folder);
+            let environment =
+                rds.environment().into_iter().filter(|(name, _)| *name != "AWS_REGION");
+            let said = run(command.args(["-c", &script]).envs(environment));
+            assert_eq!(said.stdout, "app\n", "{script}: {said:?}");
+        }
+        assert!(rds.attempts().iter().all(|attempt| attempt.verdict.is_ok()));
+    }
+
+    #[test]
+    fn another_database_inside_exec_is_signed_for_its_own_endpoint() {
+        let (tunnelled, other, folder) = (behind_a_tunnel(), start(LocalRds::builder()), folder());
+        let url = other.database_url();
+        let mut command = rds_iam(&tunnelled, &folder, &["exec", "--", RDS_IAM, "exec"]);
+        command.args(["--database-url", &url, "--", "sh", "-c", "echo ${RDS_IAM_ENDPOINTS-unset}"]);
+        let said = run(&mut command);
+        let endpoint = format!("localhost:{}/us-east-1\n", other.port());
+        assert_eq!(said.stdout, endpoint, "{said:?}");
+    }
+
+    #[test]
+    fn a_connection_string_may_precede_the_command() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let url = rds.database_url();
+        let psql = ["psql", "-Atc", "SELECT current_user"];
+        for separator in [&["--"][..], &[]] {
+            let mut command = rds_iam(&rds, &folder, &["exec", &url]);
+            let said = run(command.args(separator).args(psql).env_remove("DATABASE_URL"));
+            assert_eq!(said.stdout, "app\n", "{said:?}");
+        }
+        let token = run_unseen(rds_iam(&rds, &folder, &["token", &url]).env_remove("DATABASE_URL"));
+        assert!(token.stdout.contains("X-Amz-Signature="));
+    }
+
+    #[test]
+    fn no_argument_with_a_password_is_printed() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let url = "postgres://app:hunter2@localhost/app";
+        let option = format!("--iam-port={url}");
+        let cases: [&[&str]; 9] = [
+            &[url],
+            &["doctor", url],
+            &["env", url],
+            &["token", url, url],
+            &["exec", url],
+            &["exec", url, "--refresh", "--", "true"],
+            &["exec", url, "--", "true"],
+            &["man", url],
+            &["token", &option],
+        ];
+        for arguments in cases {
+            let said = run_unseen(&mut rds_iam(&rds, &folder, arguments));
+            assert!(said.code != Some(0), "{arguments:?}");
+            let text = said.stdout + &said.stderr;
+            assert!(!text.contains("hunter2"), "{:?}", arguments[0]);
+        }
+    }
+
+    #[test]
+    fn without_iam_a_service_is_resolved() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let file = folder.path().join("services");
+        let (port, user) = (rds.port(), LocalRds::USER_WITH_PASSWORD);
+        fs::write(
+            &file,
+            format!("[laptop]\nhost=localhost\nport={port}\nuser={user}\ndbname=app\n"),
+        )
+        .unwrap();
+        let script = "psql -Atc 'SELECT current_user' \"$DATABASE_URL\"";
+        let mut command = rds_iam(&rds, &folder, &["exec", "--", "sh", "-c", script]);
+        command.env("PGSERVICEFILE", &file).env("PGPASSWORD", rds.password());
+        let url = "postgres:///?service=laptop&rds_iam_auth=false";
+        let said = run(command.env("DATABASE_URL", url));
+        assert_eq!(said.stdout, format!("{user}\n"), "{said:?}");
+    }
+
+    #[test]
+    fn without_libpq_the_url_with_the_token_is_understood() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python3");
+        let script = "import asyncio, asyncpg, os\n\
+            async def main():\n    \
+                connection = await asyncpg.connect(os.environ['DATABASE_URL'])\n    \
+                print(await connection.fetchval('SELECT current_user'))\n\
+            asyncio.run(main())";
+        // asyncpg must not read what libpq's variables say.
+        let unset = "unset PGSSLMODE PGSSLROOTCERT PGPASSWORD; exec \"$@\"";
+        let mut command =
+            rds_iam(&rds, &folder, &["exec", "--in-url", "--", "sh", "-c", unset, "sh"]);
+        let said = run(command.arg(python).args(["-c", script]));
+        assert_eq!(said.stdout, "app\n", "{said:?}");
+    }
+
+    #[test]
+    fn tokio_postgres_understands_the_url_with_the_token() {
+        let rds = start(LocalRds::builder());
+        let url = format!("{}&sslmode=require", rds.database_url());
+        let login = rds.manager_builder().build(url).unwrap().libpq_login().unwrap();
+        let config: tokio_postgres::Config =
+            login.database_url_with_token().unwrap().parse().expect("tokio-postgres parses it");
+        let connector =
+            native_tls::TlsConnector::builder().danger_accept_invalid_certs(true).build().unwrap();
+        let connector = postgres_native_tls::MakeTlsConnector::new(connector);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let user: String = runtime.block_on(async {
+            let (client, connection) = config.connect(connector).await.unwrap();
+            tokio::spawn(connection);
+            client.query_one("SELECT current_user::text", &[]).await.unwrap().get(0)
+        });
+        assert_eq!(user, "app");
     }
 }
 
