@@ -25,7 +25,7 @@ fn document() {
         ["rustdoc", "--quiet", "--lib", "--all-features", "--locked", "--target-dir", "target"];
     let json = ["--", "-Z", "unstable-options", "--output-format", "json"];
     let mut cargo = Command::new(env!("CARGO"));
-    // A wrapper sets RUSTC_BOOTSTRAP for rustdoc only. Set for all, it would rebuild all dependencies.
+    // A wrapper sets RUSTC_BOOTSTRAP for rustdoc only, because it would rebuild all dependencies.
     cargo
         .current_dir(CRATE)
         .args(rustdoc)
