@@ -43,9 +43,12 @@ fn a_host_vanishes() {
     cable.across(|| run_clients(&rds, &url, &cable));
 }
 
+fn manager_that_peeks(rds: &LocalRds, url: &str) -> RdsConnectionManager {
+    rds.manager_builder().validate_after(Duration::from_secs(3600)).build(url).unwrap()
+}
+
 fn run_clients(rds: &LocalRds, url: &str, cable: &Cable) {
-    let manager =
-        rds.manager_builder().validate_after(Duration::from_secs(3600)).build(url).unwrap();
+    let manager = manager_that_peeks(rds, url);
     let pinging = rds.manager_builder().validate_after(Duration::ZERO).build(url).unwrap();
     let by_keepalives = rds.manager_builder().build(format!("{url}&tcp_user_timeout=0")).unwrap();
 
@@ -54,7 +57,9 @@ fn run_clients(rds: &LocalRds, url: &str, cable: &Cable) {
     let in_flight = query("a query in flight", manager.connect().unwrap(), SLEEP);
     let in_flight_by_keepalives =
         query("a query in flight, with keepalives only", by_keepalives.connect().unwrap(), SLEEP);
-    let mut idle = manager.connect().unwrap();
+    // Its own manager: the end of another connection would make it ping, and wait once more.
+    let peeking = manager_that_peeks(rds, url);
+    let mut idle = peeking.connect().unwrap();
     let idle_since = Instant::now();
     wait_until("the server works on both queries", || sleeping(&mut idle) == 2);
     wait_until("all that was sent is acknowledged", is_all_acknowledged);
@@ -70,7 +75,7 @@ fn run_clients(rds: &LocalRds, url: &str, cable: &Cable) {
     let login = wait("a login", move || another.connect().map(drop).unwrap_err().to_string());
     let peek = Wait {
         begun: idle_since,
-        ..wait("a peek at an idle connection", move || peek(&manager, idle))
+        ..wait("a peek at an idle connection", move || peek(&peeking, idle))
     };
 
     let gone = "Connection timed out";
@@ -92,7 +97,9 @@ fn a_gap_of_10_seconds_ends_neither_a_query_nor_an_idle_connection() {
 #[ignore = "runs in a separate network that has the address of the server"]
 fn a_gap() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
-    let reached_at = format!("{SERVER}:{}", Proxy::to(rds.port()).port);
+    // As RDS, whose server sends its first keepalive after 5 minutes.
+    let proxy = Proxy::with_keepalive(rds.port(), Duration::from_secs(300));
+    let reached_at = format!("{SERVER}:{}", proxy.port);
     let url = rds.database_url().replace(&format!("localhost:{}", rds.port()), &reached_at);
     let cable = Cable::lay();
     cable.across(|| {

@@ -49,13 +49,19 @@ enum From {
 impl Proxy {
     /// At the server's address, to a port on 127.0.0.1, where `LocalRds` listens.
     pub(crate) fn to(port: u16) -> Proxy {
+        Proxy::with_keepalive(port, Duration::from_secs(5))
+    }
+
+    /// With the time after which the server's side sends its first keepalive. It closes the
+    /// connection 3 seconds later if there is no answer.
+    pub(crate) fn with_keepalive(port: u16, keepalive: Duration) -> Proxy {
         let listener = TcpListener::bind((SERVER, 0)).unwrap();
         let way = Arc::new(Mutex::new(Way { weather: Weather::Fair, connections: Vec::new() }));
         let proxy = Proxy { port: listener.local_addr().unwrap().port(), way: way.clone() };
         thread::spawn(move || {
             for client in listener.incoming() {
                 // While the server is away, its clients are hung up on.
-                let _ = connect(client.unwrap(), port, &way);
+                let _ = connect(client.unwrap(), port, keepalive, &way);
             }
         });
         proxy
@@ -81,10 +87,15 @@ fn hang_up(connection: &[TcpStream; 2]) {
     }
 }
 
-fn connect(client: TcpStream, port: u16, way: &Arc<Mutex<Way>>) -> io::Result<()> {
+fn connect(
+    client: TcpStream,
+    port: u16,
+    keepalive: Duration,
+    way: &Arc<Mutex<Way>>,
+) -> io::Result<()> {
     // As a server of RDS does, but sooner: a client that vanished is not to hold its session.
     sockopt::set_socket_keepalive(&client, true)?;
-    sockopt::set_tcp_keepidle(&client, Duration::from_secs(5))?;
+    sockopt::set_tcp_keepidle(&client, keepalive)?;
     sockopt::set_tcp_keepintvl(&client, Duration::from_secs(1))?;
     sockopt::set_tcp_keepcnt(&client, 3)?;
     let server = TcpStream::connect(("127.0.0.1", port))?;
