@@ -59,7 +59,9 @@ impl Man {
         };
         let title = command.get_display_name().unwrap_or("rds-iam").to_uppercase();
         let mut text = Vec::new();
-        clap_mangen::Man::new(command).title(title).manual("rds-iam manual").render(&mut text)?;
+        let source = concat!("rds-iam ", env!("CARGO_PKG_VERSION"));
+        let page = clap_mangen::Man::new(command).title(title).source(source);
+        page.manual("rds-iam manual").render(&mut text)?;
         io::stdout().write_all(&text)?;
         Ok(ExitCode::SUCCESS)
     }

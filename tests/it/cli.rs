@@ -60,6 +60,15 @@ fn quiet(command: &mut Command) -> &mut Command {
     command.env_remove("RUST_LOG")
 }
 
+/// Returns the connection string without sslrootcert, which `environment()` sets too. A file .env
+/// may name only a file of this user or root.
+fn url_without_root(rds: &LocalRds) -> String {
+    let url = rds.database_url();
+    let (start, parameters) = url.split_once('?').unwrap();
+    let others = parameters.split('&').filter(|it| !it.starts_with("sslrootcert="));
+    format!("{start}?{}", others.collect::<Vec<_>>().join("&"))
+}
+
 fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
@@ -177,7 +186,7 @@ mod exec {
         };
         let cases = [
             (None, "names no host"),
-            (Some(""), "DATABASE_URL is set to nothing"),
+            (Some(""), "DATABASE_URL is empty"),
             (Some("postgres://app:hunter2@localhost/app"), "remove the password"),
             (
                 Some("postgres://app@localhost,localhost:1/app?region_name=us-east-1&port=1,2,3"),
@@ -194,8 +203,11 @@ mod exec {
     #[test]
     fn dot_env_is_read_after_the_environment() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        fs::write(folder.path().join(".env"), format!("DATABASE_URL='{}'\n", rds.database_url()))
-            .unwrap();
+        fs::write(
+            folder.path().join(".env"),
+            format!("DATABASE_URL='{}'\n", url_without_root(&rds)),
+        )
+        .unwrap();
         let psql = ["exec", "--", "psql", "-Atc", "SELECT current_user"];
         let said = run(rds_iam(&rds, &folder, &psql).env_remove("DATABASE_URL"));
         assert_eq!(said.stdout, "app\n", "{said:?}");
@@ -252,7 +264,7 @@ mod exec {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let path = folder.path().join(".env");
         let text =
-            format!("LD_PRELOAD=/x.so\nPGPASSWORD=p\nDATABASE_URL='{}'\n", rds.database_url());
+            format!("LD_PRELOAD=/x.so\nPGPASSWORD=p\nDATABASE_URL='{}'\n", url_without_root(&rds));
         fs::write(&path, text).unwrap();
         let script = ["exec", "--", "sh", "-c", "echo [$LD_PRELOAD]; psql -Atc 'SELECT 1'"];
         let said = run(rds_iam(&rds, &folder, &script).env_remove("DATABASE_URL"));
@@ -296,7 +308,7 @@ mod exec {
         fs::write(folder.path().join("ca.pem"), "").unwrap();
         let own = format!("sslrootcert={}", folder.path().join("ca.pem").display());
         for setting in ["sslmode=require", "sslrootcert=ca.pem", &own] {
-            let text = format!("DATABASE_URL='{}&{setting}'\n", rds.database_url());
+            let text = format!("DATABASE_URL='{}&{setting}'\n", url_without_root(&rds));
             fs::write(folder.path().join(".env"), text).unwrap();
             for arguments in [&["exec", "--", "echo", "ran"][..], &["token"], &["doctor"]] {
                 let said = run(rds_iam(&rds, &folder, arguments).env_remove("DATABASE_URL"));
@@ -601,7 +613,8 @@ mod exec {
     #[test]
     fn tokio_postgres_understands_the_url_with_the_token() {
         let rds = start(LocalRds::builder());
-        let url = format!("{}&sslmode=require", rds.database_url());
+        // tokio-postgres knows no sslrootcert.
+        let url = format!("{}&sslmode=require", url_without_root(&rds));
         let login = rds.manager_builder().build(url).unwrap().libpq_login().unwrap();
         let config: tokio_postgres::Config =
             login.database_url_with_token().unwrap().parse().expect("tokio-postgres parses it");
@@ -643,7 +656,7 @@ mod diesel_cli {
         run(quiet(&mut rds_iam(rds, folder, &["exec", "--"])).arg(diesel()).args(arguments))
     }
 
-    /// With the token in the URL, as one did without us.
+    /// With the token in the URL.
     fn without_shim(rds: &LocalRds, folder: &TempDir, arguments: &[&str]) -> Said {
         let login = manager(rds).libpq_login().unwrap();
         let mut command = program(diesel(), folder);
@@ -668,7 +681,7 @@ mod diesel_cli {
     ];
 
     #[test]
-    fn says_and_does_the_same_as_without_the_shim() {
+    fn has_the_same_output_and_effect_as_without_exec() {
         let ((rds, folder), (plain_rds, plain_folder)) = (project(), project());
         for (arguments, expected) in ALL {
             let said = with_shim(&rds, &folder, arguments);
@@ -691,7 +704,7 @@ mod diesel_cli {
     }
 
     #[test]
-    fn a_failing_migration_comes_through() {
+    fn a_failing_migration_fails() {
         let ((rds, folder), (plain_rds, plain_folder)) = (project(), project());
         for folder in [&folder, &plain_folder] {
             let up = folder.path().join("migrations/2026-01-01-000000_create_notes/up.sql");
@@ -703,7 +716,7 @@ mod diesel_cli {
             "{said:?}"
         );
         let plain = without_shim(&plain_rds, &plain_folder, &["migration", "run"]);
-        // It tells the time.
+        // The output contains times.
         let timeless = |said: Said| Said {
             stdout: said.stdout.replace(|c: char| c.is_ascii_digit(), "#"),
             ..said
@@ -712,7 +725,7 @@ mod diesel_cli {
     }
 
     #[test]
-    fn prints_no_token_where_it_cannot_connect() {
+    fn prints_no_token_if_it_cannot_connect() {
         let (rds, folder) = project();
         rds.refuse_next(usize::MAX);
         let said = with_shim(&rds, &folder, &["migration", "run"]);
@@ -727,8 +740,76 @@ mod diesel_cli {
 mod env_and_token {
     use super::*;
 
+    /// A user name with everything that a shell or a reader of .env could interpret.
+    const HOSTILE: &str = "a`touch hit`$(touch hit)${HOME}\"\\ ;&|<>*?!#%~{}'‘x’";
+
+    /// As HOSTILE, without what `--format dotenv` refuses.
+    const HOSTILE_IN_DOTENV: &str = "a`touch hit`$(touch hit)$HOME\" ;&|<>*?!#%~{}‘x’";
+
+    /// Prints PGUSER after `script` has read what `env` prints.
+    fn read_by(reader: &str, format: &str, user: &str, script: &str) {
+        let folder = folder();
+        let mut command = program(RDS_IAM, &folder);
+        command.args([
+            "env",
+            "--format",
+            format,
+            "postgres://h.example.com/d?region_name=eu-west-1",
+        ]);
+        command.env("PGUSER", user);
+        command.env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE").env("AWS_SECRET_ACCESS_KEY", "none");
+        let printed = run_unseen(&mut command);
+        assert_eq!(printed.code, Some(0), "{format}: {}", printed.stderr);
+        fs::write(folder.path().join("printed"), printed.stdout).unwrap();
+        let said = run(program(reader, &folder).args(["-c", script]));
+        assert_eq!(said.stdout, format!("{user}\n"), "{reader} {format}: {said:?}");
+        assert!(!folder.path().join("hit").exists(), "{reader} ran a part of the value");
+    }
+
     #[test]
-    fn a_shell_takes_the_variables() {
+    fn hostile_values_arrive_in_each_shell() {
+        for shell in ["sh", "dash", "bash", "zsh"] {
+            let script = "eval \"$(cat printed)\"; printf '%s\\n' \"$PGUSER\"";
+            read_by(shell, "sh", HOSTILE, script);
+            let script = "set -a; . ./printed; printf '%s\\n' \"$PGUSER\"";
+            read_by(shell, "dotenv", HOSTILE_IN_DOTENV, script);
+        }
+        read_by("fish", "fish", HOSTILE, "source printed; printf '%s\\n' \"$PGUSER\"");
+    }
+
+    #[test]
+    fn hostile_values_arrive_in_python_dotenv_and_plain_readers() {
+        let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python3");
+        let python = python.to_str().unwrap();
+        let dotenv = "import dotenv; print(dotenv.dotenv_values('printed')['PGUSER'])";
+        read_by(python, "dotenv", HOSTILE_IN_DOTENV, dotenv);
+        // As docker reads it.
+        let plain = "print(dict(l.rstrip('\\n').split('=', 1) for l in open('printed'))['PGUSER'])";
+        read_by(python, "plain", HOSTILE, plain);
+    }
+
+    #[test]
+    fn dotenv_refuses_what_its_readers_disagree_about() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let mut command = rds_iam(&rds, &folder, &["env", "--format", "dotenv"]);
+        let said = run(command.env("PGAPPNAME", "it's"));
+        assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{said:?}");
+        assert!(said.stderr.contains("help: use --format json"), "{said:?}");
+    }
+
+    #[test]
+    fn github_masks_the_token_before_it_is_set() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let file = folder.path().join("github");
+        let mut command = rds_iam(&rds, &folder, &["env", "--format", "github"]);
+        let said = run_unseen(command.env("GITHUB_ENV", &file));
+        let token = said.stdout.trim_end().strip_prefix("::add-mask::").unwrap();
+        let set = fs::read_to_string(&file).unwrap();
+        assert!(set.contains(&format!("\nPGPASSWORD={token}\n")), "PGPASSWORD is not the token");
+    }
+
+    #[test]
+    fn a_shell_evaluates_the_variables() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let script = format!(
             "eval \"$({RDS_IAM} env)\" && psql -Atc 'SELECT current_user' && echo \"${{PGPASSFILE-unset}}\""
@@ -761,7 +842,7 @@ mod env_and_token {
     }
 
     #[test]
-    fn a_token_is_all_that_is_printed() {
+    fn only_the_token_is_printed() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let port = rds.port().to_string();
         let named = [
@@ -790,8 +871,17 @@ mod local {
     use super::*;
 
     #[test]
-    fn neither_pg_variables_nor_a_session_token_get_in_its_way() {
-        // Found by a stranger: each of them did.
+    fn a_command_that_dumps_core_does_not_make_rds_iam_dump_core() {
+        let folder = folder();
+        let script = format!(
+            "ulimit -c unlimited; exec {RDS_IAM} local -- sh -c 'ulimit -c 0; kill -SEGV $$'"
+        );
+        let status = program("sh", &folder).args(["-c", &script]).status().unwrap();
+        assert_eq!((status.signal(), status.core_dumped()), (Some(11), false));
+    }
+
+    #[test]
+    fn pg_variables_and_a_session_token_have_no_effect() {
         let folder = folder();
         let mut command = program(RDS_IAM, &folder);
         command.args(["local", "--", RDS_IAM, "exec", "--", "psql", "-Atc", "SELECT current_user"]);
@@ -805,7 +895,7 @@ mod local {
     }
 
     #[test]
-    fn the_server_knows_nothing_of_our_credentials() {
+    fn the_server_does_not_inherit_credentials() {
         let folder = folder();
         let script =
             "cat /proc/$(head -n 1 \"$(dirname \"$PGSSLROOTCERT\")/data/postmaster.pid\")/environ";
@@ -813,11 +903,11 @@ mod local {
         command.args(["local", "--", "sh", "-c", script]).env("AWS_SECRET_ACCESS_KEY", "hunter2");
         let environment = run_unseen(&mut command);
         assert!(environment.stdout.contains("PATH="), "{environment:?}");
-        assert!(!environment.stdout.contains("AWS_"), "the server has them");
+        assert!(!environment.stdout.contains("AWS_"), "the server inherits AWS variables");
     }
 
     #[test]
-    fn a_command_finds_the_stand_in_and_ends_it() {
+    fn a_command_uses_the_stand_in_and_its_end_stops_it() {
         let folder = folder();
         let script = format!(
             "dirname \"$PGSSLROOTCERT\"; {RDS_IAM} exec -- psql -Atc 'SELECT current_user'; exit 3"
@@ -830,7 +920,7 @@ mod local {
     }
 
     #[test]
-    fn what_it_prints_can_be_exported_and_ctrl_c_leaves_nothing() {
+    fn the_printed_variables_work_and_ctrl_c_removes_all_files() {
         let folder = folder();
         let mut child =
             program(RDS_IAM, &folder).arg("local").stdout(Stdio::piped()).spawn().unwrap();

@@ -1,5 +1,5 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test fails by a panic")]
-//! Help, completions, manual pages and usage errors: what needs no server.
+//! Help, completions, manual pages and usage errors: tests that need no server.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 const RDS_IAM: &str = env!("CARGO_BIN_EXE_rds-iam");
 
-/// A program in its own folder, with only PATH in its environment.
+/// Returns the command for a program in its own folder, with only PATH in its environment.
 fn program(name: impl AsRef<Path>, folder: &TempDir) -> Command {
     let mut command = Command::new(name.as_ref());
     command.current_dir(folder.path()).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
@@ -19,7 +19,7 @@ fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// What a program printed, and its exit code.
+/// The output and exit code of a program.
 #[derive(Debug)]
 struct Said {
     code: Option<i32>,
@@ -48,10 +48,35 @@ fn help_completions_and_the_manual_page_name_all_subcommands() {
     let said = run(program(RDS_IAM, &folder).args(["help", "exec"]));
     assert!(said.stdout.contains("rds-iam exec -- diesel migration run"), "{said:?}");
     let said = run(program(RDS_IAM, &folder).args(["man", "exec"]));
-    assert!(
-        said.stdout.contains("rds\\-iam\\-exec") || said.stdout.contains("rds-iam-exec"),
-        "{said:?}"
-    );
+    let title = concat!(".TH RDS-IAM-EXEC 1  \"rds-iam ", env!("CARGO_PKG_VERSION"), "\"");
+    assert!(said.stdout.contains(title), "{said:?}");
+}
+
+#[test]
+fn help_describes_the_command_the_formats_and_the_log() {
+    let folder = folder();
+    let help = |arguments: &[&str]| run(program(RDS_IAM, &folder).args(arguments)).stdout;
+    let exec = help(&["exec", "-h"]);
+    let [command, options] = ["  <COMMAND>", "Database and credentials:"].map(|it| exec.find(it));
+    assert!(command.is_some() && command < options, "{exec}");
+    let env = help(&["env", "--help"]);
+    for expected in ["- powershell: For", "- fish: ", "- plain: ", "docker --env-file", "[URL]"] {
+        assert!(env.contains(expected), "{expected}: {env}");
+    }
+    assert!(help(&["--help"]).contains("RUST_LOG  "));
+    assert!(!help(&["--help"]).contains("keep-passfile"));
+}
+
+#[test]
+fn an_error_of_the_library_ends_in_a_line_of_help() {
+    let folder = folder();
+    let mut command = program(RDS_IAM, &folder);
+    command.args(["token", "--database-url="]);
+    let said = run(command.env("HOME", folder.path()));
+    let lines: Vec<&str> = said.stderr.lines().collect();
+    let [failed, cure] = lines.as_slice() else { panic!("{said:?}") };
+    assert!(failed.starts_with("rds-iam: unusable connection string: "), "{failed}");
+    assert!(cure.starts_with("help: "), "{cure}");
 }
 
 #[test]
@@ -65,7 +90,7 @@ fn bash_completes_the_options_of_a_subcommand() {
 }
 
 #[test]
-fn where_nothing_can_be_written_the_exit_code_is_the_same() {
+fn the_exit_code_is_the_same_if_stderr_cannot_be_written() {
     let script = format!(
         "{RDS_IAM} exec --database-url postgres://app@h/d --region eu-west-1 -- no-such 2>/dev/full"
     );
@@ -76,13 +101,13 @@ fn where_nothing_can_be_written_the_exit_code_is_the_same() {
 }
 
 #[test]
-fn unknown_flags_are_explained() {
+fn an_unknown_option_is_reported_with_the_nearest_one() {
     let said = run(program(RDS_IAM, &folder()).args(["exec", "--refersh", "--", "true"]));
     assert!(said.code == Some(2) && said.stderr.contains("--refresh"), "{said:?}");
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_panic() {
+fn a_closed_standard_output_does_not_panic() {
     let folder = folder();
     for (reader, code) in [("head -c 1 >/dev/null", 0), ("exec <&-", 0)] {
         let script =
