@@ -250,7 +250,7 @@ fn a_tunnel_needs_the_endpoints_own_name_and_port() {
 
 #[test]
 fn a_wrong_clock_is_a_candidate() {
-    let rds = start(LocalRds::builder().endpoint(NAME, 5432));
+    let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
     let manager = builder(rds.credentials()).build(rds.database_url()).unwrap();
     rds.clock().advance(minutes(20));
     let (_, causes) = causes_of(&manager);
