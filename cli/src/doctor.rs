@@ -1,4 +1,4 @@
-//! `rds-iam doctor`: why a login fails.
+//! `rds-iam doctor`: finds out why a login fails.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use crate::Outcome;
 use crate::database::Database;
 
-/// Tell why a login fails, and what to do
+/// Find out why a login fails, and what to do
 ///
-/// Walks the way of a login: connection string, region, credentials, DNS, TCP, TLS, token, login,
-/// and what is found when in; and stops at what is wrong. Each step takes ten seconds at most.
-/// Nothing secret is shown. Exits with 0 only when a login through libpq works.
+/// Checks each step of a login: connection string, region, credentials, DNS, TCP, TLS, token,
+/// login, and the session. Stops at the first problem. Each step takes at most 10 seconds. Shows no
+/// secrets. Exits with 0 only if a login through libpq succeeds.
 #[derive(Args)]
 #[command(after_long_help = "Examples:
   rds-iam doctor
@@ -26,37 +26,66 @@ pub(crate) struct Doctor {
     #[arg(long)]
     json: bool,
 
+    /// Show what each step found, and the help for each possible cause
+    #[arg(short, long)]
+    verbose: bool,
+
     #[command(flatten)]
     pub(crate) database: Database,
 }
 
 impl Doctor {
     pub(crate) fn run(self) -> Outcome {
-        let look = Look::of_stdout();
-        // Who has stopped to read still gets the exit code.
-        let mut tell = |step: &Step| {
+        let style = Style { is_verbose: self.verbose, ..Style::of_stdout() };
+        // A reader that has closed the pipe still gets the exit code.
+        let mut on_step = |step: &Step| {
             if !self.json {
-                let _ = io::stdout().write_all(look.step(step).as_bytes());
+                let _ = io::stdout().write_all(style.step(step).as_bytes());
             }
         };
         let report = match self.database.manager() {
-            Ok(manager) => examine_with(&manager, tell),
+            Ok(manager) => examine_with(&manager, on_step),
             Err(error) => {
                 let report = Report::without_manager(&error);
-                report.steps.iter().for_each(&mut tell);
+                report.steps.iter().for_each(&mut on_step);
                 report
             }
         };
         if self.json {
             writeln!(io::stdout(), "{}", report_as_json(&report))?;
+        } else {
+            writeln!(io::stdout(), "{}", summary(&report))?;
         }
         io::stdout().flush()?;
-        Ok(if report.lets_in() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if report.can_log_in() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
-/// How it is shown: in colour on a terminal only, and not with NO_COLOR.
-struct Look {
+/// The last line of the output.
+fn summary(report: &Report) -> String {
+    if report.can_log_in() {
+        let user = report.user.as_deref().unwrap_or("the user");
+        return match report.failures().count() {
+            0 => format!("{user} can log in"),
+            count => format!("{user} can log in, but not to all hosts ({count} failed)"),
+        };
+    }
+    let problems: Vec<String> = report
+        .failures()
+        .map(|(step, diagnosis)| {
+            let likely = if diagnosis.causes.len() > 1 { "likely " } else { "" };
+            let cause = diagnosis.causes.first().map_or(&diagnosis.symptom, |it| &it.cause);
+            format!("{}: {likely}{cause}", step.name)
+        })
+        .collect();
+    let plural = if problems.len() == 1 { "" } else { "s" };
+    format!("{} problem{plural}: {}", problems.len(), problems.join("; "))
+}
+
+/// How steps are shown.
+struct Style {
+    is_verbose: bool,
+    /// On a terminal without NO_COLOR.
     in_colour: bool,
 }
 
@@ -64,52 +93,52 @@ const GREEN: &str = "32";
 const RED: &str = "31";
 const DIM: &str = "2";
 
-impl Look {
-    fn of_stdout() -> Look {
+impl Style {
+    fn of_stdout() -> Style {
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Look { in_colour: io::stdout().is_terminal() && !no_color }
+        Style { is_verbose: false, in_colour: io::stdout().is_terminal() && !no_color }
     }
 
+    /// One line if the step passed. A failure has the likeliest cause first.
     fn step(&self, step: &Step) -> String {
-        let tick =
-            if step.outcome.is_ok() { self.paint(GREEN, "✓") } else { self.paint(RED, "✗") };
-        let host = step.host.as_ref().map(|host| format!(" of {host}")).unwrap_or_default();
-        let took = self.paint(DIM, &format!("{:.1} ms", step.took.as_secs_f64() * 1000.0));
-        let mut text = format!("{tick} {}{host}  {took}\n", step.name);
-        for Fact { name, value, .. } in &step.facts {
-            push(&mut text, "    ", &format!("{}: {value}", self.paint(DIM, name)));
+        let host = step.host.as_ref().map(|host| format!(" ({host})")).unwrap_or_default();
+        let name = format!("{}{host}", step.name);
+        let mut text = match &step.outcome {
+            Ok(()) => {
+                let took = format!("{:.1} ms", step.took.as_secs_f64() * 1000.0);
+                format!("{} {name}  {}\n", self.paint(GREEN, "✓"), self.paint(DIM, &took))
+            }
+            Err(diagnosis) => {
+                let symptom = self.paint(RED, &diagnosis.symptom);
+                format!("{} {name}: {symptom}\n", self.paint(RED, "✗"))
+            }
+        };
+        for Fact { name, value, .. } in step.facts.iter().filter(|_| self.is_verbose) {
+            push(&mut text, &self.paint(DIM, &format!("{name}:")), value);
         }
         if let Err(diagnosis) = &step.outcome {
-            text.push_str(&self.diagnosis(diagnosis));
+            self.causes(&mut text, diagnosis);
         }
         text
     }
 
-    fn diagnosis(&self, diagnosis: &Diagnosis) -> String {
-        let mut text = String::new();
-        push(&mut text, "    ", &self.paint(RED, &diagnosis.symptom));
-        if let [cause] = diagnosis.causes.as_slice() {
-            if cause.cause != diagnosis.symptom {
-                push(&mut text, "    ", &cause.cause);
+    fn causes(&self, text: &mut String, Diagnosis { symptom, causes, .. }: &Diagnosis) {
+        for (i, Cause { cause, check, help, .. }) in causes.iter().enumerate() {
+            if cause != symptom {
+                let label = match i {
+                    0 if causes.len() == 1 => "cause:",
+                    0 => "likely cause:",
+                    _ => "other cause:",
+                };
+                push(text, &self.paint(RED, label), cause);
             }
-            return text + &self.cure(cause, "    ");
+            if i == 0 || self.is_verbose {
+                push(text, &self.paint(GREEN, "help:"), help);
+            }
+            if let Some(check) = check {
+                push(text, &self.paint(DIM, "check:"), check);
+            }
         }
-        text.push_str("\n    What can be behind it, the likeliest first:\n");
-        for (i, cause) in diagnosis.causes.iter().enumerate() {
-            text.push('\n');
-            push(&mut text, "    ", &format!("{}. {}", i + 1, cause.cause));
-            text.push_str(&self.cure(cause, "       "));
-        }
-        text
-    }
-
-    fn cure(&self, Cause { decided_by, cure, .. }: &Cause, indent: &str) -> String {
-        let mut text = String::new();
-        if let Some(fact) = decided_by {
-            push(&mut text, indent, &format!("{} {fact}", self.paint(DIM, "decided by:")));
-        }
-        push(&mut text, indent, &format!("{} {cure}", self.paint(GREEN, "cure:")));
-        text
     }
 
     fn paint(&self, colour: &str, text: &str) -> String {
@@ -117,15 +146,19 @@ impl Look {
     }
 }
 
-fn push(to: &mut String, indent: &str, text: &str) {
-    text.lines().for_each(|line| {
-        let _ = writeln!(to, "{indent}{line}");
+/// Further lines are indented, and otherwise as they are: to copy and paste.
+fn push(to: &mut String, label: &str, text: &str) {
+    let mut lines = text.lines();
+    let _ = writeln!(to, "  {label} {}", lines.next().unwrap_or_default());
+    lines.for_each(|line| {
+        let _ = writeln!(to, "    {line}");
     });
 }
 
 fn report_as_json(report: &Report) -> Value {
     json!({
-        "lets_in": report.lets_in(),
+        "can_log_in": report.can_log_in(),
+        "user": report.user,
         "steps": report.steps.iter().map(step_as_json).collect::<Vec<_>>(),
     })
 }
@@ -143,6 +176,7 @@ fn step_as_json(step: &Step) -> Value {
 }
 
 fn diagnosis_as_json(diagnosis: &Diagnosis) -> Value {
-    let cause = |cause: &Cause| json!({ "cause": cause.cause, "decided_by": cause.decided_by, "cure": cause.cure });
-    json!({ "symptom": diagnosis.symptom, "causes": diagnosis.causes.iter().map(cause).collect::<Vec<_>>() })
+    let cause = |it: &Cause| json!({ "cause": it.cause, "check": it.check, "help": it.help });
+    let causes: Vec<Value> = diagnosis.causes.iter().map(cause).collect();
+    json!({ "symptom": diagnosis.symptom, "causes": causes })
 }

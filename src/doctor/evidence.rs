@@ -1,25 +1,133 @@
-//! [`Evidence`]: what the steps before found out.
+//! [`Evidence`]: what the steps so far found out. [`Symptom`]: how a step failed.
 
+use std::fmt;
 use std::net::IpAddr;
 
+use crate::error::{LoginContext, Refusal, one_line};
 use crate::login::{RegionFrom, Target};
 use crate::token::{Endpoint, HostKind, HostName};
 
-/// What is known of a host and of the login there, beside what went wrong. No secret is among it.
+/// A text from outside: of a server, a certificate, the DNS. It can hold escape sequences of a
+/// terminal, or the token that a server sends back, so it is displayed only as one clean line.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Untrusted(String);
+
+impl Untrusted {
+    pub(super) fn new(text: impl Into<String>) -> Untrusted {
+        Untrusted(text.into())
+    }
+
+    pub(super) fn refusal(&self) -> Refusal {
+        Refusal::of(&self.0)
+    }
+
+    pub(super) fn host_name(&self) -> Option<HostName> {
+        HostName::parse(self.0.trim_end_matches('.')).ok()
+    }
+
+    pub(super) fn is_of_amazon(&self) -> bool {
+        self.0.contains("Amazon")
+    }
+}
+
+impl fmt::Display for Untrusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&one_line(&self.0))
+    }
+}
+
+impl fmt::Debug for Untrusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// How a step failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Symptom {
+    /// The name has no address.
+    NoAddress(Untrusted),
+    /// The TCP connection was refused.
+    TcpRefused(Untrusted),
+    /// The TCP connection was not answered.
+    NoRoute(Untrusted),
+    /// TCP is accepted, and then nothing arrives.
+    Silence,
+    /// TCP is accepted, and then closed.
+    ClosedBeforeTls(Untrusted),
+    /// TLS is established, and the connection is closed when the token arrives.
+    ClosedAtLogin(Untrusted),
+    /// The server does not speak PostgreSQL.
+    NotPostgres(Untrusted),
+    /// PostgreSQL without TLS.
+    NoTls,
+    /// The file of root certificates cannot be used.
+    RootFile(Untrusted),
+    /// The certificate is not signed by any of the root certificates.
+    UnknownAuthority { tls: Untrusted, roots: String, issuer: Option<Untrusted> },
+    /// The certificate has expired, or is not valid yet.
+    Expired { tls: Untrusted, is_early: bool },
+    /// The certificate is for other names.
+    WrongName { tls: Untrusted, name: String },
+    /// A server or libpq said something.
+    Refused { text: Untrusted, sqlstate: Option<Untrusted> },
+}
+
+impl Symptom {
+    pub(super) fn refused(text: impl Into<String>) -> Symptom {
+        Symptom::Refused { text: Untrusted::new(text), sqlstate: None }
+    }
+}
+
+/// A plain sentence first. What OpenSSL says follows in brackets.
+impl fmt::Display for Symptom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Symptom::Silence => f.write_str("the server accepts TCP but does not answer"),
+            Symptom::NotPostgres(text) => write!(f, "the server does not speak PostgreSQL: {text}"),
+            Symptom::NoTls => f.write_str("the server does not support TLS"),
+            Symptom::UnknownAuthority { tls, .. } => {
+                write!(f, "the server's certificate is not trusted ({tls})")
+            }
+            Symptom::Expired { tls, is_early: false } => {
+                write!(f, "the server's certificate has expired ({tls})")
+            }
+            Symptom::Expired { tls, is_early: true } => {
+                write!(f, "the server's certificate is not valid yet ({tls})")
+            }
+            Symptom::WrongName { tls, name } => {
+                write!(f, "the server's certificate is not for {name} ({tls})")
+            }
+            Symptom::Refused { text, sqlstate: Some(sqlstate) } => {
+                write!(f, "{text} (SQLSTATE {sqlstate})")
+            }
+            Symptom::NoAddress(text)
+            | Symptom::TcpRefused(text)
+            | Symptom::NoRoute(text)
+            | Symptom::ClosedBeforeTls(text)
+            | Symptom::ClosedAtLogin(text)
+            | Symptom::RootFile(text)
+            | Symptom::Refused { text, .. } => write!(f, "{text}"),
+        }
+    }
+}
+
+/// What is known of a host and of the login there. It contains no secret.
 #[derive(Debug, Clone)]
 pub(super) struct Evidence {
     pub(super) user: String,
-    /// What is dialled: a name, or the address where that is all that is given.
+    /// The name that is dialled, or the address if there is no name.
     pub(super) host: String,
     pub(super) port: u16,
     /// What the token is signed for.
     pub(super) endpoint: Endpoint,
+    pub(super) context: LoginContext,
     pub(super) region_from: RegionFrom,
-    /// The account of the credentials, where they tell it.
+    /// The AWS account of the credentials, if they contain it.
     pub(super) account: Option<String>,
     pub(super) addresses: Vec<IpAddr>,
-    /// The names behind the one that is dialled: CNAMEs, then those in the server's certificate.
-    pub(super) names: Vec<String>,
+    /// The names behind the dialled one: CNAMEs, then those in the server's certificate.
+    pub(super) names: Vec<Untrusted>,
     /// In bytes.
     pub(super) token_length: usize,
 }
@@ -31,6 +139,7 @@ impl Evidence {
             host: target.host.dialled().to_owned(),
             port: target.host.port,
             endpoint: target.endpoint.clone(),
+            context: target.context(),
             region_from: target.region_from,
             account: None,
             addresses: Vec::new(),
@@ -39,45 +148,48 @@ impl Evidence {
         }
     }
 
-    /// What the endpoint's name tells of it.
+    /// Returns what the endpoint's name says about it.
     pub(super) fn kind(&self) -> HostKind {
         HostName::parse(self.endpoint.host()).map_or(HostKind::Other, |name| name.kind())
     }
 
-    /// The first label of the endpoint's name: the identifier of the instance, the cluster or the
-    /// proxy.
-    pub(super) fn name(&self) -> &str {
+    /// Whether the token is signed for a name that AWS assigned.
+    pub(super) fn is_aws_name(&self) -> bool {
+        self.kind() != HostKind::Other
+    }
+
+    /// Returns the endpoint's first label, which identifies the instance, the cluster or the proxy.
+    pub(super) fn identifier(&self) -> &str {
         self.endpoint.host().split('.').next().unwrap_or_default()
     }
 
-    /// The names of RDS endpoints that are not the one signed for, but may be meant.
-    pub(super) fn endpoints_behind(&self) -> Vec<&str> {
-        let is_endpoint = |name: &&str| {
-            HostName::parse(name).is_ok_and(|name| {
-                name.kind() != HostKind::Other && name.as_str() != self.endpoint.host()
-            })
-        };
-        let mut behind: Vec<&str> = Vec::new();
-        for name in self.names.iter().map(|name| name.trim_end_matches('.')).filter(is_endpoint) {
-            if !behind.contains(&name) {
-                behind.push(name);
+    /// Returns the names of RDS endpoints behind the dialled name, without the one signed for.
+    pub(super) fn endpoints_behind(&self) -> Vec<String> {
+        let mut behind: Vec<String> = Vec::new();
+        for name in self.names.iter().filter_map(Untrusted::host_name) {
+            let is_other = name.as_str() != self.endpoint.host();
+            if is_other
+                && name.kind() != HostKind::Other
+                && !behind.iter().any(|it| it == name.as_str())
+            {
+                behind.push(name.as_str().to_owned());
             }
         }
         behind
     }
 
-    /// The region in the endpoint's name, where it is another than the one signed for.
+    /// Returns the region in the endpoint's name if the token is signed for another one.
     pub(super) fn other_region(&self) -> Option<String> {
         let name = HostName::parse(self.endpoint.host()).ok()?;
-        name.region().filter(|told| *told != self.endpoint.region()).map(str::to_owned)
+        name.region().filter(|region| *region != self.endpoint.region()).map(str::to_owned)
     }
 
-    /// A tunnel or a port forward begins on this machine.
+    /// Whether the host is this machine, as with a tunnel or a port forward.
     pub(super) fn is_on_this_machine(&self) -> bool {
         !self.addresses.is_empty() && self.addresses.iter().all(IpAddr::is_loopback)
     }
 
-    /// Addresses that only the VPC, and what is joined to it, can reach.
+    /// Whether only the VPC, and networks connected to it, can reach the addresses.
     pub(super) fn is_private(&self) -> bool {
         let is_private = |address: &IpAddr| match address {
             IpAddr::V4(address) => address.is_private(),
@@ -89,19 +201,46 @@ impl Evidence {
 
 #[cfg(test)]
 impl Evidence {
-    /// All in order, and dialled by its own name.
+    /// A correct login, dialled by the endpoint's own name.
     pub(super) fn of_host(host: &str) -> Evidence {
-        let region = HostName::parse(host).unwrap().region().unwrap_or("eu-west-1").to_owned();
+        use crate::error::{EndpointKind, Method};
+
+        let name = HostName::parse(host).unwrap();
+        let region = name.region().unwrap_or("eu-west-1").to_owned();
+        let endpoint =
+            if name.kind() == HostKind::Other { EndpointKind::Other } else { EndpointKind::Rds };
         Evidence {
             user: "app".into(),
             host: host.into(),
             port: 5432,
             endpoint: Endpoint::new(host, 5432, &region).unwrap(),
+            context: LoginContext { method: Method::Token, endpoint },
             region_from: RegionFrom::HostName,
             account: None,
             addresses: Vec::new(),
             names: Vec::new(),
             token_length: 400,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_from_outside_is_displayed_without_escapes_and_tokens() {
+        let raw = "FATAL:\n\u{1b}[2J db/?Action=connect&X-Amz-Signature=ab";
+        let symptoms = [
+            Symptom::refused(raw),
+            Symptom::NotPostgres(Untrusted::new(raw)),
+            Symptom::Refused { text: Untrusted::new("x"), sqlstate: Some(Untrusted::new(raw)) },
+        ];
+        for symptom in symptoms {
+            for shown in [symptom.to_string(), format!("{symptom:?}")] {
+                assert!(shown.contains("[2J ***"), "{shown}");
+                assert!(!shown.contains(['\u{1b}', '\n']), "{shown}");
+            }
         }
     }
 }

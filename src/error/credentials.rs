@@ -9,7 +9,7 @@ pub(crate) fn credentials_cure(error: &CredentialsError) -> String {
     let text = causes(error);
     let found = CURES.iter().find(|(word, _)| text.contains(word));
     match found {
-        Some((_, cure)) => cure.replace("PROFILE", &profile()),
+        Some((_, cure)) => cure.replace("PROFILE", &profile(&text)),
         None => without_a_known_text(error),
     }
 }
@@ -35,7 +35,7 @@ const CURES: &[(&str, &str)] = &[
     ("panicked", "check the provider that the builder got"),
     (
         "was not defined",
-        "add the profile to ~/.aws/config, or set AWS_PROFILE to one that `aws configure \
+        "no profile \"PROFILE\" in ~/.aws/config: add it, or choose one that `aws configure \
          list-profiles` shows",
     ),
     (
@@ -49,9 +49,14 @@ const CURES: &[(&str, &str)] = &[
     ("io error", "check that this machine reaches that source, and HTTPS_PROXY"),
 ];
 
-fn profile() -> String {
-    let name = std::env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
-    name.unwrap_or_else(|| "default".into())
+/// Returns the profile that failed: the one that the text names, because a builder can set another
+/// one than AWS_PROFILE.
+fn profile(text: &str) -> String {
+    let between = |start: &str, end: char| Some(text.split_once(start)?.1.split_once(end)?.0);
+    let undefined = between("profile `", '`').filter(|_| text.contains("was not defined"));
+    let in_text = undefined.or_else(|| between("profile \"", '"')).map(str::to_owned);
+    let variable = || std::env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
+    in_text.or_else(variable).unwrap_or_else(|| "default".into())
 }
 
 fn without_a_known_text(error: &CredentialsError) -> String {
@@ -66,4 +71,27 @@ fn without_a_known_text(error: &CredentialsError) -> String {
         _ => "correct that source: the sources after it are not tried",
     };
     cure.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cure_contains_the_profile_of_the_text() {
+        let cases = [
+            (
+                "profile \"dev\": profile `prod` was not defined: not in the files",
+                "no profile \"prod\" in ~/.aws/config",
+            ),
+            (
+                "profile \"prod\": the SSO token has expired, SSO token has expired",
+                "run `aws sso login --profile prod`",
+            ),
+        ];
+        for (text, expected) in cases {
+            let cure = credentials_cure(&CredentialsError::provider_error(text));
+            assert!(cure.contains(expected), "{text}: {cure}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What is wrong with a login, staged, and what the doctor says of it.
+//! Staged problems of a login, and what the doctor reports.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -17,7 +17,7 @@ use crate::support::{
 
 const NAME: &str = "db.abc123.eu-west-1.rds.amazonaws.com";
 
-/// Examines, and lets the search for secrets see what comes out.
+/// Examines, and prints the report: the output of all tests is searched for secrets.
 fn report(manager: &RdsConnectionManager) -> Report {
     let report = examine(manager);
     eprintln!("{report:#?}");
@@ -27,38 +27,38 @@ fn report(manager: &RdsConnectionManager) -> Report {
     report
 }
 
-/// Why nobody is let in: the step that fails, and what can be behind it.
+/// The step that fails, and its causes.
 fn causes_of(manager: &RdsConnectionManager) -> (&'static str, Vec<Cause>) {
     causes_in(&report(manager))
 }
 
 fn causes_in(report: &Report) -> (&'static str, Vec<Cause>) {
-    assert!(!report.lets_in());
-    let (step, diagnosis) = report.first_failure().expect("nothing is wrong");
-    assert_eq!(report.steps.last().unwrap().name, step.name, "it went on");
+    assert!(!report.can_log_in());
+    let (step, diagnosis) = report.first_failure().expect("no step failed");
+    assert_eq!(report.steps.last().unwrap().name, step.name, "a step after the failure");
     (step.name, diagnosis.causes.clone())
 }
 
-/// The first cause is the one that `cause` names, with this cure, and the step is this one.
-fn assert_cured(manager: &RdsConnectionManager, step: &str, cause: &str, cure: &str) {
+/// This step fails, with this first cause and its help.
+fn assert_diagnosis(manager: &RdsConnectionManager, step: &str, cause: &str, help: &str) {
     let (failed, causes) = causes_of(manager);
     assert_eq!(failed, step, "{causes:?}");
     assert!(causes[0].cause.contains(cause), "{causes:?}");
-    assert!(causes[0].cure.contains(cure), "{causes:?}");
+    assert!(causes[0].help.contains(help), "{causes:?}");
 }
 
-/// Among those that look alike, one is this, and comes with a fact that decides.
-fn assert_candidate(causes: &[Cause], cause: &str, cure: &str) {
+/// One of several causes is this one, with a check.
+fn assert_candidate(causes: &[Cause], cause: &str, help: &str) {
     let candidate = causes.iter().find(|candidate| candidate.cause.contains(cause));
     let candidate = candidate.unwrap_or_else(|| panic!("{cause}: {causes:?}"));
-    assert!(candidate.cure.contains(cure) && candidate.decided_by.is_some(), "{candidate:?}");
+    assert!(candidate.help.contains(help) && candidate.check.is_some(), "{candidate:?}");
 }
 
 fn builder(credentials: &Credentials) -> Builder {
     RdsConnectionManager::builder().credentials_provider(credentials.clone())
 }
 
-/// A server that says this to whoever speaks to it, and then nothing more.
+/// A server that answers the first message with this, and then is silent.
 fn that_says(answer: &'static [u8]) -> RdsConnectionManager {
     that_does(move |mut stream| {
         let said = stream.read(&mut [0; 8]).and_then(|_| stream.write_all(answer));
@@ -66,7 +66,7 @@ fn that_says(answer: &'static [u8]) -> RdsConnectionManager {
     })
 }
 
-/// Its thread ends with the process.
+/// The server's thread ends with the process.
 fn that_does(serve: impl Fn(TcpStream) + Send + 'static) -> RdsConnectionManager {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -74,20 +74,21 @@ fn that_does(serve: impl Fn(TcpStream) + Send + 'static) -> RdsConnectionManager
     at_port(port)
 }
 
-/// Dials this machine, as a tunnel, with roots that are there.
+/// Dials this machine, as with a tunnel, with a usable root file.
 fn at_port(port: u16) -> RdsConnectionManager {
     let roots = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/roots.pem");
     let url = format!(
-        "host=localhost port={port} user=app dbname=app iam_host={NAME} iam_port=5432 sslrootcert={roots}"
+        "host=localhost port={port} user=app dbname=app iam_host={NAME} iam_port=5432 \
+         sslrootcert={roots}"
     );
     builder(&key_pair(None)).build(url).unwrap()
 }
 
 #[test]
-fn a_login_that_works_is_told_step_by_step() {
+fn a_successful_login_is_reported_step_by_step() {
     let rds = start(LocalRds::builder());
     let report = report(&manager(&rds));
-    assert!(report.lets_in() && report.first_failure().is_none());
+    assert!(report.can_log_in() && report.first_failure().is_none());
     let names: Vec<&str> = report.steps.iter().map(|step| step.name).collect();
     let expected =
         "connection string, region, credentials, DNS, TCP, TLS, token, login, libpq, session";
@@ -100,17 +101,17 @@ fn a_login_that_works_is_told_step_by_step() {
         .collect();
     let ca = rds.ca_file().display();
     for expected in [
-        "told by: region_name",
+        "set by: region_name",
         "source: the given provider",
         "access key id: AKIA****",
         "addresses: 127.0.0.1",
-        &format!("judged by: {ca}"),
-        &format!("signed for: app at localhost:{} in us-east-1", rds.port()),
+        &format!("checked by: {ca}"),
+        &format!("signed for: app at localhost:{}", rds.port()),
         "server: PostgreSQL",
-        "clock: as the server's",
+        "clock: equal to the server's",
         "TLS: TLSv1.3",
         "member of rds_iam: yes",
-        "takes writes: yes",
+        "accepts writes: yes",
     ] {
         assert!(facts.iter().any(|fact| fact.contains(expected)), "{expected}: {facts:?}");
     }
@@ -118,34 +119,34 @@ fn a_login_that_works_is_told_step_by_step() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn the_servers_certificate_is_shown() {
+fn the_servers_certificate_is_reported() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432));
     let report = report(&manager(&rds));
     let tls = report.steps.iter().find(|step| step.name == "TLS").unwrap();
     let fact = |name: &str| tls.facts.iter().find(|fact| fact.name == name).unwrap().value.clone();
-    assert!(fact("certificate").starts_with("LocalRds, by LocalRds root "), "{tls:?}");
+    assert!(fact("certificate").starts_with("LocalRds, issued by LocalRds root "), "{tls:?}");
     assert_eq!(fact("for"), format!("{NAME}, localhost"));
 }
 
 #[test]
-fn it_can_be_called_inside_of_async_code() {
+fn examine_can_be_called_inside_of_async_code() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    assert!(runtime.block_on(async { examine(&manager) }).lets_in());
+    assert!(runtime.block_on(async { examine(&manager) }).can_log_in());
 }
 
 #[test]
-fn a_wrong_region_is_named_first() {
+fn a_wrong_region_is_the_first_cause() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
     let wrong = rds.database_url().replace("region_name=eu-west-1", "region_name=eu-west-2");
     let manager = rds.manager_builder().build(wrong).unwrap();
-    assert_cured(&manager, "login", "region eu-west-2", "region_name=eu-west-1");
+    assert_diagnosis(&manager, "login", "signed for eu-west-2", "region_name=eu-west-1");
     assert_eq!(last_verdict(&rds), Err(Refusal::Region));
 }
 
 #[test]
-fn a_key_pair_that_is_not_trusted_gets_the_statement_to_paste() {
+fn an_unknown_key_pair_gets_the_policy_statement() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
     let stranger = rds
         .manager_builder()
@@ -156,17 +157,21 @@ fn a_key_pair_that_is_not_trusted_gets_the_statement_to_paste() {
     assert_eq!((step, last_verdict(&rds)), ("login", Err(Refusal::UnknownKeyPair)));
     assert!(
         causes[0]
-            .cure
+            .help
             .contains("\"Resource\": \"arn:aws:rds-db:eu-west-1:ACCOUNT:dbuser:RESOURCE-ID/app\""),
         "{causes:?}"
     );
-    assert_candidate(&causes, "may not log in", "--db-instance-identifier db --region eu-west-1");
+    assert_candidate(
+        &causes,
+        "not allowed to log in",
+        "--db-instance-identifier db --region eu-west-1",
+    );
     assert_candidate(&causes, "another account", "--assume-role");
-    assert_candidate(&causes, "revoked", "new ones");
+    assert_candidate(&causes, "revoked", "get new credentials");
 }
 
 #[test]
-fn the_account_of_the_credentials_is_filled_in() {
+fn the_policy_contains_the_account_of_the_credentials() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
     let of_an_account = Credentials::builder()
         .access_key_id("AKIAOTHER")
@@ -179,25 +184,24 @@ fn the_account_of_the_credentials_is_filled_in() {
         .credentials_provider(of_an_account)
         .build(rds.database_url())
         .unwrap();
-    assert_cured(
+    assert_diagnosis(
         &stranger,
         "login",
-        "may not log in",
+        "not allowed to log in",
         "arn:aws:rds-db:eu-west-1:111122223333:dbuser:",
     );
 }
 
 #[test]
-fn a_missing_grant_is_to_be_run() {
+fn a_missing_grant_is_reported() {
     let rds = start(LocalRds::builder());
-    // Nobody looks at the token, whether or not there is such a user, and one with a password is
-    // asked by SCRAM.
+    // The server checks no token of these users. It asks the one with a password for SCRAM.
     for user in [LocalRds::USER_WITHOUT_GRANT, LocalRds::USER_WITH_PASSWORD, "nobody_knows"] {
         let manager = rds.manager_builder().build(rds.database_url_for(user)).unwrap();
-        assert_cured(
+        assert_diagnosis(
             &manager,
             "login",
-            "lacks the role rds_iam",
+            "does not have the role rds_iam",
             &format!("GRANT rds_iam TO \"{user}\";"),
         );
     }
@@ -205,7 +209,7 @@ fn a_missing_grant_is_to_be_run() {
 }
 
 #[test]
-fn a_cname_is_cured_by_the_name_in_the_certificate() {
+fn a_cname_is_fixed_by_the_name_in_the_certificate() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432));
     let ca = rds.ca_file().display();
     let dialled = format!(
@@ -213,11 +217,11 @@ fn a_cname_is_cured_by_the_name_in_the_certificate() {
         rds.port()
     );
     let manager = rds.manager_builder().build(&dialled).unwrap();
-    let cure = format!("iam_host={NAME}, and iam_port=5432");
-    assert_cured(&manager, "login", "is the RDS endpoint behind localhost", &cure);
+    let help = format!("iam_host={NAME} and iam_port=5432");
+    assert_diagnosis(&manager, "login", "is the RDS endpoint behind localhost", &help);
     assert_eq!(last_verdict(&rds), Err(Refusal::Endpoint));
     let cured = format!("{dialled} iam_host={NAME} iam_port=5432");
-    assert!(report(&rds.manager_builder().build(cured).unwrap()).lets_in());
+    assert!(report(&rds.manager_builder().build(cured).unwrap()).can_log_in());
 }
 
 #[test]
@@ -225,32 +229,37 @@ fn a_tunnel_needs_the_endpoints_own_name_and_port() {
     let rds = start(LocalRds::builder());
     let by_its_near_end = manager(&rds);
     rds.set_endpoint(Endpoint::new(NAME, 5432, "us-east-1").unwrap());
-    // The certificate tells nothing of an endpoint.
-    assert_cured(&by_its_near_end, "login", "the near end of a tunnel: localhost", "add iam_host=");
+    // The certificate does not contain the name of the endpoint.
+    assert_diagnosis(
+        &by_its_near_end,
+        "login",
+        "signed for localhost, the local end of a tunnel",
+        "add iam_host=",
+    );
 
     let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
     let without_port = rds.database_url().replace("&iam_port=5432", "");
     let manager = rds.manager_builder().build(without_port).unwrap();
-    assert_cured(
+    assert_diagnosis(
         &manager,
         "login",
-        &format!("for port {} of a tunnel", rds.port()),
+        &format!("signed for port {}, the tunnel's", rds.port()),
         "add iam_port=5432",
     );
 }
 
 #[test]
-fn a_clock_that_is_off_is_a_candidate_with_the_fact_that_decides() {
-    let rds = start(LocalRds::builder().endpoint(NAME, 5432));
+fn a_wrong_clock_is_a_candidate() {
+    let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
     let manager = builder(rds.credentials()).build(rds.database_url()).unwrap();
     rds.clock().advance(minutes(20));
     let (_, causes) = causes_of(&manager);
     assert_eq!(last_verdict(&rds), Err(Refusal::Expired));
-    assert_candidate(&causes, "clock is off", "NTP");
+    assert_candidate(&causes, "clock is wrong", "NTP");
 }
 
 #[test]
-fn a_refusal_now_and_then_is_a_candidate() {
+fn an_occasional_refusal_is_a_candidate() {
     let rds = start(LocalRds::builder());
     rds.refuse_next(1);
     let (_, causes) = causes_of(&manager(&rds));
@@ -258,17 +267,17 @@ fn a_refusal_now_and_then_is_a_candidate() {
 }
 
 #[test]
-fn credentials_that_have_ended_are_told_before_anything_is_dialled() {
+fn expired_credentials_are_reported_before_dialling() {
     let rds = start(LocalRds::builder());
     let ended = key_pair(Some(SystemTime::now() - minutes(1)));
     let manager =
         rds.manager_builder().credentials_provider(ended).build(rds.database_url()).unwrap();
-    assert_cured(&manager, "credentials", "gave credentials that ended at", "aws sso login");
+    assert_diagnosis(&manager, "credentials", "gave credentials that ended at", "aws sso login");
     assert!(rds.attempts().is_empty());
 }
 
 #[test]
-fn credentials_that_end_earlier_than_they_say_are_a_candidate() {
+fn credentials_that_expire_early_are_a_candidate() {
     let rds = start(LocalRds::builder());
     rds.add_key_pair(key_pair(Some(SystemTime::now() - minutes(1))));
     let manager = rds
@@ -278,26 +287,26 @@ fn credentials_that_end_earlier_than_they_say_are_a_candidate() {
         .unwrap();
     let (_, causes) = causes_of(&manager);
     assert_eq!(last_verdict(&rds), Err(Refusal::KeyPairExpired));
-    assert_candidate(&causes, "end earlier than they say", "new ones");
+    assert_candidate(&causes, "expired", "get new credentials");
 }
 
 #[test]
-fn no_credentials_in_an_ecs_task_are_the_task_roles_matter() {
-    in_a_child("doctor::without_credentials", &[("CURE", "AWS_PROFILE")]);
+fn missing_credentials_in_an_ecs_task_need_a_task_role() {
+    in_a_child("doctor::without_credentials", &[("HELP", "AWS_PROFILE")]);
     let task =
-        [("CURE", "taskRoleArn"), ("ECS_CONTAINER_METADATA_URI_V4", "http://169.254.170.2/v4/x")];
+        [("HELP", "taskRoleArn"), ("ECS_CONTAINER_METADATA_URI_V4", "http://169.254.170.2/v4/x")];
     in_a_child("doctor::without_credentials", &task);
 }
 
 #[test]
-#[ignore = "runs as a process of its own, without anybody's AWS credentials"]
+#[ignore = "runs in a separate process, without AWS credentials"]
 fn without_credentials() {
     let manager = RdsConnectionManager::new(format!("postgres://app@{NAME}/app")).unwrap();
-    assert_cured(&manager, "credentials", "", &std::env::var("CURE").unwrap());
+    assert_diagnosis(&manager, "credentials", "", &std::env::var("HELP").unwrap());
 }
 
 #[test]
-fn another_authority_is_named() {
+fn another_authority_is_reported() {
     let (rds, other) = (start(LocalRds::builder()), start(LocalRds::builder()));
     let (ours, theirs) =
         (rds.ca_file().display().to_string(), other.ca_file().display().to_string());
@@ -305,107 +314,123 @@ fn another_authority_is_named() {
     let (step, causes) = causes_of(&manager);
     assert_eq!(step, "TLS");
     assert_candidate(&causes, &theirs, "sslrootcert=");
-    assert!(rds.attempts().is_empty(), "a token was sent to a server that nobody vouched for");
+    assert!(rds.attempts().is_empty(), "a token was sent to a server that is not trusted");
 }
 
 #[test]
-fn a_missing_or_empty_root_file_says_where_to_get_one() {
+fn a_missing_or_empty_root_file_is_reported_with_a_download() {
     let rds = start(LocalRds::builder());
     for name in ["nowhere.pem", "server.key"] {
         let url = rds.database_url().replace("ca.pem", name);
         let manager = rds.manager_builder().build(url).unwrap();
-        assert_cured(&manager, "TLS", "not where sslrootcert says", "curl -o global-bundle.pem");
+        assert_diagnosis(
+            &manager,
+            "TLS",
+            "not in the file that sslrootcert names",
+            "curl -o global-bundle.pem",
+        );
     }
 }
 
 #[test]
-fn a_wrong_name_is_cured_by_the_name_in_the_certificate() {
+fn a_wrong_name_is_fixed_by_the_name_in_the_certificate() {
     let rds = start(LocalRds::builder().endpoint(NAME, 5432));
     let url = rds.database_url().replace(NAME, "db.example.com");
     let manager = rds.manager_builder().build(url).unwrap();
-    assert_cured(
+    assert_diagnosis(
         &manager,
         "TLS",
-        "and the token is for db.example.com",
+        "the token is for db.example.com",
         &format!("iam_host={NAME}"),
     );
 
     let rds = start(LocalRds::builder());
     let url = rds.database_url() + "&iam_host=db.example.com";
     let manager = rds.manager_builder().build(url).unwrap();
-    assert_cured(&manager, "TLS", "CNAME or a tunnel", "set iam_host= to the endpoint's own name");
+    assert_diagnosis(&manager, "TLS", "CNAME or a tunnel", "set iam_host= to the endpoint's name");
 }
 
 #[test]
-fn sslmode_is_heeded() {
+fn certificates_are_checked_as_sslmode_says() {
     let (rds, other) = (start(LocalRds::builder()), start(LocalRds::builder()));
     let url = |mode: &str, ca: &LocalRds, more: &str| {
         format!(
-            "host=localhost port={} user=app dbname=app region_name=us-east-1 sslmode={mode} sslrootcert='{}' {more}",
+            "host=localhost port={} user=app dbname=app region_name=us-east-1 \
+             sslmode={mode} sslrootcert='{}' {more}",
             rds.port(),
             ca.ca_file().display()
         )
     };
-    let lets_in = |url: String| report(&rds.manager_builder().build(url).unwrap()).lets_in();
-    assert!(lets_in(url("require", &rds, "")));
-    assert!(lets_in(url("require", &rds, "").replace("ca.pem", "nowhere.pem")));
-    assert!(!lets_in(url("require", &other, "")), "libpq takes it for verify-ca");
-    assert!(lets_in(url("verify-ca", &rds, "")));
-    assert!(!lets_in(url("verify-ca", &other, "")));
+    let can_log_in = |url: String| report(&rds.manager_builder().build(url).unwrap()).can_log_in();
+    assert!(can_log_in(url("require", &rds, "")));
+    assert!(can_log_in(url("require", &rds, "").replace("ca.pem", "nowhere.pem")));
+    assert!(!can_log_in(url("require", &other, "")), "libpq checks as with verify-ca");
+    assert!(can_log_in(url("verify-ca", &rds, "")));
+    assert!(!can_log_in(url("verify-ca", &other, "")));
 }
 
 #[test]
-fn a_server_without_tls_is_told() {
-    assert_cured(&that_says(b"N"), "TLS", "not an RDS endpoint", "TLS only");
+fn a_server_without_tls_is_reported() {
+    assert_diagnosis(&that_says(b"N"), "TLS", "not an RDS endpoint", "only over TLS");
 }
 
 #[test]
-fn a_server_that_is_not_postgresql_is_told() {
+fn a_server_that_is_not_postgresql_is_reported() {
     let http = that_says(b"HTTP/1.1 400 Bad Request\r\n\r\n");
-    assert_cured(
+    assert_diagnosis(
         &http,
         "TLS",
-        "something else than PostgreSQL listens at localhost",
+        "another service than PostgreSQL listens at localhost",
         "check host and port",
     );
-    // Found by a stranger: its first letter is PostgreSQL's yes to TLS.
+    // SSH's first letter is PostgreSQL's answer "yes" to an SSLRequest.
     let ssh = that_says(b"SSH-2.0-OpenSSH_9.2p1\r\n");
-    assert_cured(
+    assert_diagnosis(
         &ssh,
         "TLS",
-        "something else than PostgreSQL listens at localhost",
+        "another service than PostgreSQL listens at localhost",
         "check host and port",
     );
 }
 
 #[test]
-fn a_server_that_has_no_room_is_told_in_its_own_words() {
+fn an_error_before_tls_is_reported() {
     let full = that_says(b"E\0\0\0\x49SFATAL\0C53300\0Msorry, too many clients already\0\0");
-    assert_cured(&full, "TLS", "sorry, too many clients already", "max_size");
+    assert_diagnosis(&full, "TLS", "sorry, too many clients already", "max_size");
 }
 
 #[test]
-fn a_server_that_never_answers_is_left() {
+fn a_silent_server_is_reported() {
     let silent = that_does(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
-    assert_cured(&silent, "TLS", "accepts for a server that it does not reach", "behind it");
-}
-
-#[test]
-fn a_server_that_falls_silent_inside_of_tls_is_left() {
-    assert_cured(&that_says(b"S"), "TLS", "accepts for a server", "behind it");
-}
-
-#[test]
-fn a_server_that_hangs_up_is_told() {
-    assert_cured(
-        &that_does(drop),
+    assert_diagnosis(
+        &silent,
         "TLS",
-        "accepts for a server that it does not reach",
+        "accepts connections but does not reach the server",
         "behind it",
     );
 }
 
-/// A login at a server with a certificate of these days, and with this answer to the token.
+#[test]
+fn a_server_that_is_silent_during_the_handshake_is_reported() {
+    assert_diagnosis(
+        &that_says(b"S"),
+        "TLS",
+        "accepts connections but does not reach the server",
+        "behind it",
+    );
+}
+
+#[test]
+fn a_server_that_closes_the_connection_is_reported() {
+    assert_diagnosis(
+        &that_does(drop),
+        "TLS",
+        "accepts connections but does not reach the server",
+        "behind it",
+    );
+}
+
+/// A login to a server with a certificate for these days, and with this answer to the token.
 fn at_fake(days: Range<i64>, answer: Vec<u8>) -> (&'static str, Vec<Cause>) {
     let server = FakePostgres::start(days, answer);
     let (port, roots) = (server.port, server.roots.path().display());
@@ -417,66 +442,66 @@ fn at_fake(days: Range<i64>, answer: Vec<u8>) -> (&'static str, Vec<Cause>) {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_certificate_of_another_time_is_told() {
+fn an_expired_certificate_is_reported() {
     let (step, causes) = at_fake(-20..-10, Vec::new());
     assert_eq!(step, "TLS");
-    assert_candidate(&causes, "the server's certificate has ended", "rotate it");
+    assert_candidate(&causes, "the server's certificate has expired", "rotate it");
     let (step, causes) = at_fake(10..20, Vec::new());
     assert_eq!(step, "TLS");
-    assert_candidate(&causes, "clock is off", "NTP");
+    assert_candidate(&causes, "clock is wrong", "NTP");
 }
 
 #[test]
-fn what_rds_proxy_and_poolers_say_has_its_cure() {
+fn texts_of_rds_proxy_and_poolers_are_recognized() {
     let cases = [
         (
             error_response("28000", "IAM authentication failed for the role app"),
-            "may not log in",
+            "not allowed to log in",
             "rds-db:connect",
         ),
         (error_response("53300", "too many competing requests"), "competing", "pool"),
         (
             error_response("08P01", "string truncated"),
-            "takes no password of",
-            "raise its longest password",
+            "does not accept a password of",
+            "raise its limit for passwords",
         ),
-        (Vec::new(), "takes no password of", "raise its longest password"),
+        (Vec::new(), "does not accept a password of", "raise its limit for passwords"),
     ];
-    for (answer, cause, cure) in cases {
+    for (answer, cause, help) in cases {
         let (step, causes) = at_fake(0..10, answer);
         assert_eq!(step, "login");
-        let found = causes.iter().any(|it| it.cause.contains(cause) && it.cure.contains(cure));
+        let found = causes.iter().any(|it| it.cause.contains(cause) && it.help.contains(help));
         assert!(found, "{cause}: {causes:?}");
     }
 }
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_network_without_a_way_there_is_told() {
-    in_a_network_of_its_own("doctor::without_a_way", "10.11.12.13", &[]);
+fn a_network_without_a_route_is_reported() {
+    in_a_network_of_its_own("doctor::without_a_route", "10.11.12.13", &[]);
 }
 
 #[test]
 #[cfg(target_os = "linux")]
-#[ignore = "runs in a network of its own, from which no other can be reached"]
-fn without_a_way() {
+#[ignore = "runs in a separate network, without a route"]
+fn without_a_route() {
     let url = format!("host={NAME} hostaddr=10.99.0.1 user=app dbname=app");
     let (step, causes) = causes_of(&builder(&key_pair(None)).build(url).unwrap());
     assert_eq!(step, "TCP");
-    assert_candidate(&causes[..1], "outside of its VPC", "VPN");
+    assert_candidate(&causes[..1], "only from its VPC", "VPN");
     assert_candidate(&causes, "security group", "inbound rule for TCP 5432");
 }
 
 #[test]
-fn a_closed_port_is_told() {
+fn a_closed_port_is_reported() {
     let rds = start(LocalRds::builder());
     let manager = manager(&rds);
     rds.stop();
-    assert_cured(&manager, "TCP", &format!("listens at port {}", rds.port()), "ssh -N -L");
+    assert_diagnosis(&manager, "TCP", &format!("listens at port {}", rds.port()), "ssh -N -L");
 }
 
 #[test]
-fn a_name_without_an_address_is_told() {
+fn a_name_without_an_address_is_reported() {
     let url = "postgres://app@db.invalid/app?region_name=eu-west-1";
     let (step, causes) = causes_of(&builder(&key_pair(None)).build(url).unwrap());
     assert_eq!(step, "DNS");
@@ -484,11 +509,11 @@ fn a_name_without_an_address_is_told() {
 }
 
 #[test]
-fn an_unknown_database_is_told() {
+fn an_unknown_database_is_reported() {
     let rds = start(LocalRds::builder());
     let manager =
         rds.manager_builder().build(rds.database_url().replace("/app?", "/nowhere?")).unwrap();
-    assert_cured(
+    assert_diagnosis(
         &manager,
         "login",
         "database \"nowhere\" does not exist (SQLSTATE 3D000)",
@@ -497,76 +522,73 @@ fn an_unknown_database_is_told() {
 }
 
 #[test]
-fn too_many_connections_are_told() {
+fn too_many_connections_are_reported() {
     let rds = start(LocalRds::builder());
     rds.superuser().unwrap().batch_execute("ALTER ROLE app CONNECTION LIMIT 0").unwrap();
-    assert_cured(&manager(&rds), "login", "SQLSTATE 53300", "CONNECTION LIMIT");
+    assert_diagnosis(&manager(&rds), "login", "SQLSTATE 53300", "CONNECTION LIMIT");
 }
 
 #[test]
-fn what_libpq_alone_refuses_is_told_by_its_own_step() {
+fn what_only_libpq_refuses_is_reported_by_its_step() {
     let rds = start(LocalRds::builder());
     let manager =
         rds.manager_builder().build(rds.database_url() + "&target_session_attrs=standby").unwrap();
-    assert_cured(&manager, "libpq", "standby", "target_session_attrs");
+    assert_diagnosis(&manager, "libpq", "standby", "target_session_attrs");
 }
 
 #[test]
-fn of_several_hosts_each_is_walked_and_one_is_enough() {
+fn each_of_several_hosts_is_examined_and_one_is_enough() {
     let (down, up) = (start(LocalRds::builder()), start(LocalRds::builder()));
     down.stop();
     let (ports, ca) = (format!("{},{}", down.port(), up.port()), up.ca_file().display());
     let url = format!(
-        "host=localhost,localhost port={ports} user=app dbname=app region_name=us-east-1 sslrootcert='{ca}'"
+        "host=localhost,localhost port={ports} user=app dbname=app region_name=us-east-1 \
+         sslrootcert='{ca}'"
     );
     let report = report(&up.manager_builder().build(url).unwrap());
-    assert!(report.lets_in());
+    assert!(report.can_log_in());
     let (step, _) = report.first_failure().unwrap();
     assert_eq!((step.name, step.host.clone()), ("TCP", Some(format!("localhost:{}", down.port()))));
     assert_eq!(report.steps.last().unwrap().name, "session");
 }
 
 #[test]
-fn a_login_by_password_is_told_too() {
+fn a_failed_password_login_is_reported() {
     let rds = start(LocalRds::builder());
     let manager = RdsConnectionManager::new(rds.password_url()).unwrap();
     let names: Vec<&str> = report(&manager).steps.iter().map(|step| step.name).collect();
     assert_eq!(names, ["connection string", "libpq", "session"]);
     let wrong =
         RdsConnectionManager::new(rds.password_url().replace(rds.password(), "hunter2")).unwrap();
-    assert_cured(
-        &wrong,
-        "libpq",
-        "the password is another one",
-        "check it in the connection string",
-    );
+    assert_diagnosis(&wrong, "libpq", "the password is wrong", "check it in the connection string");
 }
 
 #[test]
-fn a_password_that_rds_iam_took_away_is_told() {
+fn a_password_disabled_by_rds_iam_is_reported() {
     let user = LocalRds::USER_WITH_PASSWORD;
     for grant in [
         format!("GRANT rds_iam TO {user}"),
         format!("CREATE ROLE staff; GRANT rds_iam TO staff; GRANT staff TO {user}"),
-        // pg_hba.conf goes by membership: that the role is not inherited does not help.
+        // pg_hba.conf depends on membership, whether the role is inherited or not.
         format!(
-            "CREATE ROLE staff; GRANT rds_iam TO staff; GRANT staff TO {user}; ALTER ROLE {user} NOINHERIT"
+            "CREATE ROLE staff; GRANT rds_iam TO staff; GRANT staff TO {user}; \
+             ALTER ROLE {user} NOINHERIT"
         ),
     ] {
         let rds = start(LocalRds::builder());
         rds.superuser().unwrap().batch_execute(&grant).unwrap();
         let manager = RdsConnectionManager::new(rds.password_url()).unwrap();
-        assert_cured(
+        assert_diagnosis(
             &manager,
             "libpq",
-            "takes its password away",
+            "accepts no password",
             &format!("REVOKE rds_iam FROM \"{user}\";"),
         );
     }
 }
 
 #[test]
-fn a_string_without_a_manager_has_a_report_too() {
+fn a_connection_string_without_a_manager_has_a_report() {
     log();
     let cases = [
         (
@@ -581,10 +603,10 @@ fn a_string_without_a_manager_has_a_report_too() {
         ),
         ("postgres://app@my.global-abc.global.rds.amazonaws.com/app", "region", "set region_name="),
     ];
-    for (url, step, cure) in cases {
+    for (url, step, help) in cases {
         let report = Report::without_manager(&RdsConnectionManager::new(url).unwrap_err());
         let (failed, causes) = causes_in(&report);
         assert_eq!(failed, step);
-        assert!(causes[0].cure.contains(cure), "{causes:?}");
+        assert!(causes[0].help.contains(help), "{causes:?}");
     }
 }
