@@ -12,7 +12,7 @@ use super::symptom::Symptom;
 use super::tls::Rules;
 use super::{Diagnosis, LIBPQ, Report, Step};
 use super::{checks, diagnose};
-use crate::conninfo::Given;
+use crate::conninfo::ConnectionString;
 use crate::error::{Error, one_line};
 use crate::login::{Iam, Login, Target};
 
@@ -60,8 +60,9 @@ impl Examination<'_> {
         self.step("connection string", None, || {
             Finding::new(Ok(())).with("IAM", "off (rds_iam_auth=false)")
         });
-        let settings =
-            Given::parse(conninfo).and_then(|given| given.chosen_settings()).unwrap_or_default();
+        let settings = ConnectionString::parse(conninfo)
+            .and_then(|given| given.chosen_settings())
+            .unwrap_or_default();
         let user = settings.get("user").cloned().unwrap_or_default();
         self.by_libpq(login, |error| match error {
             Error::Connect { cause, .. } => diagnose::judge_password(&one_line(cause), &user),

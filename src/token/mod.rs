@@ -4,7 +4,7 @@ mod endpoint;
 mod host_name;
 
 pub use endpoint::Endpoint;
-pub(crate) use endpoint::Service;
+pub(crate) use endpoint::{NOT_A_REGION, Service};
 pub(crate) use host_name::{HostKind, HostName, is_region};
 
 use std::fmt::{self, Write};
