@@ -292,7 +292,7 @@ mod tests {
         any::<String>().prop_map(|text| text.replace('\0', ""))
     }
 
-    /// One of the ways to write it as key/value.
+    /// Writes a setting as key/value, in one of several ways.
     fn setting(keyword: &str, value: &str, style: u8) -> String {
         let is_quoted = style & 1 == 0 || value.is_empty();
         let (escape_all, equals) =
@@ -309,8 +309,8 @@ mod tests {
         format!("{keyword}{equals}{quote}{value}{quote}")
     }
 
-    /// One of the ways to write it in a URI. (An '@' ends the user's name, even after a '?', where
-    /// there is no '/'.)
+    /// Writes a setting as a parameter of a URI, in one of several ways. (Without a '/', an '@' ends
+    /// the user's name, also after a '?'.)
     fn parameter(keyword: &str, value: &str, style: u8) -> String {
         let is_encoded =
             |byte: u8| style & 1 == 0 || b"%&=@".contains(&byte) || byte.is_ascii_whitespace();

@@ -28,7 +28,7 @@ fn reason(message: &str, conninfo: &str) -> String {
     known.map_or(UNKNOWN, |(_, reason)| *reason).to_owned()
 }
 
-/// How libpq's complaints begin (PostgreSQL, fe-connect.c), and what we say. The first match counts.
+/// How libpq's complaints begin (PostgreSQL, fe-connect.c), and our words. The first match counts.
 const REASONS: &[(&str, &str)] = &[
     (
         "missing \"=\"",

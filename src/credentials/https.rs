@@ -30,8 +30,8 @@ use tower_service::Service;
 
 use super::profile::{profile_name, profile_value};
 
-/// Returns a client that sets up TLS at the first request: loading the system's roots costs 90 ms of
-/// CPU, and a program with keys in its environment makes no request.
+/// Returns a client that sets up TLS at the first request: loading the system's roots costs 90 ms
+/// of CPU, and a program with keys in its environment makes no request.
 ///
 /// `profile` can have a `ca_bundle`.
 pub(super) fn client(profile: Option<String>) -> SharedHttpClient {
@@ -85,8 +85,8 @@ impl Connector {
     }
 }
 
-/// Connects through the proxy of HTTPS_PROXY or ALL_PROXY, except for NO_PROXY. Plain http is for the
-/// metadata services of this machine, which no proxy can reach.
+/// Connects through the proxy of HTTPS_PROXY or ALL_PROXY, except for NO_PROXY. Plain http is for
+/// the metadata services of this machine, which no proxy can reach.
 #[derive(Debug, Clone)]
 struct Dialler {
     tcp: TcpConnector,
@@ -133,7 +133,7 @@ fn ca_bundle(profile: Option<&str>) -> Option<PathBuf> {
     set.or_else(|| profile_value(&profile_name(profile), "ca_bundle")).map(Into::into)
 }
 
-/// Returns the connector of the process for this CA bundle. It is shared because it is slow to make.
+/// Returns the process' connector for this CA bundle. It is shared because it is slow to make.
 fn tls(ca_bundle: Option<PathBuf>) -> Result<TlsConnector, BoxError> {
     static MADE: Mutex<Vec<(Option<PathBuf>, TlsConnector)>> = parking_lot::const_mutex(Vec::new());
     let mut made = MADE.lock();

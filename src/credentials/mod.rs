@@ -158,8 +158,8 @@ impl CredentialsCache {
         state.outcome(self.shared.now())
     }
 
-    /// Lets the worker call the source, if this caller began the refresh. Must be called without the
-    /// lock, which the answer takes.
+    /// Lets the worker call the source, if this caller began the refresh. Must be called without
+    /// the lock, which the answer takes.
     fn start_refresh(&self, is_first: bool) {
         if !is_first {
             return;

@@ -22,8 +22,8 @@ const PAUSE_WITHOUT_CREDENTIALS: Duration = Duration::from_millis(100);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// A moment by both clocks. Wall time decides when credentials expire, also on a machine that slept.
-/// `Instant` measures waits, because a wall clock can be set.
+/// A moment by both clocks. Wall time decides when credentials expire, also on a machine that
+/// slept. `Instant` measures waits, because a wall clock can be set.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Now {
     pub(super) wall: SystemTime,

@@ -50,8 +50,8 @@ impl HostName {
     /// Reads a host name, without regard to case and with or without one trailing dot.
     ///
     /// # Errors
-    /// The reason, if `host` cannot be a host name: it is empty, longer than 253 bytes, or has other
-    /// characters than ASCII letters, digits, `-`, `_` and `.`.
+    /// The reason, if `host` cannot be a host name: it is empty, longer than 253 bytes, or has
+    /// other characters than ASCII letters, digits, `-`, `_` and `.`.
     pub(crate) fn parse(host: &str) -> Result<HostName, &'static str> {
         let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let fits = |label: &str| {
