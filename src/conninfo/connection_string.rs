@@ -202,8 +202,10 @@ mod tests {
 
     #[test]
     fn both_forms_mean_the_same() {
-        let uri = "postgresql://a%20b@db.example.com:6432/the%20db?connect_timeout=3&options=-c%20geqo%3Doff";
-        let pairs = r"host=db.example.com port = 6432 user='a b' dbname=the\ db connect_timeout=3 options='-c geqo=off'";
+        let uri = "postgresql://a%20b@db.example.com:6432/the%20db?connect_timeout=3&\
+                   options=-c%20geqo%3Doff";
+        let pairs = "host=db.example.com port = 6432 user='a b' dbname=the\\ db \
+                     connect_timeout=3 options='-c geqo=off'";
         assert_eq!(for_libpq(uri), for_libpq(pairs));
         assert_eq!(for_libpq(uri)["dbname"], "the db");
     }
@@ -212,7 +214,8 @@ mod tests {
     fn defaults_apply_only_if_nothing_is_set() {
         let plain = for_libpq("postgres://app@db.example.com/app");
         let set = for_libpq(
-            "postgres://app@db.example.com/app?sslmode=require&connect_timeout=0&tcp_user_timeout=1&gssencmode=prefer",
+            "postgres://app@db.example.com/app?sslmode=require&connect_timeout=0&\
+             tcp_user_timeout=1&gssencmode=prefer",
         );
         let cases = [
             ("sslmode", "verify-full", "require"),
@@ -309,8 +312,8 @@ mod tests {
         format!("{keyword}{equals}{quote}{value}{quote}")
     }
 
-    /// Writes a setting as a parameter of a URI, in one of several ways. (Without a '/', an '@' ends
-    /// the user's name, also after a '?'.)
+    /// Writes a setting as a parameter of a URI, in one of several ways. (Without a '/', an '@'
+    /// ends the user's name, also after a '?'.)
     fn parameter(keyword: &str, value: &str, style: u8) -> String {
         let is_encoded =
             |byte: u8| style & 1 == 0 || b"%&=@".contains(&byte) || byte.is_ascii_whitespace();
@@ -324,33 +327,48 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_we_render_libpq_reads_back(user in text(), password in text(), options in text(), host in text()) {
-            let settings = [("host", &host), ("options", &options), ("password", &password), ("user", &user)];
-            let rendered = render(settings.iter().map(|(keyword, value)| (*keyword, value.as_str())).collect());
+        fn what_we_render_libpq_reads_back(
+            user in text(),
+            password in text(),
+            options in text(),
+            host in text(),
+        ) {
+            let settings =
+                [("host", &host), ("options", &options), ("password", &password), ("user", &user)];
+            let rendered = render(settings.iter().map(|(k, v)| (*k, v.as_str())).collect());
             let parsed = libpq::parse(&c_string(&rendered).unwrap()).ok().unwrap();
-            prop_assert_eq!(parsed, settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect());
+            let expected = settings.iter().map(|(k, v)| (k.to_string(), v.to_string()));
+            prop_assert_eq!(parsed, expected.collect());
         }
 
         #[test]
         fn libpq_reads_the_rest_as_if_our_keywords_were_absent(
-            theirs in proptest::collection::vec((prop_oneof!["user", "options", "service"], text(), any::<u8>()), 1..4),
+            theirs in proptest::collection::vec(
+                (prop_oneof!["user", "options", "service"], text(), any::<u8>()),
+                1..4,
+            ),
             (region, iam_host, style) in (text(), text(), any::<u8>()),
             place in any::<proptest::sample::Index>(),
-            uri in proptest::option::of(prop_oneof!["", "h", "u%40:p%3F@h:1,[::1]:2/d%20d", "u:p?@h", "/d"]),
+            uri in proptest::option::of(
+                prop_oneof!["", "h", "u%40:p%3F@h:1,[::1]:2/d%20d", "u:p?@h", "/d"],
+            ),
         ) {
             let write = if uri.is_some() { parameter } else { setting };
             let whole = |pieces: &[String]| match &uri {
                 Some(start) => format!("postgres://{start}?{}", pieces.join("&")),
                 None => pieces.join(" "),
             };
-            let mut pieces: Vec<String> = theirs.iter().map(|(keyword, value, style)| write(keyword, value, *style)).collect();
+            let written = theirs.iter().map(|(keyword, value, way)| write(keyword, value, *way));
+            let mut pieces: Vec<String> = written.collect();
             let expected = libpq::parse(&c_string(&whole(&pieces)).unwrap()).ok().unwrap();
             pieces.insert(place.index(pieces.len() + 1), write("region_name", &region, style));
             pieces.insert(place.index(pieces.len() + 1), write("iam_host", &iam_host, !style));
             let string = ConnectionString::parse(&whole(&pieces)).unwrap();
             prop_assert_eq!(string.explicit, expected);
             let some = |value: String| (!value.is_empty()).then_some(value);
-            prop_assert_eq!((string.keywords.region_name, string.keywords.iam_host), (some(region), some(iam_host)));
+            let keywords = string.keywords;
+            prop_assert_eq!(keywords.region_name, some(region));
+            prop_assert_eq!(keywords.iam_host, some(iam_host));
         }
 
         #[test]

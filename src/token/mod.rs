@@ -76,7 +76,7 @@ impl fmt::Debug for AuthToken {
 ///
 /// # Errors
 /// - [`Error::CredentialsExpired`] if the credentials expire at `now` or before.
-/// - [`Error::Token`] if PostgreSQL does not accept a password as long as the token, or SigV4 cannot
+/// - [`Error::Token`] if the token is longer than PostgreSQL's longest password, or SigV4 cannot
 ///   write the time.
 #[doc(alias = "generate_db_auth_token")]
 pub fn presign(
@@ -119,8 +119,9 @@ const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 
 /// Makes the token by SigV4's steps (AWS, "Create a signed AWS API request").
 ///
-/// Not by aws-sigv4's signer of requests, which writes the session token to `tracing` at trace level,
-/// leaves the port 443 out of the host, panics on long session tokens, and is ten times as slow.
+/// Not by aws-sigv4's signer of requests, which writes the session token to `tracing` at trace
+/// level, leaves the port 443 out of the host, panics on long session tokens, and is ten times as
+/// slow.
 fn signed(endpoint: &Endpoint, user: &str, credentials: &Credentials, now: SystemTime) -> String {
     let date = utc(now).replace(['-', ':'], "");
     let (region, service) = (endpoint.region(), endpoint.service().name());
@@ -212,8 +213,8 @@ fn push_encoded(to: &mut String, text: &str) {
     }
 }
 
-/// Returns the first four characters of the access key id, which are its kind (AKIA, ASIA). The rest
-/// is hidden.
+/// Returns the first four characters of the access key id, which are its kind (AKIA, ASIA). The
+/// rest is hidden.
 pub(crate) fn masked(credentials: &Credentials) -> String {
     let kind: String = credentials.access_key_id().chars().take(4).collect();
     format!("{kind}****")
