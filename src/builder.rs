@@ -7,8 +7,8 @@ use std::time::Duration;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
 
-use crate::conninfo::{Given, IamConninfo, OwnKeys, invalid};
-use crate::credentials::{Configured, CredentialsCache, Role, Source, https};
+use crate::conninfo::{ConnectionString, IamConninfo, Keywords, invalid};
+use crate::credentials::{Configured, CredentialsCache, Role, Source};
 use crate::error::Error;
 use crate::login::ca_bundle::CaBundle;
 use crate::login::{Iam, Login, Password, targets};
@@ -57,7 +57,7 @@ impl RdsConnectionManager {
 #[derive(Clone)]
 #[must_use]
 pub struct Builder {
-    keywords: OwnKeys,
+    keywords: Keywords,
     provider: Option<SharedCredentialsProvider>,
     profile: Option<String>,
     role: Option<Role>,
@@ -70,7 +70,7 @@ pub struct Builder {
 impl Default for Builder {
     fn default() -> Self {
         Builder {
-            keywords: OwnKeys::default(),
+            keywords: Keywords::default(),
             provider: None,
             profile: None,
             role: None,
@@ -221,7 +221,7 @@ impl Builder {
     /// As [`RdsConnectionManager::new`]. Also [`Error::Config`] if settings of this builder exclude
     /// each other.
     pub fn build(self, database_url: impl AsRef<str>) -> Result<RdsConnectionManager, Error> {
-        self.build_given(Given::parse(database_url.as_ref())?)
+        self.build_from(ConnectionString::parse(database_url.as_ref())?)
     }
 
     /// Builds the manager for `DATABASE_URL`, or for libpq's PG* variables if it is not set.
@@ -235,26 +235,28 @@ impl Builder {
                  to use PGHOST and the other PG* variables",
             ),
             Ok(url) => self.build(url),
-            Err(std::env::VarError::NotPresent) => self.build_given(Given::from_variables()),
+            Err(std::env::VarError::NotPresent) => {
+                self.build_from(ConnectionString::from_variables())
+            }
             Err(std::env::VarError::NotUnicode(_)) => invalid("DATABASE_URL is not valid UTF-8"),
         }
     }
 
-    fn build_given(self, given: Given) -> Result<RdsConnectionManager, Error> {
+    fn build_from(self, string: ConnectionString) -> Result<RdsConnectionManager, Error> {
         keep_openssl_until_the_end();
-        let keywords = self.keywords.clone().or(given.own.clone());
+        let keywords = self.keywords.clone().or(string.keywords.clone());
         let (max_lifetime, validate_after) = (self.max_lifetime, self.validate_after);
         let login = if keywords.rds_iam_auth.unwrap_or(true) {
-            Login::Iam(Box::new(self.build_iam(given.with_iam()?, &keywords)?))
+            Login::Iam(Box::new(self.build_iam(string.with_iam()?, &keywords)?))
         } else {
             log::info!("IAM authentication is off: libpq logs in as the connection string says");
-            let (conninfo, connect_timeout) = given.without_iam()?;
+            let (conninfo, connect_timeout) = string.without_iam()?;
             Login::Password(Password { conninfo, connect_timeout })
         };
         Ok(RdsConnectionManager::with(login, max_lifetime, validate_after))
     }
 
-    fn build_iam(self, conninfo: IamConninfo, keywords: &OwnKeys) -> Result<Iam, Error> {
+    fn build_iam(self, conninfo: IamConninfo, keywords: &Keywords) -> Result<Iam, Error> {
         let targets = targets(&conninfo, keywords, self.profile.as_deref())?;
         let time_source = self.time_source.clone().unwrap_or_default();
         let credentials = self.credentials(targets[0].endpoint.region().to_owned())?;
@@ -276,7 +278,7 @@ impl Builder {
             ));
         }
         let time_source = self.time_source.unwrap_or_default();
-        let source = Source::Given(provider);
+        let source = Source::Provider(provider);
         Ok(Arc::new(CredentialsCache::new(source, self.credentials_timeout, time_source)))
     }
 
@@ -293,7 +295,7 @@ impl Builder {
         let Some(time_source) = self.time_source else {
             return Ok(CredentialsCache::shared(&configured, self.credentials_timeout));
         };
-        let source = Source::Configured(configured, https::client());
+        let source = Source::configured(configured);
         Ok(Arc::new(CredentialsCache::new(source, self.credentials_timeout, time_source)))
     }
 }

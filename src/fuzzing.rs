@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use aws_credential_types::Credentials;
 
-use crate::conninfo::{Given, libpq};
+use crate::conninfo::{ConnectionString, libpq};
 use crate::token::{Endpoint, HostKind, HostName};
 use crate::{libpq_login, local};
 
@@ -17,12 +17,12 @@ pub fn read_by_libpq(conninfo: &str) -> Option<BTreeMap<String, String>> {
 
 /// Returns the string that libpq gets for a login without IAM.
 pub fn without_iam(conninfo: &str) -> Option<String> {
-    Some(Given::parse(conninfo).ok()?.without_iam().ok()?.0)
+    Some(ConnectionString::parse(conninfo).ok()?.without_iam().ok()?.0)
 }
 
 /// Returns the string that libpq gets for a login with this token.
 pub fn with_token(conninfo: &str, token: &str) -> Option<String> {
-    Some(Given::parse(conninfo).ok()?.with_iam().ok()?.with_password(token, &[]))
+    Some(ConnectionString::parse(conninfo).ok()?.with_iam().ok()?.with_password(token, &[]))
 }
 
 /// Returns the line of a host in a passfile.

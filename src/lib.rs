@@ -74,6 +74,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod aws;
+mod backoff;
 mod builder;
 mod connection;
 mod conninfo;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use crate::conninfo::{Given, libpq};
+use crate::conninfo::{ConnectionString, libpq};
 use crate::error::Error;
 use crate::login::{ENDPOINTS, Hostaddr, Iam, Login, Target, to_hand_on};
 use crate::manager::RdsConnectionManager;
@@ -106,15 +106,18 @@ impl LibpqLogin {
     }
 
     fn without_iam(conninfo: &str) -> Result<LibpqLogin, Error> {
-        let given =
-            if conninfo.is_empty() { Given::from_variables() } else { Given::parse(conninfo)? };
-        let mut settings = given.chosen_settings()?;
+        let string = if conninfo.is_empty() {
+            ConnectionString::from_variables()
+        } else {
+            ConnectionString::parse(conninfo)?
+        };
+        let mut settings = string.chosen_settings()?;
         settings.retain(|_, value| !value.is_empty());
-        let url = if given.needs_files_or_variables() {
+        let url = if string.needs_files_or_variables() {
             // The service file and the variables may be out of reach of the other program. A
             // password from there stays outside of the URL.
             let mut in_url = settings.clone();
-            let password = in_url.remove("password").filter(|_| given.has_password());
+            let password = in_url.remove("password").filter(|_| string.has_password());
             url(&in_url, password.as_deref())
         } else {
             conninfo.to_owned()
@@ -185,13 +188,11 @@ impl LibpqLogin {
     /// user's own password.
     pub fn variables(&self) -> Vec<(String, String)> {
         let mut variables = vec![("DATABASE_URL".to_owned(), self.database_url())];
-        if let Ok(known) = libpq::complete(None) {
-            let variable = |keyword: &String| known.get(keyword)?.variable.clone();
-            let set = self.settings.iter();
-            variables.extend(
-                set.filter_map(|(keyword, value)| Some((variable(keyword)?, value.clone()))),
-            );
-        }
+        let known = libpq::keywords();
+        let variable = |keyword: &String| known.get(keyword)?.variable.clone();
+        let set = self.settings.iter();
+        variables
+            .extend(set.filter_map(|(keyword, value)| Some((variable(keyword)?, value.clone()))));
         if let Kind::Iam { endpoints: Some(endpoints), .. } = &self.login {
             variables.push((ENDPOINTS.to_owned(), endpoints.clone()));
         }

@@ -1,22 +1,23 @@
 //! The hosts that a connection string names: one, or libpq's lists of several.
 
-use super::{NO_HOST, check_ports, invalid};
+use super::checks::{NO_HOST, check_ports};
+use super::invalid;
 use crate::error::Error;
 
 /// One host to dial.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Host {
-    /// Empty where only the address is given.
+    /// Empty if only the address is given.
     pub(crate) name: String,
-    /// The address to dial instead of resolving the name, where the user gave one.
+    /// The address to dial instead of resolving the name.
     pub(crate) hostaddr: Option<String>,
     pub(crate) port: u16,
 }
 
-/// Where libpq puts a port that is left empty in a list.
+/// libpq's port for an empty item of a list.
 const DEFAULT_PORT: u16 = 5432;
 
-/// Puts together what stands at the same place of libpq's lists ("Specifying Multiple Hosts").
+/// Combines libpq's lists to one item for each host ("Specifying Multiple Hosts").
 pub(super) fn hosts(names: &str, addresses: &str, ports: &str) -> Result<Vec<Host>, Error> {
     check_ports(ports)?;
     let count = if addresses.is_empty() { count(names) } else { count(addresses) };
@@ -26,12 +27,12 @@ pub(super) fn hosts(names: &str, addresses: &str, ports: &str) -> Result<Vec<Hos
     let hosts = names.into_iter().zip(addresses).zip(ports).map(|((name, address), port)| Host {
         name: name.to_owned(),
         hostaddr: (!address.is_empty()).then(|| address.to_owned()),
-        port: port.parse().unwrap_or(DEFAULT_PORT),
+        port: port.trim().parse().unwrap_or(DEFAULT_PORT),
     });
     hosts.map(|host| check_host(host, count > 1)).collect()
 }
 
-/// The items of a list that has one for all hosts, or one for each.
+/// Returns an item for each host, of a list that has one for all hosts or one for each.
 pub(crate) fn one_or_one_for_each<'a>(
     keyword: &str,
     list: &'a str,
@@ -47,7 +48,7 @@ fn one_for_each<'a>(keyword: &str, list: &'a str, count: usize) -> Result<Vec<&'
         return Ok(items);
     }
     invalid(format!(
-        "{keyword} is a list of {} for {count} hosts; give one for each host",
+        "{keyword} has {} values for {count} hosts; give one value for each host",
         items.len()
     ))
 }
@@ -56,16 +57,16 @@ fn count(list: &str) -> usize {
     list.split(',').count()
 }
 
-const EMPTY_ITEM: &str =
-    "a place in its list of hosts is empty; name a host there, or take the comma away";
+const EMPTY_ITEM: &str = "its list of hosts has an empty item; name a host, or remove the comma";
 
 fn check_host(host: Host, is_list: bool) -> Result<Host, Error> {
     match host.name.as_str() {
-        // The name to sign for, and to check, can still come from iam_host.
+        // iam_host can have the name to sign for and to check.
         "" if host.hostaddr.is_some() => Ok(host),
         "" => invalid(if is_list { EMPTY_ITEM } else { NO_HOST }),
         name if name.starts_with(['/', '@']) => invalid(
-            "the host is a unix socket, and IAM authentication is for RDS over TCP; name the RDS endpoint, or set rds_iam_auth=false",
+            "the host is a unix socket, and IAM works over TCP only; name the RDS endpoint, or set \
+             rds_iam_auth=false",
         ),
         _ => Ok(host),
     }
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_read_as_libpq_does() {
+    fn lists_are_read_as_libpq_reads_them() {
         let cases = [
             ("a", "", "1", "a[]:1"),
             ("a,b", "", "1", "a[]:1 b[]:1"),
@@ -102,10 +103,10 @@ mod tests {
             ("a,b", "", "", "a[]:5432 b[]:5432"),
             ("a,b", "10.0.0.1,", "1", "a[10.0.0.1]:1 b[]:1"),
             ("", "10.0.0.1", "1", "[10.0.0.1]:1"),
-            ("a,b", "10.0.0.1", "1", "host is a list of 2 for 1 hosts"),
-            ("a,b", "", "1,2,3", "port is a list of 3 for 2 hosts"),
-            ("a", "", "1,2", "port is a list of 2 for 1 hosts"),
-            ("a,,b", "", "1", "list of hosts is empty"),
+            ("a,b", "10.0.0.1", "1", "host has 2 values for 1 hosts"),
+            ("a,b", "", "1,2,3", "port has 3 values for 2 hosts"),
+            ("a", "", "1,2", "port has 2 values for 1 hosts"),
+            ("a,,b", "", "1", "has an empty item"),
             ("", "", "1", "names no host"),
             ("a,/tmp", "", "1", "unix socket"),
             ("a,b", "", "1,0", "not a number from 1 to 65535"),

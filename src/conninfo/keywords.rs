@@ -1,20 +1,20 @@
-//! The keywords that are ours, cut out of a connection string before libpq sees it.
+//! [`Keywords`]: our own, taken out of a connection string before libpq gets it.
 
 use std::sync::LazyLock;
 
-use super::redact::safe;
+use super::libpq::{self, Complaint};
+use super::redact::redacted;
 use super::{c_string, host_of_uri, invalid, is_uri};
-use crate::conninfo::libpq::{self, Complaint};
 use crate::error::Error;
 
-/// The keywords that are ours. libpq does not know them and never gets them.
+/// Our own keywords. libpq does not know them and never gets them.
 #[derive(Clone, Default, Debug, PartialEq)]
-pub(crate) struct OwnKeys {
+pub(crate) struct Keywords {
     pub(crate) rds_iam_auth: Option<bool>,
     pub(crate) region_name: Option<String>,
     pub(crate) iam_host: Option<String>,
     pub(crate) iam_port: Option<u16>,
-    /// libpq's own, where this one is too old to know it.
+    /// libpq's own keyword, if this libpq is too old to know it.
     pub(crate) load_balance_hosts: Option<String>,
 }
 
@@ -22,28 +22,26 @@ pub(crate) struct OwnKeys {
 static BALANCES: LazyLock<bool> =
     LazyLock::new(|| libpq::parse(c"load_balance_hosts=random").is_ok());
 
-/// Cuts our own keywords out of a connection string, which libpq would refuse. Values are unquoted
-/// by libpq.
-pub(super) fn take_own_keys(text: &str) -> Result<(String, OwnKeys), Error> {
-    let (rest, pairs) = if is_uri(text) { cut_uri(text) } else { cut_key_value(text) };
-    let mut own = OwnKeys::default();
-    for (keyword, raw) in pairs {
+impl Keywords {
+    pub(super) const ALL: [&'static str; 5] =
+        ["rds_iam_auth", "region_name", "iam_host", "iam_port", "load_balance_hosts"];
+
+    /// Takes our keywords out of `text`. Returns the rest, and the keywords. libpq unquotes the
+    /// values.
+    pub(super) fn take_from(text: &str) -> Result<(String, Keywords), Error> {
+        let (rest, pairs) = if is_uri(text) { cut_uri(text) } else { cut_key_value(text) };
         let carrier =
             if is_uri(text) { "postgresql:///?application_name=" } else { "application_name=" };
-        let carried = c_string(&format!("{carrier}{raw}"))?;
-        let about_ours = |Complaint(message)| {
-            safe(&Complaint(message.replace("application_name", keyword)), text)
-        };
-        let parsed = libpq::parse(&carried).map_err(about_ours)?;
-        let value = parsed.get("application_name").map(String::as_str).unwrap_or_default();
-        own.set(keyword, value)?;
+        let mut keywords = Keywords::default();
+        for (keyword, raw) in pairs {
+            let carried = c_string(&format!("{carrier}{raw}"))?;
+            let parsed = libpq::parse(&carried);
+            let parsed = parsed.map_err(|complaint: Complaint| redacted(&complaint, text))?;
+            let value = parsed.get("application_name").map(String::as_str).unwrap_or_default();
+            keywords.set(keyword, value)?;
+        }
+        Ok((rest, keywords))
     }
-    Ok((rest, own))
-}
-
-impl OwnKeys {
-    const ALL: [&'static str; 5] =
-        ["rds_iam_auth", "region_name", "iam_host", "iam_port", "load_balance_hosts"];
 
     fn find(keyword: &str) -> Option<&'static str> {
         Self::ALL
@@ -52,12 +50,16 @@ impl OwnKeys {
             .filter(|own| *own != "load_balance_hosts" || !*BALANCES)
     }
 
-    /// These keys, and the others where these say nothing.
-    pub(crate) fn or(self, others: OwnKeys) -> OwnKeys {
-        OwnKeys {
+    /// Returns these keywords, completed by `others`. White space at the end of a value is removed:
+    /// values often come from a file or a secret store.
+    pub(crate) fn or(self, others: Keywords) -> Keywords {
+        let trimmed = |value: Option<String>| {
+            Some(value?.trim().to_owned()).filter(|value| !value.is_empty())
+        };
+        Keywords {
             rds_iam_auth: self.rds_iam_auth.or(others.rds_iam_auth),
-            region_name: self.region_name.or(others.region_name),
-            iam_host: self.iam_host.or(others.iam_host),
+            region_name: trimmed(self.region_name.or(others.region_name)),
+            iam_host: trimmed(self.iam_host.or(others.iam_host)),
             iam_port: self.iam_port.or(others.iam_port),
             load_balance_hosts: self.load_balance_hosts.or(others.load_balance_hosts),
         }
@@ -77,32 +79,30 @@ impl OwnKeys {
 }
 
 fn parse_bool(value: &str) -> Result<bool, Error> {
-    match value.to_ascii_lowercase().as_str() {
+    match value.trim().to_ascii_lowercase().as_str() {
         "true" => Ok(true),
         "false" => Ok(false),
-        _ => invalid(
-            "rds_iam_auth is neither true nor false; say rds_iam_auth=true or rds_iam_auth=false",
-        ),
+        _ => invalid("rds_iam_auth must be \"true\" or \"false\""),
     }
 }
 
 fn parse_port(value: &str) -> Result<u16, Error> {
-    match value.parse() {
+    match value.trim().parse() {
         Ok(port) if port > 0 => Ok(port),
         _ => invalid(
-            "iam_port is not a number from 1 to 65535; give the port of the real endpoint, as 5432",
+            "iam_port is not a number from 1 to 65535; set it to the port of the RDS endpoint",
         ),
     }
 }
 
-/// The URI without our parameters, and those with their raw values.
+/// Returns the URI without our parameters, and our parameters with their raw values.
 fn cut_uri(text: &str) -> (String, Vec<(&str, &str)>) {
     let host = host_of_uri(text);
     let Some(query) = text[host..].find('?').map(|i| host + i) else {
         return (text.to_owned(), Vec::new());
     };
     let is_own = |pair: &&str| {
-        pair.split_once('=').is_some_and(|(keyword, _)| OwnKeys::find(keyword).is_some())
+        pair.split_once('=').is_some_and(|(keyword, _)| Keywords::find(keyword).is_some())
     };
     let (own, others): (Vec<&str>, Vec<&str>) = text[query + 1..].split('&').partition(is_own);
     let separator = if others.is_empty() { "" } else { "?" };
@@ -110,7 +110,7 @@ fn cut_uri(text: &str) -> (String, Vec<(&str, &str)>) {
     (rest, own.into_iter().filter_map(|pair| pair.split_once('=')).collect())
 }
 
-/// The key/value string without our settings, and those with their raw values.
+/// Returns the key/value string without our keywords, and these with their raw values.
 fn cut_key_value(text: &str) -> (String, Vec<(&str, &str)>) {
     let (mut rest, mut own) = (String::new(), Vec::new());
     let mut input = text;
@@ -118,9 +118,9 @@ fn cut_key_value(text: &str) -> (String, Vec<(&str, &str)>) {
         let value_start = after.len() - after.trim_start_matches(is_space).len();
         let value_end = value_start + value_length(&after[value_start..]);
         let setting_length = input.len() - after.len() + value_end;
-        if let Some(keyword) = OwnKeys::find(keyword.trim_matches(is_space)) {
+        if let Some(keyword) = Keywords::find(keyword.trim_matches(is_space)) {
             own.push((keyword, &after[value_start..value_end]));
-            // After a closing quote the next keyword needs no space, which its new neighbours may.
+            // The next keyword may follow a closing quote without a space.
             rest.push(' ');
         } else {
             rest.push_str(&input[..setting_length]);
@@ -131,7 +131,7 @@ fn cut_key_value(text: &str) -> (String, Vec<(&str, &str)>) {
     (rest, own)
 }
 
-/// How long the value at the start of `text` is, quotes included, by libpq's rules.
+/// Returns the length of the value at the start of `text`, with its quotes, by libpq's rules.
 fn value_length(text: &str) -> usize {
     let quoted = text.starts_with('\'');
     let mut escaped = false;
@@ -150,4 +150,66 @@ fn value_length(text: &str) -> usize {
 /// isspace() of the C locale.
 fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | '\x0b' | '\x0c' | '\r')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(text: &str) -> (String, Keywords) {
+        Keywords::take_from(text).unwrap()
+    }
+
+    #[test]
+    fn are_cut_out_of_both_forms() {
+        let uri = taken("postgres://h/d?region_name=eu-west-1&iam_port=1&sslmode=require");
+        let pairs = taken("region_name='eu-west-1' iam_port = 1 host=h");
+        assert_eq!(uri.0, "postgres://h/d?sslmode=require");
+        assert_eq!(pairs.0, "   host=h");
+        assert_eq!(uri.1, pairs.1);
+        assert_eq!((uri.1.region_name.as_deref(), uri.1.iam_port), (Some("eu-west-1"), Some(1)));
+    }
+
+    #[test]
+    fn values_are_unquoted_as_libpq_does() {
+        let cases = [
+            (r"iam_host=a\ b", "a\\ b"),
+            (r"iam_host=a\\b", "a\\b"),
+            (r"iam_host='it\'s'", "it's"),
+            ("postgres://h?iam_host=a%20b%26c", "a b&c"),
+        ];
+        for (text, expected) in cases {
+            let expected = expected.replace("a\\ b", "a b");
+            assert_eq!(taken(text).1.iam_host.as_deref(), Some(expected.as_str()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_question_mark_in_the_password_does_not_begin_the_parameters() {
+        let (rest, keywords) = taken("postgres://u:p?iam_host=x@h/d?iam_host=y");
+        assert_eq!(rest, "postgres://u:p?iam_host=x@h/d");
+        assert_eq!(keywords.iam_host.as_deref(), Some("y"));
+    }
+
+    #[test]
+    fn the_builder_wins_and_white_space_goes() {
+        let builder = Keywords { region_name: Some("eu-west-1\n".into()), ..Keywords::default() };
+        let string = Keywords {
+            region_name: Some("us-east-1".into()),
+            iam_host: Some(" h\r\n".into()),
+            ..Keywords::default()
+        };
+        let merged = builder.or(string);
+        assert_eq!(merged.region_name.as_deref(), Some("eu-west-1"));
+        assert_eq!(merged.iam_host.as_deref(), Some("h"));
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        for text in ["rds_iam_auth=yes", "iam_port=0", "iam_port=x", "iam_port=65536"] {
+            let error = Keywords::take_from(text).unwrap_err().to_string();
+            assert!(error.contains(text.split('=').next().unwrap()), "{error}");
+        }
+        assert_eq!(taken("rds_iam_auth='FALSE '").1.rds_iam_auth, Some(false));
+    }
 }

@@ -1,8 +1,8 @@
-//! What libpq knows of connection strings. The only module with unsafe code.
+//! libpq's functions for connection strings. The only module with unsafe code.
 #![expect(unsafe_code, reason = "libpq is a C library; pq-sys declares it as it is")]
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::ptr;
 
 use pq_sys::{
@@ -10,7 +10,7 @@ use pq_sys::{
     PQerrorMessage, PQfinish, PQfreemem,
 };
 
-/// One keyword of libpq, with the value that holds for it.
+/// The value of one of libpq's keywords.
 #[derive(Clone)]
 pub(crate) struct Setting {
     pub(crate) value: Option<String>,
@@ -18,26 +18,35 @@ pub(crate) struct Setting {
     pub(crate) compiled: Option<String>,
     /// The environment variable that libpq reads for it.
     pub(crate) variable: Option<String>,
-    /// libpq's own judgement: "password field - hide value".
+    /// libpq's mark "password field - hide value".
     pub(crate) secret: bool,
 }
 
 /// libpq's settings by keyword.
 pub(crate) type Settings = BTreeMap<String, Setting>;
 
-/// What libpq says of a string; it may quote any part of that string, secrets included.
+/// libpq's message about a string. It can quote any part of that string, also a secret.
 pub(crate) struct Complaint(pub(crate) String);
 
 /// Parses `conninfo` (URI or key/value) and returns only what it sets.
 pub(crate) fn parse(conninfo: &CStr) -> Result<BTreeMap<String, String>, Complaint> {
+    let set = |(keyword, setting): (String, Setting)| Some((keyword, setting.value?));
+    Ok(parse_all(conninfo)?.into_iter().filter_map(set).collect())
+}
+
+/// Returns all keywords that this libpq knows, without values.
+pub(crate) fn keywords() -> Settings {
+    parse_all(c"").unwrap_or_default()
+}
+
+fn parse_all(conninfo: &CStr) -> Result<Settings, Complaint> {
     let mut message = ptr::null_mut();
     // SAFETY: `conninfo` ends in NUL and lives through the call; `message` is a valid place for a
     // pointer.
     let options = unsafe { PQconninfoParse(conninfo.as_ptr(), &raw mut message) };
     let settings = take(options);
     if message.is_null() {
-        let given = |(keyword, setting): (String, Setting)| Some((keyword, setting.value?));
-        return Ok(settings.into_iter().filter_map(given).collect());
+        return Ok(settings);
     }
     let complaint = copy(message).unwrap_or_default();
     // SAFETY: PQconninfoParse allocated the message for us, and nothing points to it any more.
@@ -45,15 +54,26 @@ pub(crate) fn parse(conninfo: &CStr) -> Result<BTreeMap<String, String>, Complai
     Err(Complaint(complaint))
 }
 
-/// Completes `conninfo` (NULL: nothing given) as libpq does at the start of a connection, from a
-/// service file, PG* variables and its own defaults, and checks the values.
+/// Completes `conninfo` as libpq does at the start of a connection: by the service file, by PG*
+/// variables and by its own defaults. libpq checks the values. `variables` replace the PG*
+/// variables of these keywords, except for `dbname`; `conninfo` wins over both.
 ///
-/// PQconndefaults would do but for a service that the string names, for which no other function
-/// answers. So a connection is begun with a `gssencmode` that libpq must refuse before it dials.
-pub(crate) fn complete(conninfo: Option<&CStr>) -> Result<Settings, Complaint> {
+/// PQconndefaults does not resolve the service that a string names, and no other function does. So
+/// this starts a connection with a `gssencmode` that libpq must refuse before it dials.
+pub(crate) fn complete(
+    conninfo: Option<&CStr>,
+    variables: &[(CString, CString)],
+) -> Result<Settings, Complaint> {
     const REFUSED: &CStr = c"none of libpq's";
-    let keywords = [c"dbname".as_ptr(), c"gssencmode".as_ptr(), ptr::null()];
-    let values = [conninfo.unwrap_or(c"").as_ptr(), REFUSED.as_ptr(), ptr::null()];
+    let (mut keywords, mut values) = (Vec::new(), Vec::new());
+    let last = [(c"dbname", conninfo.unwrap_or(c"")), (c"gssencmode", REFUSED)];
+    let variables = variables.iter().map(|(keyword, value)| (keyword.as_ref(), value.as_ref()));
+    for (keyword, value) in variables.chain(last) {
+        keywords.push(keyword.as_ptr());
+        values.push(value.as_ptr());
+    }
+    keywords.push(ptr::null());
+    values.push(ptr::null());
     // SAFETY: both arrays end in NULL, hold strings that end in NUL, and live through the call.
     let conn = unsafe { PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 1) };
     // SAFETY: PQerrorMessage and PQconninfo accept what PQconnectStartParams returned, NULL
@@ -68,7 +88,7 @@ pub(crate) fn complete(conninfo: Option<&CStr>) -> Result<Settings, Complaint> {
     }
 }
 
-/// Copies libpq's array of options and frees it. NULL is an empty array.
+/// Copies libpq's array of options and frees it. Returns an empty map for NULL.
 fn take(options: *mut PQconninfoOption) -> Settings {
     let mut settings = Settings::new();
     if options.is_null() {
@@ -94,7 +114,7 @@ fn take(options: *mut PQconninfoOption) -> Settings {
     settings
 }
 
-/// Copies a string of libpq's. NULL is none.
+/// Copies a string of libpq. Returns `None` for NULL.
 fn copy(text: *const c_char) -> Option<String> {
     // SAFETY: libpq's strings end in NUL and are not changed while we copy.
     (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
@@ -106,10 +126,9 @@ mod tests {
 
     #[test]
     fn completes_without_dialling() {
-        // 192.0.2.1 is for documentation only: nobody answers there, so a dial would not come back
-        // at once.
+        // 192.0.2.1 is reserved for documentation: no host answers there, so a dial would wait.
         let settings =
-            complete(Some(c"host=192.0.2.1 user=u dbname=d")).ok().expect("libpq refuses");
+            complete(Some(c"host=192.0.2.1 user=u dbname=d"), &[]).ok().expect("libpq refuses");
         assert_eq!(settings["host"].value.as_deref(), Some("192.0.2.1"));
         assert_eq!(settings["port"].value.as_deref(), Some("5432"));
         assert!(settings["password"].secret);
@@ -117,12 +136,23 @@ mod tests {
     }
 
     #[test]
-    fn complains_in_libpqs_words() {
+    fn returns_libpqs_words() {
         let Complaint(text) = parse(c"hostt=a").unwrap_err();
         assert!(text.contains("invalid connection option"), "{text}");
-        let Complaint(text) = complete(Some(c"host=a sslmode=never")).err().expect("refused");
+        let Complaint(text) = complete(Some(c"host=a sslmode=never"), &[]).err().expect("refused");
         assert!(text.contains("invalid sslmode value"), "{text}");
-        let Complaint(text) = complete(Some(c"service=no_such_service")).err().expect("refused");
+        let Complaint(text) =
+            complete(Some(c"service=no_such_service"), &[]).err().expect("refused");
         assert!(text.contains("no_such_service"), "{text}");
+    }
+
+    #[test]
+    fn a_replaced_variable_counts_less_than_the_string() {
+        let variables = [(c"port", c"1"), (c"user", c"of_variable")]
+            .map(|(keyword, value)| (keyword.to_owned(), value.to_owned()));
+        let settings = complete(Some(c"host=192.0.2.1 user=u"), &variables).ok().unwrap();
+        let value = |keyword: &str| settings[keyword].value.as_deref();
+        assert_eq!(value("port"), Some("1"));
+        assert_eq!(value("user"), Some("u"));
     }
 }

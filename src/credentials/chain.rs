@@ -1,4 +1,4 @@
-//! Where credentials come from, and what each place said.
+//! [`Source`]: where credentials come from, and what each place said.
 
 use std::error::Error;
 
@@ -20,26 +20,28 @@ use aws_credential_types::provider::{
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use parking_lot::Mutex;
 
+use super::https;
+use super::profile::{profile_name, profile_value, unreadable_files};
 use crate::error::{causes, chain};
 use crate::token::is_region;
 
 /// Where credentials come from.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
-    /// AWS configuration, as every AWS SDK reads it, through this client.
+    /// The AWS configuration, which every AWS SDK reads.
     Configured(Configured, SharedHttpClient),
-    /// What the user gave to the builder.
-    Given(SharedCredentialsProvider),
+    /// The provider that the builder got.
+    Provider(SharedCredentialsProvider),
 }
 
-/// Two managers with the same settings share one cache.
+/// Managers with equal settings share one cache.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Configured {
-    /// This profile only; else the default chain.
+    /// Only this profile, instead of the default chain.
     pub(crate) profile: Option<String>,
-    /// A role to assume with the credentials found.
+    /// A role to assume with the credentials.
     pub(crate) role: Option<Role>,
-    /// Where STS is asked when neither AWS_REGION nor the profile tells.
+    /// The region of STS, if neither AWS_REGION nor the profile names one.
     pub(crate) region: String,
 }
 
@@ -50,113 +52,120 @@ pub(crate) struct Role {
     pub(crate) session_name: Option<String>,
 }
 
-/// Credentials, and the name of the place they came from.
+/// Credentials, and the name of the place that they came from.
 pub(super) type Found = (Credentials, String);
 
 impl Source {
-    /// Asks. `place` always says where, for the case that no answer comes.
-    pub(super) async fn ask(&self, place: &Mutex<String>) -> Result<Found, CredentialsError> {
+    pub(crate) fn configured(configured: Configured) -> Source {
+        let client = https::client(configured.profile.clone());
+        Source::Configured(configured, client)
+    }
+
+    /// Loads credentials. `place` always names the place that is asked, for an answer that does not
+    /// come in time.
+    pub(super) async fn load(&self, place: &Mutex<String>) -> Result<Found, CredentialsError> {
         match self {
-            Source::Given(provider) => {
+            Source::Provider(provider) => {
                 const PLACE: &str = "the given provider";
-                now_at(place, PLACE);
+                set_place(place, PLACE);
                 Ok((provider.provide_credentials().await?, PLACE.into()))
             }
-            Source::Configured(configured, client) => configured.ask(client, place).await,
+            Source::Configured(configured, client) => configured.load(client, place).await,
         }
     }
 }
 
 impl Configured {
-    /// Asks the configured places anew each time: aws-config's providers read profile files only
-    /// once, and a changed file is to be noticed.
-    async fn ask(
+    /// Makes new providers each time: those of aws-config read profile files only once, and would
+    /// miss a changed file.
+    async fn load(
         &self,
         client: &SharedHttpClient,
         place: &Mutex<String>,
     ) -> Result<Found, CredentialsError> {
-        now_at(place, "AWS configuration");
-        // For STS. A value that is no region's code would become part of a host name.
-        let region = told_region(self.profile.as_deref()).await.filter(|region| is_region(region));
+        set_place(place, "AWS configuration");
+        // A value that is not a region's code would become part of a host name.
+        let region =
+            region_of_configuration(self.profile.as_deref()).await.filter(|it| is_region(it));
         let region = Some(Region::new(region.unwrap_or_else(|| self.region.clone())));
         let config = ProviderConfig::without_region()
             .with_http_client(client.clone())
             .with_region(region.clone());
-        let found = self.ask_places(&config, place).await?;
-        let Some(role) = &self.role else { return Ok(found) };
-        let label = format!("role {}", role.arn);
-        now_at(place, &label);
-        let assumed = role.assume(found.0, region, client).await;
-        let named =
-            |error| CredentialsError::provider_error(format!("{label}: {}", causes(&error)));
-        Ok((assumed.map_err(named)?, label))
+        let (credentials, name) = self.load_from_places(&config, place).await?;
+        let credentials = trimmed(credentials);
+        let Some(role) = &self.role else { return Ok((credentials, name)) };
+        let name = format!("role {}", role.arn);
+        set_place(place, &name);
+        match role.assume(credentials, region, client).await {
+            Ok(assumed) => Ok((assumed, name)),
+            Err(error) => {
+                Err(CredentialsError::provider_error(format!("{name}: {}", causes(&error))))
+            }
+        }
     }
 
-    fn profile_name(&self) -> String {
-        let variable = || std::env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
-        self.profile.clone().or_else(variable).unwrap_or_else(|| "default".into())
-    }
-
-    /// The default chain, place by place: aws-config's own keeps what each place said to itself.
-    async fn ask_places(
+    /// Asks the places of the default chain. aws-config's own chain does not report what each place
+    /// said.
+    async fn load_from_places(
         &self,
         config: &ProviderConfig,
         place: &Mutex<String>,
     ) -> Result<Found, CredentialsError> {
-        let mut round = Round { place, said: Vec::new() };
+        let mut places = Places { current: place, said: Vec::new() };
         let is_default_chain = self.profile.is_none();
         let environment = EnvironmentVariableCredentialsProvider::new();
-        if is_default_chain && let Some(found) = round.ask("environment", &environment).await? {
+        if is_default_chain && let Some(found) = places.ask("environment", &environment).await? {
             return Ok(found);
         }
-        let name = self.profile_name();
+        let name = profile_name(self.profile.as_deref());
         let label = format!("profile \"{name}\"");
         let profile =
-            ProfileFileCredentialsProvider::builder().configure(config).profile_name(name).build();
-        if let Some(found) = round.ask(&label, &profile).await? {
+            ProfileFileCredentialsProvider::builder().configure(config).profile_name(&name).build();
+        let found = places.ask(&label, &profile).await;
+        if let Some(found) = found.map_err(|error| with_mfa(error, &name))? {
             return Ok(found);
         }
-        round.said.extend(unreadable_files());
+        places.said.extend(unreadable_files());
         if !is_default_chain {
-            return Err(round.nothing());
+            return Err(places.nothing());
         }
         let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(config).build();
-        if let Some(found) = round.ask("web identity", &web_identity).await? {
+        if let Some(found) = places.ask("web identity", &web_identity).await? {
             return Ok(found);
         }
         let container = EcsCredentialsProvider::builder().configure(config).build();
-        if let Some(found) = round.ask("container", &container).await? {
+        if let Some(found) = places.ask("container", &container).await? {
             return Ok(found);
         }
         let instance = ImdsCredentialsProvider::builder().configure(config).build();
-        let found = round.ask("instance metadata", &instance).await?;
-        found.ok_or_else(|| round.nothing())
+        let found = places.ask("instance metadata", &instance).await?;
+        found.ok_or_else(|| places.nothing())
     }
 }
 
 /// The places asked so far, and what they said.
-struct Round<'a> {
-    place: &'a Mutex<String>,
+struct Places<'a> {
+    current: &'a Mutex<String>,
     said: Vec<String>,
 }
 
-impl Round<'_> {
-    /// Asks one place. It can have credentials, be not set up (then the next is asked), or fail.
+impl Places<'_> {
+    /// Asks one place. Returns `Ok(None)` if it is not set up, and the next is to be asked.
     async fn ask(
         &mut self,
-        label: &str,
+        name: &str,
         provider: &impl ProvideCredentials,
     ) -> Result<Option<Found>, CredentialsError> {
-        now_at(self.place, label);
+        set_place(self.current, name);
         match provider.provide_credentials().await {
-            Ok(credentials) => Ok(Some((credentials, label.to_owned()))),
+            Ok(credentials) => Ok(Some((credentials, name.to_owned()))),
             Err(error @ CredentialsError::CredentialsNotLoaded(_)) => {
-                let known = error.source().map_or("not set up".into(), chain);
-                self.said.push(format!("{label}: {known}"));
+                let reason = error.source().map_or("not set up".into(), chain);
+                self.said.push(format!("{name}: {reason}"));
                 Ok(None)
             }
             Err(error) => {
-                self.said.push(format!("{label}: {}", causes(&error)));
+                self.said.push(format!("{name}: {}", causes(&error)));
                 Err(CredentialsError::provider_error(self.said.join("; ")))
             }
         }
@@ -167,22 +176,30 @@ impl Round<'_> {
     }
 }
 
-fn now_at(place: &Mutex<String>, label: &str) {
-    label.clone_into(&mut place.lock());
+fn set_place(place: &Mutex<String>, name: &str) {
+    name.clone_into(&mut place.lock());
 }
 
-/// The shared configuration files that are there and cannot be read: aws-config takes them for
-/// absent.
-pub(crate) fn unreadable_files() -> Vec<String> {
-    let home = std::env::home_dir().unwrap_or_default().join(".aws");
-    let files = [("AWS_CONFIG_FILE", "config"), ("AWS_SHARED_CREDENTIALS_FILE", "credentials")];
-    let unreadable = files.iter().filter_map(|(variable, name)| {
-        let path = std::env::var_os(variable).map_or_else(|| home.join(name), Into::into);
-        let error = std::fs::read_to_string(&path).err()?;
-        let is_there = error.kind() != std::io::ErrorKind::NotFound;
-        is_there.then(|| format!("cannot read {}: {error}", path.display()))
-    });
-    unreadable.collect()
+/// Adds the likely reason if the profile asks for a second factor.
+fn with_mfa(error: CredentialsError, profile: &str) -> CredentialsError {
+    if profile_value(profile, "mfa_serial").is_none() {
+        return error;
+    }
+    let text = format!("{}; the AWS SDK ignores its mfa_serial", causes(&error));
+    CredentialsError::provider_error(text)
+}
+
+/// Removes white space around a key pair, as a newline at the end of a Kubernetes secret. AWS' keys
+/// contain none.
+fn trimmed(credentials: Credentials) -> Credentials {
+    let parts = [credentials.access_key_id(), credentials.secret_access_key()];
+    let token = credentials.session_token();
+    if parts.into_iter().chain(token).all(|part| part == part.trim()) {
+        return credentials;
+    }
+    let [key, secret] = parts.map(|part| part.trim().to_owned());
+    let token = token.map(|token| token.trim().to_owned());
+    Credentials::new(key, secret, token, credentials.expiry(), "diesel-rds-iam")
 }
 
 impl Role {
@@ -198,7 +215,7 @@ impl Role {
             .credentials_provider(base)
             .load()
             .await;
-        let mut role = AssumeRoleProvider::builder(&self.arn).configure(&config);
+        let mut role = AssumeRoleProvider::builder(self.arn.trim()).configure(&config);
         role = role.session_name(self.session_name.as_deref().unwrap_or("diesel-rds-iam"));
         if let Some(external_id) = &self.external_id {
             role = role.external_id(external_id);
@@ -207,28 +224,40 @@ impl Role {
     }
 }
 
-/// The region of AWS_REGION, AWS_DEFAULT_REGION or the profile. One that is set to nothing is not
-/// set.
-async fn told_region(profile: Option<&str>) -> Option<String> {
-    let variable = |name| std::env::var(name).ok().filter(|region| !region.is_empty());
+/// Returns the region of AWS_REGION, AWS_DEFAULT_REGION or the profile. An empty value is not set.
+async fn region_of_configuration(profile: Option<&str>) -> Option<String> {
+    let variable = |name| {
+        let value = std::env::var(name).ok()?.trim().to_owned();
+        (!value.is_empty()).then_some(value)
+    };
     if let Some(region) = variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION")) {
         return Some(region);
     }
-    let mut file = ProfileFileRegionProvider::builder();
-    if let Some(name) = profile {
-        file = file.profile_name(name);
-    }
+    let file = ProfileFileRegionProvider::builder().profile_name(profile_name(profile));
     Some(file.build().region().await?.to_string())
 }
 
-/// The region that AWS configuration tells; none when it tells none.
+/// Returns the region of the AWS configuration, if it names one.
 ///
-/// It runs on a thread of its own, because the caller may be inside of async code, where nobody may
-/// block on a runtime.
+/// Runs on another thread: the caller may be inside of async code, which must not block on a
+/// runtime.
 pub(crate) fn configured_region(profile: Option<&str>) -> Option<String> {
     let ask = || {
         let runtime = tokio::runtime::Builder::new_current_thread().build().ok()?;
-        runtime.block_on(told_region(profile))
+        runtime.block_on(region_of_configuration(profile))
     };
     std::thread::scope(|scope| scope.spawn(ask).join().ok().flatten())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newline_after_a_key_is_removed() {
+        let pair = Credentials::new("AKIA1\n", "secret\r\n", Some("token\n".into()), None, "test");
+        let pair = trimmed(pair);
+        let parts = (pair.access_key_id(), pair.secret_access_key(), pair.session_token());
+        assert_eq!(parts, ("AKIA1", "secret", Some("token")));
+    }
 }

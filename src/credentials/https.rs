@@ -1,7 +1,8 @@
-//! AWS over https through native-tls: the SDK's `HttpClient` on hyper and hyper-tls.
+//! The SDK's `HttpClient` on hyper and hyper-tls, for AWS over https by native-tls.
 //!
-//! The SDK's own https client would bring a second TLS stack and its C library along.
+//! The SDK's own https client depends on a second TLS stack and its C library.
 
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -22,18 +23,25 @@ use hyper_util::client::legacy::connect::HttpConnector as TcpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use native_tls::TlsConnector;
+use native_tls::{Certificate, TlsConnector};
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-/// A client whose TLS is not set up before the first request: loading the system's roots costs 90
-/// ms of CPU, and a program with keys in its environment makes no request at all.
-pub(crate) fn client() -> SharedHttpClient {
-    SharedHttpClient::new(NativeTls)
+use super::profile::{profile_name, profile_value};
+
+/// Returns a client that sets up TLS at the first request: loading the system's roots costs 90 ms
+/// of CPU, and a program with keys in its environment makes no request.
+///
+/// `profile` can have a `ca_bundle`.
+pub(super) fn client(profile: Option<String>) -> SharedHttpClient {
+    SharedHttpClient::new(NativeTls { profile })
 }
 
 #[derive(Debug)]
-struct NativeTls;
+struct NativeTls {
+    profile: Option<String>,
+}
 
 impl HttpClient for NativeTls {
     fn http_connector(
@@ -41,8 +49,12 @@ impl HttpClient for NativeTls {
         settings: &HttpConnectorSettings,
         _: &RuntimeComponents,
     ) -> SharedHttpConnector {
-        let (connect, read) = (settings.connect_timeout(), settings.read_timeout());
-        SharedHttpConnector::new(Connector { connect, read, client: OnceLock::new() })
+        SharedHttpConnector::new(Connector {
+            connect: settings.connect_timeout(),
+            read: settings.read_timeout(),
+            profile: self.profile.clone(),
+            client: OnceLock::new(),
+        })
     }
 }
 
@@ -50,29 +62,31 @@ impl HttpClient for NativeTls {
 struct Connector {
     connect: Option<Duration>,
     read: Option<Duration>,
+    profile: Option<String>,
     client: OnceLock<HyperClient>,
 }
 
 type HyperClient = Client<HttpsConnector<Dialler>, SdkBody>;
 
 impl Connector {
-    fn client(&self) -> Result<HyperClient, native_tls::Error> {
+    fn client(&self) -> Result<HyperClient, BoxError> {
         if let Some(client) = self.client.get() {
             return Ok(client.clone());
         }
         let mut tcp = TcpConnector::new();
         tcp.set_connect_timeout(self.connect);
-        // Else it refuses https://, which is hyper-tls's part.
+        // Otherwise it refuses https://, which hyper-tls handles.
         tcp.enforce_http(false);
         let dialler = Dialler { tcp, proxies: Arc::new(Matcher::from_env()) };
-        let https = HttpsConnector::from((dialler, tls()?.into()));
+        let https =
+            HttpsConnector::from((dialler, tls(ca_bundle(self.profile.as_deref()))?.into()));
         let client = Client::builder(TokioExecutor::new()).build(https);
         Ok(self.client.get_or_init(|| client).clone())
     }
 }
 
-/// Connects through the proxy of HTTPS_PROXY, or ALL_PROXY, less NO_PROXY. Plain http is for this
-/// machine's metadata services, which no proxy can reach.
+/// Connects through the proxy of HTTPS_PROXY or ALL_PROXY, except for NO_PROXY. Plain http is for
+/// the metadata services of this machine, which no proxy can reach.
 #[derive(Debug, Clone)]
 struct Dialler {
     tcp: TcpConnector,
@@ -96,7 +110,7 @@ impl Service<Uri> for Dialler {
             let connecting = self.tcp.call(to);
             return Box::pin(async { Ok(connecting.await?) });
         };
-        // Its password would go to another kind of proxy in clear text.
+        // Another kind of proxy would get the password in clear text.
         if proxy.uri().scheme_str() != Some("http") {
             return Box::pin(async {
                 Err("HTTPS_PROXY or ALL_PROXY names a proxy that is not http://".into())
@@ -111,21 +125,48 @@ impl Service<Uri> for Dialler {
     }
 }
 
-/// One for the process, since building it is what costs.
-fn tls() -> Result<TlsConnector, native_tls::Error> {
-    static TLS: OnceLock<TlsConnector> = OnceLock::new();
-    if let Some(tls) = TLS.get() {
+/// Returns the file of additional root certificates, as the AWS CLI finds it: for a proxy that
+/// inspects TLS.
+fn ca_bundle(profile: Option<&str>) -> Option<PathBuf> {
+    let variable = std::env::var("AWS_CA_BUNDLE").ok().map(|path| path.trim().to_owned());
+    let set = variable.filter(|path| !path.is_empty());
+    set.or_else(|| profile_value(&profile_name(profile), "ca_bundle")).map(Into::into)
+}
+
+/// Returns the process' connector for this CA bundle. It is shared because it is slow to make.
+fn tls(ca_bundle: Option<PathBuf>) -> Result<TlsConnector, BoxError> {
+    static MADE: Mutex<Vec<(Option<PathBuf>, TlsConnector)>> = parking_lot::const_mutex(Vec::new());
+    let mut made = MADE.lock();
+    if let Some((_, tls)) = made.iter().find(|(bundle, _)| *bundle == ca_bundle) {
         return Ok(tls.clone());
     }
-    let tls = TlsConnector::new()?;
-    Ok(TLS.get_or_init(|| tls).clone())
+    let mut builder = TlsConnector::builder();
+    if let Some(file) = &ca_bundle {
+        for certificate in certificates(file)? {
+            builder.add_root_certificate(certificate);
+        }
+    }
+    let tls = builder.build()?;
+    made.push((ca_bundle, tls.clone()));
+    Ok(tls)
+}
+
+fn certificates(file: &Path) -> Result<Vec<Certificate>, String> {
+    let name = file.display();
+    let pem = std::fs::read(file)
+        .map_err(|error| format!("cannot read AWS_CA_BUNDLE or ca_bundle, {name}: {error}"))?;
+    let found = Certificate::stack_from_pem(&pem);
+    found
+        .ok()
+        .filter(|certificates| !certificates.is_empty())
+        .ok_or_else(|| format!("AWS_CA_BUNDLE or ca_bundle, {name}, has no PEM certificate"))
 }
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let (client, read) = (self.client(), self.read);
         HttpConnectorFuture::new(async move {
-            let client = client.map_err(|error| ConnectorError::other(error.into(), None))?;
+            let client = client.map_err(|error| ConnectorError::user(error))?;
             let request =
                 request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
             let sent = client.request(request);
@@ -154,7 +195,8 @@ mod tests {
     fn a_server_that_never_answers_ends_in_a_timeout() {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let read = Some(Duration::from_millis(50));
-        let connector = Connector { connect: None, read, client: OnceLock::new() };
+        let client = OnceLock::new();
+        let connector = Connector { connect: None, read, profile: None, client };
         let request =
             HttpRequest::get(format!("http://{}/", silent.local_addr().unwrap())).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -1,197 +1,52 @@
-//! AWS credentials behind a synchronous, cached, expiry-aware front.
+//! [`CredentialsCache`]: AWS credentials for callers on any thread.
 
 mod chain;
-pub(crate) mod https;
+mod https;
+mod profile;
+mod refresh;
+mod state;
 mod worker;
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_async::time::SharedTimeSource;
-use log::Level;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::error::{Error, causes, utc};
-use crate::token::masked;
-use chain::Found;
-pub(crate) use chain::{Configured, Role, Source, configured_region, unreadable_files};
+use crate::error::Error;
+pub(crate) use chain::{Configured, Role, Source, configured_region};
+pub(crate) use profile::unreadable_files;
+use refresh::Refresh;
+use state::{Get, Now, Rotate, State};
 use worker::Worker;
 
-/// Credentials are refreshed in the background when they end in less than this, or than a quarter
-/// of their life.
-const REFRESH_AHEAD: Duration = Duration::from_secs(5 * 60);
-
-/// How much longer than the worker a caller waits, for the worker knows which place gives no
+/// A caller waits this much longer than the worker, because the worker knows which source does not
 /// answer.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// A source that fails while nothing is usable is asked again at once, but then not more often than
-/// this.
-const PAUSE_WITHOUT_CREDENTIALS: Duration = Duration::from_millis(100);
-
-/// Credentials for callers on any thread, inside and outside of async code.
+/// Credentials for callers inside and outside of async code.
 ///
-/// Asking a source can mean a network call, so the [`Worker`] does it; callers get the cached pair,
-/// or wait for it.
+/// A call of a source can use the network, so the [`Worker`] makes it. Callers get the cached
+/// credentials, or wait for the worker.
 pub(crate) struct CredentialsCache {
     shared: Arc<Shared>,
     source: Source,
-    /// Taken with the first request: a program that never connects has no thread of ours.
+    /// Started by the first refresh: a program that never connects has no such thread.
     worker: Mutex<Option<Arc<Worker>>>,
     timeout: Duration,
-    time_source: SharedTimeSource,
 }
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     answered: Condvar,
+    time_source: SharedTimeSource,
 }
 
-#[derive(Default)]
-struct State {
-    current: Option<Current>,
-    /// One refresh in flight, whoever asks.
-    refreshing: bool,
-    /// Counts the answers, so that a waiter knows its own.
-    answers: u64,
-    failed_answers: u64,
-    /// What the last answer said, if it was a failure.
-    failure: Option<Arc<CredentialsError>>,
-    /// Failed refreshes, while the old credentials serve.
-    refreshes: BackOff,
-    /// Refreshes that did not change credentials which a server had refused.
-    rotations: BackOff,
-}
-
-/// How long to leave something alone that was in vain: a second, doubled each time, up to a minute.
-#[derive(Default)]
-struct BackOff {
-    times: u32,
-    last: Option<Instant>,
-}
-
-impl BackOff {
-    const FIRST: Duration = Duration::from_secs(1);
-    const LONGEST: Duration = Duration::from_secs(60);
-
-    fn was_in_vain(&mut self, now: Instant) {
-        self.times += 1;
-        self.last = Some(now);
-    }
-
-    fn is_over(&self, now: Instant) -> bool {
-        let pause = Self::FIRST * 2_u32.saturating_pow(self.times.saturating_sub(1).min(10));
-        self.last.is_none_or(|last| now.duration_since(last) >= pause.min(Self::LONGEST))
-    }
-}
-
-struct Current {
-    credentials: Credentials,
-    /// Where they came from.
-    #[cfg_attr(not(feature = "doctor"), expect(dead_code, reason = "the doctor alone tells it"))]
-    place: String,
-    /// By wall time, as all that decides on age: a machine that slept wakes up with credentials
-    /// that have ended.
-    received: SystemTime,
-    refresh_at: Option<SystemTime>,
-}
-
-impl Current {
-    /// `jitter`, from 0 to 1, spreads the refreshes of many programs that started together.
-    fn new((credentials, place): Found, received: SystemTime, jitter: f64) -> Current {
-        let refresh_at = credentials.expiry().map(|end| {
-            let life = end.duration_since(received).unwrap_or_default();
-            end - REFRESH_AHEAD.min(life / 4).mul_f64(1.0 - 0.2 * jitter)
-        });
-        Current { credentials, place, received, refresh_at }
-    }
-
-    fn has_ended(&self, now: SystemTime) -> bool {
-        self.credentials.expiry().is_some_and(|end| end <= now)
-    }
-
-    /// Its end is near; or the clock was set back, and nobody knows how near.
-    fn is_due(&self, now: SystemTime) -> bool {
-        self.refresh_at.is_some_and(|at| at <= now || now < self.received)
-    }
-}
-
-impl State {
-    fn usable(&self, now: SystemTime) -> Option<&Current> {
-        self.current.as_ref().filter(|current| !current.has_ended(now))
-    }
-
-    /// Takes an answer in, and returns what is to be logged of it.
-    fn answer(
-        &mut self,
-        result: Result<Found, CredentialsError>,
-        now: SystemTime,
-    ) -> (Level, String) {
-        self.refreshing = false;
-        self.answers += 1;
-        match result.and_then(|found| not_ended(found, now)) {
-            Ok((credentials, place)) => {
-                let end = credentials.expiry().map_or("no end".to_owned(), utc);
-                let text =
-                    format!("AWS credentials {} from {place}, end: {end}", masked(&credentials));
-                self.current = Some(Current::new((credentials, place), now, fastrand::f64()));
-                (self.failure, self.refreshes) = (None, BackOff::default());
-                (Level::Debug, text)
-            }
-            Err(error) => {
-                self.failed_answers += 1;
-                let causes = causes(&error);
-                // Without usable credentials the caller has the error; with them, nobody else would
-                // say it.
-                let is_news = self.refreshes.times == 0 && self.usable(now).is_some();
-                self.failure = Some(Arc::new(error));
-                self.refreshes.was_in_vain(Instant::now());
-                if is_news {
-                    (
-                        Level::Warn,
-                        format!("AWS credentials not refreshed, the old ones serve on: {causes}"),
-                    )
-                } else {
-                    (Level::Debug, format!("no AWS credentials: {causes}"))
-                }
-            }
-        }
-    }
-
-    /// The last failure, where a further call would come too soon after it.
-    fn recent_failure(&self) -> Option<Error> {
-        let last = self.refreshes.last.filter(|_| self.refreshes.times > 1 && !self.refreshing)?;
-        let failure =
-            self.failure.clone().filter(|_| last.elapsed() < PAUSE_WITHOUT_CREDENTIALS)?;
-        Some(self.error(failure))
-    }
-
-    /// What a caller gets whose refresh was answered.
-    fn outcome(&self, now: SystemTime) -> Result<Credentials, Error> {
-        if let Some(current) = self.usable(now) {
-            return Ok(current.credentials.clone());
-        }
-        let nothing = || Arc::new(CredentialsError::unhandled("the source gave none"));
-        Err(self.error(self.failure.clone().unwrap_or_else(nothing)))
-    }
-
-    fn error(&self, cause: Arc<CredentialsError>) -> Error {
-        let ended = self.current.as_ref().and_then(|current| current.credentials.expiry());
-        Error::Credentials { cause, ended }
-    }
-}
-
-/// A source can hand out credentials that have ended already, as out of a stale file.
-fn not_ended((credentials, place): Found, now: SystemTime) -> Result<Found, CredentialsError> {
-    match credentials.expiry() {
-        Some(end) if end <= now => {
-            let text = format!("{place}: gave credentials that ended at {}", utc(end));
-            Err(CredentialsError::provider_error(text))
-        }
-        _ => Ok((credentials, place)),
+impl Shared {
+    fn now(&self) -> Now {
+        Now { wall: self.time_source.now(), instant: Instant::now(), process: std::process::id() }
     }
 }
 
@@ -201,16 +56,12 @@ impl CredentialsCache {
         timeout: Duration,
         time_source: SharedTimeSource,
     ) -> CredentialsCache {
-        CredentialsCache {
-            shared: Arc::default(),
-            source,
-            worker: Mutex::default(),
-            timeout,
-            time_source,
-        }
+        let (state, answered) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { state, answered, time_source });
+        CredentialsCache { shared, source, worker: Mutex::default(), timeout }
     }
 
-    /// The cache for these settings that some manager has already, or a new one.
+    /// Returns the cache of another manager with these settings, or a new one.
     pub(crate) fn shared(configured: &Configured, timeout: Duration) -> Arc<CredentialsCache> {
         type Known = (Configured, Duration, Weak<CredentialsCache>);
         static KNOWN: Mutex<Vec<Known>> = parking_lot::const_mutex(Vec::new());
@@ -222,158 +73,113 @@ impl CredentialsCache {
         if let Some(cache) = known.iter().find_map(same) {
             return cache;
         }
-        let source = Source::Configured(configured.clone(), https::client());
+        let source = Source::configured(configured.clone());
         let cache = Arc::new(CredentialsCache::new(source, timeout, SharedTimeSource::default()));
         known.push((configured.clone(), timeout, Arc::downgrade(&cache)));
         cache
     }
 
-    /// The cached credentials while they last, else new ones.
+    /// Returns the cached credentials, or new ones if these have expired.
     pub(crate) fn get(&self) -> Result<Credentials, Error> {
-        let now = self.time_source.now();
+        let now = self.shared.now();
         let mut state = self.shared.state.lock();
-        let Some(current) = state.usable(now) else {
-            return match state.recent_failure() {
-                Some(error) => Err(error),
-                None => self.refresh(state),
-            };
-        };
-        let (credentials, is_due) = (current.credentials.clone(), current.is_due(now));
-        if is_due && state.refreshes.is_over(Instant::now()) {
-            let errand = self.errand(&mut state);
-            drop(state);
-            self.run(errand);
+        match state.get(now) {
+            Get::Use(credentials) => Ok(credentials),
+            Get::UseAndRefresh(credentials) => {
+                let is_first = state.begin_refresh(now);
+                drop(state);
+                self.start_refresh(is_first);
+                Ok(credentials)
+            }
+            Get::Wait => self.wait_for_refresh(state, now),
+            Get::Fail(error) => Err(error),
         }
-        Ok(credentials)
     }
 
-    /// Where the cached credentials came from.
+    /// Returns the name of the source of the cached credentials.
     #[cfg(feature = "doctor")]
     pub(crate) fn place(&self) -> Option<String> {
-        self.shared.state.lock().current.as_ref().map(|current| current.place.clone())
+        self.shared.state.lock().place()
     }
 
-    /// How many answers the source has given, and how many failed ones among them.
+    /// Returns how many answers the source has given, and how many of them were failures.
     pub(crate) fn answers(&self) -> (u64, u64) {
-        let state = self.shared.state.lock();
-        (state.answers, state.failed_answers)
+        self.shared.state.lock().answers()
     }
 
-    /// Other credentials than those that a server refused: they may have been rotated. None if they
-    /// are still the same.
+    /// Returns other credentials than those that a server refused, because they may have been
+    /// rotated. Returns `None` if the source still has the same, or was called for this reason not
+    /// long ago.
+    ///
+    /// The caller reports a login with them by [`login_succeeded`](Self::login_succeeded).
     pub(crate) fn rotated(&self, refused: &Credentials) -> Option<Credentials> {
-        let now = self.time_source.now();
-        let state = self.shared.state.lock();
-        let other = state
-            .usable(now)
-            .map(|current| &current.credentials)
-            .filter(|current| *current != refused);
-        if let Some(other) = other {
-            return Some(other.clone());
-        }
-        let is_joined = state.refreshing;
-        if !is_joined && !state.rotations.is_over(Instant::now()) {
-            return None;
-        }
-        let refreshed = self.refresh(state).ok().filter(|refreshed| refreshed != refused);
+        let now = self.shared.now();
         let mut state = self.shared.state.lock();
-        match &refreshed {
-            Some(_) => state.rotations = BackOff::default(),
-            None if is_joined => {}
-            None => state.rotations.was_in_vain(Instant::now()),
+        match state.rotate(refused, now) {
+            Rotate::Use(other) => return Some(other),
+            Rotate::TooSoon => return None,
+            Rotate::Wait => {
+                let _ = self.wait_for_refresh(state, now);
+            }
         }
-        refreshed
+        let now = self.shared.now();
+        match self.shared.state.lock().rotate(refused, now) {
+            Rotate::Use(other) => Some(other),
+            _ => None,
+        }
     }
 
-    /// Waits for a refresh: its own, or the one that is on its way.
-    fn refresh(&self, mut state: MutexGuard<'_, State>) -> Result<Credentials, Error> {
-        let before = state.answers;
-        let errand = self.errand(&mut state);
+    /// Ends the back-off of [`rotated`](Self::rotated), after a login with credentials from there.
+    pub(crate) fn login_succeeded(&self, credentials: &Credentials) {
+        self.shared.state.lock().login_succeeded(credentials);
+    }
+
+    /// Waits for the refresh in progress, or starts one.
+    fn wait_for_refresh(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        now: Now,
+    ) -> Result<Credentials, Error> {
+        let before = state.answers();
+        let is_first = state.begin_refresh(now);
         drop(state);
-        self.run(errand);
-        let unanswered = |state: &mut State| state.answers == before;
+        self.start_refresh(is_first);
+        let is_unanswered = |state: &mut State| state.answers() == before;
+        let limit = self.timeout.saturating_add(GRACE);
         let mut state = self.shared.state.lock();
-        self.shared.answered.wait_while_for(
-            &mut state,
-            unanswered,
-            self.timeout.saturating_add(GRACE),
-        );
-        if state.answers == before {
+        self.shared.answered.wait_while_for(&mut state, is_unanswered, limit);
+        if state.answers() == before {
             let text = format!(
-                "no answer within {:?}; a provider that blocks its thread holds up all others",
+                "no answer within {:?}; a provider that blocks its thread delays all others",
                 self.timeout
             );
             return Err(state.error(Arc::new(CredentialsError::provider_error(text))));
         }
-        let now = self.time_source.now();
-        state.outcome(now)
+        state.outcome(self.shared.now())
     }
 
-    /// The duty to ask the source; none while somebody else has it.
-    fn errand(&self, state: &mut State) -> Option<Answer> {
-        let is_ours = !std::mem::replace(&mut state.refreshing, true);
-        let (shared, time_source) = (self.shared.clone(), self.time_source.clone());
-        is_ours.then(|| Answer { shared, time_source, asked: Instant::now(), result: None })
-    }
-
-    /// Sends the worker to the source. Not under the lock, which an answer takes.
-    fn run(&self, errand: Option<Answer>) {
-        let Some(answer) = errand else { return };
-        let worker = match self.worker() {
-            Ok(worker) => worker,
-            Err(error) => {
-                return answer.give(Err(CredentialsError::provider_error(format!(
-                    "no thread to ask on: {error}"
-                ))));
-            }
-        };
-        let (source, timeout) = (self.source.clone(), self.timeout);
-        worker.run(async move {
-            let place = Mutex::default();
-            let found = tokio::time::timeout(timeout, source.ask(&place)).await;
-            answer.give(found.unwrap_or_else(|_| {
-                let place = place.into_inner();
-                Err(CredentialsError::provider_error(format!(
-                    "{place}: no answer within {timeout:?}"
-                )))
-            }));
-        });
+    /// Lets the worker call the source, if this caller began the refresh. Must be called without
+    /// the lock, which the answer takes.
+    fn start_refresh(&self, is_first: bool) {
+        if !is_first {
+            return;
+        }
+        let refresh = Refresh::new(self.shared.clone());
+        match self.worker() {
+            Ok(worker) => worker.run(refresh.run(self.source.clone(), self.timeout)),
+            Err(error) => refresh.answer(Err(CredentialsError::provider_error(format!(
+                "could not start the credentials thread: {error}"
+            )))),
+        }
     }
 
     fn worker(&self) -> std::io::Result<Arc<Worker>> {
-        let mut taken = self.worker.lock();
-        let worker = match &*taken {
-            Some(worker) if !worker.has_ended() => worker.clone(),
+        let mut kept = self.worker.lock();
+        let worker = match &*kept {
+            Some(worker) if worker.is_running() => worker.clone(),
             _ => Worker::shared()?,
         };
-        *taken = Some(worker.clone());
+        *kept = Some(worker.clone());
         Ok(worker)
-    }
-}
-
-/// The duty to answer, whatever becomes of the asking: a source is somebody else's code, and may
-/// panic.
-struct Answer {
-    shared: Arc<Shared>,
-    time_source: SharedTimeSource,
-    asked: Instant,
-    result: Option<Result<Found, CredentialsError>>,
-}
-
-impl Answer {
-    fn give(mut self, result: Result<Found, CredentialsError>) {
-        self.result = Some(result);
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        let unanswered =
-            || Err(CredentialsError::provider_error("the credentials provider panicked"));
-        let (result, now) = (self.result.take().unwrap_or_else(unanswered), self.time_source.now());
-        let (level, text) = self.shared.state.lock().answer(result, now);
-        self.shared.answered.notify_all();
-        // Not under the lock: a logger may write into a database of ours.
-        log::log!(level, "{text}, after {:?}", self.asked.elapsed());
     }
 }

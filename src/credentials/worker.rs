@@ -1,4 +1,4 @@
-//! The one thread on which credentials are asked for.
+//! [`Worker`]: the thread that calls the sources of credentials.
 
 use std::io;
 use std::pin::Pin;
@@ -13,18 +13,19 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// A thread with a current-thread runtime, for all caches of the process. It ends when the last of
 /// them is dropped.
 ///
-/// Callers wait for it, and never block on a runtime themselves: they may be inside of somebody's
-/// async code.
+/// Callers wait for it and never block on a runtime themselves, because they may be inside of async
+/// code.
 pub(super) struct Worker {
     tasks: UnboundedSender<Task>,
+    process: u32,
 }
 
 impl Worker {
-    /// The running one, or a new one.
+    /// Returns the running worker, or starts one.
     pub(super) fn shared() -> io::Result<Arc<Worker>> {
         static RUNNING: Mutex<Weak<Worker>> = Mutex::new(Weak::new());
         let mut running = RUNNING.lock();
-        if let Some(worker) = running.upgrade().filter(|worker| !worker.has_ended()) {
+        if let Some(worker) = running.upgrade().filter(|worker| worker.is_running()) {
             return Ok(worker);
         }
         let worker = Arc::new(Worker::start()?);
@@ -35,7 +36,7 @@ impl Worker {
     fn start() -> io::Result<Worker> {
         let (tasks, mut received) = unbounded_channel::<Task>();
         let (built, outcome) = std::sync::mpsc::channel();
-        // Built on its own thread, so that it is dropped there too: a runtime must not be dropped
+        // The runtime is made on its thread to be dropped there: a runtime must not be dropped
         // inside async code.
         let serve = move || match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => {
@@ -46,19 +47,21 @@ impl Worker {
                     }
                 });
             }
-            // As when there are no file descriptors left.
+            // Such as without free file descriptors.
             Err(error) => drop(built.send(Err(error))),
         };
         std::thread::Builder::new().name("rds-iam-worker".into()).spawn(serve)?;
         outcome.recv().map_err(io::Error::other)??;
-        Ok(Worker { tasks })
+        Ok(Worker { tasks, process: std::process::id() })
     }
 
-    pub(super) fn has_ended(&self) -> bool {
-        self.tasks.is_closed()
+    /// Whether the thread runs. After a fork it does not: only the thread that forked is in the
+    /// child.
+    pub(super) fn is_running(&self) -> bool {
+        self.process == std::process::id() && !self.tasks.is_closed()
     }
 
-    /// Runs `task` soon; drops it if the thread has ended.
+    /// Runs `task` soon. Drops it if the thread has ended.
     pub(super) fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
         let _ = self.tasks.send(Box::pin(task));
     }

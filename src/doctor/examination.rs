@@ -11,7 +11,7 @@ use super::diagnosis::{Diagnosis, Finding, Report, Step};
 use super::evidence::{Evidence, Symptom};
 use super::tls::Rules;
 use super::{LIBPQ, diagnose, network};
-use crate::conninfo::{Given, IamConninfo};
+use crate::conninfo::{ConnectionString, IamConninfo};
 use crate::error::Error;
 use crate::login::{Iam, Login, Target};
 
@@ -79,7 +79,7 @@ impl Examination<'_> {
 
     /// With `rds_iam_auth=false` there is no region and no token, and libpq does the rest.
     fn by_password(&mut self, login: &Arc<Login>, conninfo: &str) {
-        let given = Given::parse(conninfo).and_then(|given| given.chosen_settings());
+        let given = ConnectionString::parse(conninfo).and_then(|given| given.chosen_settings());
         let user = given.unwrap_or_default().remove("user").unwrap_or_default();
         self.report.user = Some(user.clone());
         self.step("connection string", None, || {

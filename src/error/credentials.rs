@@ -21,8 +21,24 @@ const CURES: &[(&str, &str)] = &[
         "feature(s) enabled: credentials-process",
         "build diesel-rds-iam with its feature credentials-process",
     ),
+    (
+        "feature(s) enabled: credentials-login",
+        "build diesel-rds-iam with its feature credentials-login",
+    ),
+    (
+        "its mfa_serial",
+        "run `eval \"$(aws configure export-credentials --profile PROFILE --format env)\"`",
+    ),
+    // The connection is accepted, and the answer does not come back.
+    (
+        "could not communicate with IMDS: dispatch failure: timeout: deadline has elapsed",
+        "give the instance's containers a second hop: aws ec2 modify-instance-metadata-options \
+         --instance-id ID --http-put-response-hop-limit 2",
+    ),
     ("cargo feature", "build diesel-rds-iam with the feature that this text names"),
     ("SSO token has expired", "run `aws sso login --profile PROFILE`"),
+    ("login/cache", "run `aws login --profile PROFILE`"),
+    ("reauthenticate", "run `aws login --profile PROFILE`"),
     ("sso/cache", "run `aws sso login --profile PROFILE`"),
     ("UnauthorizedException", "run `aws sso login --profile PROFILE`"),
     (

@@ -70,7 +70,11 @@ impl Iam {
         // The key pair may have been rotated since it was cached. One retry is enough: a policy
         // that denies the login will deny it again.
         match self.credentials.rotated(&credentials) {
-            Some(other) => self.log_in_with(&self.sign(&target.endpoint, &other)?, target, role),
+            Some(other) => {
+                let token = self.sign(&target.endpoint, &other)?;
+                let connected = self.log_in_with(&token, target, role);
+                connected.inspect(|_| self.credentials.login_succeeded(&other))
+            }
             None => Err(refused),
         }
     }

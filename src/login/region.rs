@@ -2,7 +2,7 @@
 
 use super::inherited::inherited;
 use super::target::{RegionFrom, Target};
-use crate::conninfo::{Host, IamConninfo, OwnKeys, invalid, one_or_one_for_each, signed_host};
+use crate::conninfo::{Host, IamConninfo, Keywords, invalid, one_or_one_for_each, signed_host};
 use crate::credentials::{configured_region, unreadable_files};
 use crate::error::Error;
 use crate::token::{Endpoint, HostKind, HostName, is_region};
@@ -11,7 +11,7 @@ use crate::token::{Endpoint, HostKind, HostName, is_region};
 /// that `iam_host` has for it.
 pub(crate) fn targets(
     conninfo: &IamConninfo,
-    keywords: &OwnKeys,
+    keywords: &Keywords,
     profile: Option<&str>,
 ) -> Result<Vec<Target>, Error> {
     let hosts = conninfo.hosts();
@@ -27,7 +27,7 @@ pub(crate) fn targets(
 
 fn target(
     conninfo: &IamConninfo,
-    keywords: &OwnKeys,
+    keywords: &Keywords,
     profile: Option<&str>,
     host: &Host,
     iam_host: Option<&str>,

@@ -1,16 +1,14 @@
-//! The host, port and region that a token is signed for; what an AWS host name says of itself.
+//! [`Endpoint`]: the host, port and region that a token is signed for.
 
 use std::fmt;
 
 use super::host_name::{HostKind, HostName, is_region};
-use crate::conninfo::invalid;
 use crate::error::Error;
 
-/// What a token is signed for: it opens this endpoint and no other.
+/// What a token is signed for. The token is valid for no other endpoint.
 ///
-/// This is the database's own name, as RDS knows it, not a CNAME for it, nor the near end of a
-/// tunnel.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The host is the database's own name in RDS, not a CNAME or the local end of a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     host: String,
     port: u16,
@@ -18,28 +16,30 @@ pub struct Endpoint {
     service: Service,
 }
 
-/// Whose tokens an endpoint takes, by its name: they differ in form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The service that an endpoint belongs to, by its name. Their tokens differ in form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Service {
     Rds,
     Dsql,
 }
 
+pub(crate) const NOT_A_REGION: &str =
+    "the region is not of the form eu-west-1; set it to the code of the database's region";
+
 impl Endpoint {
-    /// The endpoint `host:port` in `region`. The host is lower-cased, and one trailing dot is
-    /// dropped.
+    /// Makes the endpoint `host:port` in `region`. The host is converted to lower case, and one
+    /// trailing dot is removed.
     ///
     /// # Errors
-    /// When the host is no host name, the port is 0, or the region is not of the form `eu-west-1`.
+    /// [`Error::Config`] if the host is not a host name, the port is 0, or the region is not of the
+    /// form `eu-west-1`.
     pub fn new(host: &str, port: u16, region: &str) -> Result<Endpoint, Error> {
-        let name = HostName::parse(host)?;
+        let name = HostName::parse(host).map_err(|reason| Error::Config(reason.to_owned()))?;
         if port == 0 {
-            return invalid("the port is 0; RDS for PostgreSQL listens on 5432 by default");
+            return Err(Error::Config("the port is 0; RDS for PostgreSQL listens on 5432".into()));
         }
         if !is_region(region) {
-            return invalid(
-                "the region is not of the form eu-west-1; give the code of the region that the database is in",
-            );
+            return Err(Error::Config(NOT_A_REGION.into()));
         }
         let service = if name.kind() == HostKind::Dsql { Service::Dsql } else { Service::Rds };
         Ok(Endpoint { host: name.as_str().to_owned(), port, region: region.to_owned(), service })
@@ -55,7 +55,7 @@ impl Endpoint {
         self.port
     }
 
-    /// The code of the AWS region, as `eu-west-1`.
+    /// The code of the AWS region, such as `eu-west-1`.
     pub fn region(&self) -> &str {
         &self.region
     }
@@ -64,7 +64,7 @@ impl Endpoint {
         self.service
     }
 
-    /// The host as a token names and signs it: with its port on RDS, without on DSQL.
+    /// Returns the host as it stands in a token: with the port for RDS, without it for DSQL.
     pub(crate) fn authority(&self) -> String {
         match self.service {
             Service::Rds => self.to_string(),
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_what_is_no_region() {
+    fn refuses_what_is_not_a_region() {
         for region in [
             "",
             "eu",

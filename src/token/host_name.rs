@@ -1,9 +1,6 @@
-//! [`HostName`]: what an AWS host name tells about the endpoint.
+//! [`HostName`]: what an AWS host name says about the endpoint.
 
-use crate::conninfo::invalid;
-use crate::error::Error;
-
-/// A host name, and what AWS's naming tells about it.
+/// A host name, and what AWS's naming scheme says about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostName {
     name: String,
@@ -11,7 +8,7 @@ pub(crate) struct HostName {
     region: Option<String>,
 }
 
-/// The kinds of endpoint that AWS's host names tell apart.
+/// The kinds of endpoint that differ in AWS's host names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HostKind {
     /// One DB instance.
@@ -30,9 +27,10 @@ pub(crate) enum HostKind {
     Proxy,
     /// A further endpoint of an RDS Proxy (`NAME.endpoint.proxy-`).
     ProxyEndpoint,
-    /// An Aurora DSQL cluster (`CLUSTER.dsql.REGION.on.aws`).
+    /// An Aurora DSQL cluster (`CLUSTER.dsql.REGION.on.aws`, or with PrivateLink
+    /// `CLUSTER.dsql-ENDPOINT.REGION.on.aws`).
     Dsql,
-    /// Not a name that RDS gives: a CNAME, a load balancer, a name of your own.
+    /// Not a name that RDS gives: a CNAME, a load balancer.
     Other,
 }
 
@@ -52,18 +50,17 @@ impl HostName {
     /// Reads a host name, without regard to case and with or without one trailing dot.
     ///
     /// # Errors
-    /// When `host` cannot be a host name: empty, longer than 253 bytes, or with other characters
-    /// than ASCII letters, digits, `-`, `_` and `.`.
-    pub(crate) fn parse(host: &str) -> Result<HostName, Error> {
+    /// The reason, if `host` cannot be a host name: it is empty, longer than 253 bytes, or has
+    /// other characters than ASCII letters, digits, `-`, `_` and `.`.
+    pub(crate) fn parse(host: &str) -> Result<HostName, &'static str> {
         let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let fits = |label: &str| {
             !label.is_empty()
                 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
         };
         if name.len() > 253 || !name.split('.').all(fits) {
-            return invalid(
-                "the host is not a host name that a token can be signed for; give the RDS endpoint as the console shows it",
-            );
+            return Err("the host is not a valid host name; write the RDS endpoint as the AWS \
+                        console shows it");
         }
         let (kind, region) = classify(&name);
         Ok(HostName { kind, region: region.map(str::to_owned), name })
@@ -74,12 +71,12 @@ impl HostName {
         &self.name
     }
 
-    /// What kind of endpoint it is.
+    /// The kind of endpoint.
     pub(crate) fn kind(&self) -> HostKind {
         self.kind
     }
 
-    /// The region that it is in, where the name tells.
+    /// The region, if it is in the name.
     pub(crate) fn region(&self) -> Option<&str> {
         self.region.as_deref()
     }
@@ -91,7 +88,10 @@ fn classify(name: &str) -> (HostKind, Option<&str>) {
     if let Some(labels) = name.strip_suffix(".on.aws") {
         let labels: Vec<&str> = labels.split('.').collect();
         return match labels.as_slice() {
-            [_, "dsql" | "dsql-fips", region] if is_region(region) => {
+            // dsql-fips, and with PrivateLink the id of the endpoint's service, as dsql-fnh4.
+            [_, service, region]
+                if (*service == "dsql" || service.starts_with("dsql-")) && is_region(region) =>
+            {
                 (HostKind::Dsql, Some(region))
             }
             _ => (HostKind::Other, None),
@@ -111,7 +111,7 @@ fn classify(name: &str) -> (HostKind, Option<&str>) {
     }
 }
 
-/// What the labels before region and service tell.
+/// Returns the kind by the labels before region and service.
 fn kind(labels: &[&str]) -> HostKind {
     match *labels {
         [_, "endpoint", id] if id.starts_with("proxy-") => HostKind::ProxyEndpoint,
@@ -125,7 +125,7 @@ fn kind(labels: &[&str]) -> HostKind {
     }
 }
 
-/// The form of a region's code: `eu-west-1`, `us-gov-east-1`, `eusc-de-east-1`.
+/// Whether `text` has the form of a region's code: `eu-west-1`, `us-gov-east-1`, `eusc-de-east-1`.
 pub(crate) fn is_region(text: &str) -> bool {
     let labels: Vec<&str> = text.split('-').collect();
     let [area, middle @ .., number] = labels.as_slice() else {
@@ -190,6 +190,8 @@ mod tests {
             ("db.abc.us-gov-west-1.rds.amazonaws.com", Some("us-gov-west-1")),
             ("abc123.dsql.us-east-1.on.aws", Some("us-east-1")),
             ("abc123.dsql-fips.us-west-2.on.aws", Some("us-west-2")),
+            ("abc123.dsql-fnh4.us-east-2.on.aws", Some("us-east-2")),
+            ("abc123.dsqlx.us-east-2.on.aws", None),
             ("abc123.lambda.us-west-2.on.aws", None),
             ("ec2-1-2-3-4.us-west-2.compute.amazonaws.com", Some("us-west-2")),
             ("db.abc.nowhere.rds.amazonaws.com", None),
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_host_name() {
+    fn refuses_what_is_not_a_host_name() {
         for host in ["", ".", "a..b", "a b", "a/b", "a:5432", "a?b", "é.example", &"a".repeat(254)]
         {
             assert!(HostName::parse(host).is_err(), "{host}");

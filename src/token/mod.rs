@@ -4,7 +4,7 @@ mod endpoint;
 mod host_name;
 
 pub use endpoint::Endpoint;
-pub(crate) use endpoint::Service;
+pub(crate) use endpoint::{NOT_A_REGION, Service};
 pub(crate) use host_name::{HostKind, HostName, is_region};
 
 use std::fmt::{self, Write};
@@ -17,13 +17,13 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, utc};
 
-/// How long a token is accepted after it was signed (AWS, "IAM database authentication"; for DSQL
-/// the SDKs' default).
+/// How long a server accepts a token after its signature (AWS, "IAM database authentication"; for
+/// DSQL the default of the SDKs).
 pub(crate) const LIFETIME: Duration = Duration::from_secs(15 * 60);
 
-/// A token that logs one user in to one endpoint, for 15 minutes at most.
+/// A token that logs one user in to one endpoint, for at most 15 minutes.
 ///
-/// It is a password: it has no `Display`, and `Debug` hides it.
+/// It is a password, so it has no `Display`, and `Debug` hides it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AuthToken {
     text: String,
@@ -31,13 +31,13 @@ pub struct AuthToken {
 }
 
 impl AuthToken {
-    /// The token itself, to be sent as the password.
+    /// Returns the token itself, which is sent as the password.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// When the server stops to accept it: 15 minutes after it was signed, or when the credentials
-    /// that signed it end, whichever comes first.
+    /// Returns when the server stops accepting it: 15 minutes after the signature, or when the
+    /// credentials that signed it expire, whichever is first.
     pub fn expires_at(&self) -> SystemTime {
         self.expires_at
     }
@@ -54,11 +54,11 @@ impl fmt::Debug for AuthToken {
 
 /// Signs a token that logs `user` in to `endpoint`, at the time `now`.
 ///
-/// It is a SigV4-presigned `GET https://HOST:PORT/?Action=connect&DBUser=USER` without its scheme
-/// (AWS, "Connecting using IAM authentication"). Nothing is sent anywhere. SigV4 counts in whole
+/// The token is a SigV4-presigned `GET https://HOST:PORT/?Action=connect&DBUser=USER` without its
+/// scheme (AWS, "Connecting using IAM authentication"). Nothing is sent. SigV4 counts in whole
 /// seconds: two tokens of the same second are equal.
 ///
-/// The name of an Aurora DSQL cluster gets a DSQL token: `GET https://HOST/?Action=DbConnect`, or
+/// An endpoint of Aurora DSQL gets a DSQL token: `GET https://HOST/?Action=DbConnect`, or
 /// `DbConnectAdmin` for the user `admin` (AWS, "Generating an authentication token in Amazon Aurora
 /// DSQL").
 ///
@@ -69,14 +69,15 @@ impl fmt::Debug for AuthToken {
 /// let endpoint = Endpoint::new("db.abc123.eu-west-1.rds.amazonaws.com", 5432, "eu-west-1")?;
 /// let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "example");
 /// let token = presign(&endpoint, "app", &credentials, SystemTime::now())?;
-/// assert!(token.as_str().starts_with("db.abc123.eu-west-1.rds.amazonaws.com:5432/?Action=connect&DBUser=app&"));
+/// let start = "db.abc123.eu-west-1.rds.amazonaws.com:5432/?Action=connect&DBUser=app&";
+/// assert!(token.as_str().starts_with(start));
 /// # Ok::<(), diesel_rds_iam::Error>(())
 /// ```
 ///
 /// # Errors
-/// [`Error::CredentialsExpired`] when the credentials end at `now` or before; [`Error::Token`] when
-/// the token would be longer than a password of PostgreSQL's, or the clock tells no time of
-/// SigV4's.
+/// - [`Error::CredentialsExpired`] if the credentials expire at `now` or before.
+/// - [`Error::Token`] if the token is longer than PostgreSQL's longest password, or SigV4 cannot
+///   write the time.
 #[doc(alias = "generate_db_auth_token")]
 pub fn presign(
     endpoint: &Endpoint,
@@ -94,21 +95,21 @@ pub fn presign(
     let text = signed(endpoint, user, credentials, now);
     if text.len() > LONGEST_PASSWORD {
         return Err(refused(
-            "with this user and session token it is longer than 65,530 bytes, which PostgreSQL takes",
+            "with this user and session token it is longer than PostgreSQL's maximum of 65,530 \
+             bytes",
         ));
     }
     Ok(AuthToken { text, expires_at })
 }
 
-/// In bytes (PostgreSQL, PG_MAX_AUTH_TOKEN_LENGTH, less the message's own).
+/// In bytes (PostgreSQL, PG_MAX_AUTH_TOKEN_LENGTH, without the message's header).
 const LONGEST_PASSWORD: usize = 65_530;
 
 /// SigV4 writes years with four digits.
 fn check_clock(now: SystemTime) -> Result<(), &'static str> {
-    let since_1970 = now
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_err(|_| "the clock says a time before 1970")?;
-    if since_1970 >= YEAR_9999 { Err("the clock says a time after the year 9998") } else { Ok(()) }
+    let since_1970 =
+        now.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| "the clock is before 1970")?;
+    if since_1970 >= YEAR_9999 { Err("the clock is after the year 9998") } else { Ok(()) }
 }
 
 /// The first second of that year, counted from 1970.
@@ -116,11 +117,11 @@ const YEAR_9999: Duration = Duration::from_secs(253_370_764_800);
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 
-/// The token, by SigV4's steps (AWS, "Create a signed AWS API request").
+/// Makes the token by SigV4's steps (AWS, "Create a signed AWS API request").
 ///
-/// By our own hand, for aws-sigv4's signer of requests writes the session token to `tracing` at
-/// trace level, leaves the port 443 out of the host, panics on long session tokens, and takes ten
-/// times as long at a login.
+/// Not by aws-sigv4's signer of requests, which writes the session token to `tracing` at trace
+/// level, leaves the port 443 out of the host, panics on long session tokens, and is ten times as
+/// slow.
 fn signed(endpoint: &Endpoint, user: &str, credentials: &Credentials, now: SystemTime) -> String {
     let date = utc(now).replace(['-', ':'], "");
     let (region, service) = (endpoint.region(), endpoint.service().name());
@@ -137,7 +138,7 @@ fn signed(endpoint: &Endpoint, user: &str, credentials: &Credentials, now: Syste
 /// Of an empty body.
 const SHA256_OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// The parameters, sorted by their names as SigV4 wants it.
+/// Returns the parameters, sorted by name as SigV4 requires.
 fn query(
     service: Service,
     user: &str,
@@ -177,7 +178,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 impl Service {
-    /// The name that tokens are signed for.
+    /// Returns the name that tokens are signed for.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Service::Rds => "rds-db",
@@ -186,20 +187,20 @@ impl Service {
     }
 }
 
-/// What a DSQL token allows: it names no user.
+/// Returns the action that a DSQL token allows. Such a token contains no user.
 pub(crate) fn dsql_action(user: &str) -> &'static str {
     if user == "admin" { "DbConnectAdmin" } else { "DbConnect" }
 }
 
-/// Percent-encodes all but RFC 3986's unreserved characters, as SigV4 wants it.
+/// Percent-encodes all but RFC 3986's unreserved characters, as SigV4 requires.
 pub(crate) fn encode(text: &str) -> String {
     let mut encoded = String::new();
     push_encoded(&mut encoded, text);
     encoded
 }
 
-/// Byte by byte: percent_encoding's own iterator is slow on session tokens, where every other one
-/// is reserved.
+/// Encodes byte by byte: percent_encoding's iterator is slow on session tokens, in which many bytes
+/// are reserved.
 fn push_encoded(to: &mut String, text: &str) {
     to.reserve(3 * text.len());
     for byte in text.bytes() {
@@ -212,8 +213,8 @@ fn push_encoded(to: &mut String, text: &str) {
     }
 }
 
-/// The access key id for people: its first four characters tell the kind (AKIA, ASIA), the rest is
-/// hidden.
+/// Returns the first four characters of the access key id, which are its kind (AKIA, ASIA). The
+/// rest is hidden.
 pub(crate) fn masked(credentials: &Credentials) -> String {
     let kind: String = credentials.access_key_id().chars().take(4).collect();
     format!("{kind}****")
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_after_15_minutes_or_with_its_credentials() {
+    fn expires_after_15_minutes_or_with_its_credentials() {
         let now = published_time();
         let minutes = |n: u64| now + Duration::from_secs(60 * n);
         let cases =
@@ -314,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn never_signs_with_credentials_that_have_ended() {
+    fn never_signs_with_expired_credentials() {
         let now = published_time();
         for ended in [now, now - Duration::from_secs(1)] {
             let error = presign(&endpoint(), "u", &key_pair(None, Some(ended)), now).unwrap_err();
@@ -325,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_would_not_take_is_an_error() {
+    fn a_token_that_no_server_accepts_is_an_error() {
         let sign = |session_token: &str, now| {
             presign(&endpoint(), "u", &key_pair(Some(session_token), None), now)
         };
@@ -352,7 +353,7 @@ mod tests {
         );
     }
 
-    /// As AWS's own signer makes it. It is given the port, which it leaves out where that is 443.
+    /// Signs by AWS's own signer. It gets the port in the host, because it leaves out 443.
     fn by_aws_sigv4(
         endpoint: &Endpoint,
         user: &str,

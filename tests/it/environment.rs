@@ -1,4 +1,4 @@
-//! What comes from environment variables and service files, each in a process of its own.
+//! Settings from environment variables and service files, each test in its own process.
 
 use std::io::Write;
 
@@ -8,7 +8,7 @@ use diesel_rds_iam::{Error, RdsConnectionManager};
 
 use crate::support::{current_user, in_a_child, log, start};
 
-/// The keys of `rds` in the environment, as any AWS SDK reads them.
+/// Returns the variables for the key pair of `rds`.
 fn keys(rds: &LocalRds) -> Vec<(&'static str, String)> {
     rds.environment().into_iter().filter(|(name, _)| name.starts_with("AWS_")).collect()
 }
@@ -20,7 +20,7 @@ fn run(test: &str, environment: &[(&str, String)]) -> String {
 }
 
 #[test]
-#[ignore = "runs as a process of its own, with the environment that the other tests give it"]
+#[ignore = "runs in its own process, with the environment of another test"]
 fn logs_in() {
     log();
     let manager = RdsConnectionManager::from_env().unwrap();
@@ -28,8 +28,8 @@ fn logs_in() {
 }
 
 #[test]
-#[ignore = "runs as a process of its own, with the environment that the other tests give it"]
-fn tells_what_is_wrong() {
+#[ignore = "runs in its own process, with the environment of another test"]
+fn fails_as_expected() {
     log();
     let error: Error = RdsConnectionManager::from_env().expect_err("built");
     let expected = std::env::var("EXPECTED").unwrap();
@@ -44,19 +44,19 @@ fn database_url() {
     assert_eq!(rds.attempts().len(), 1);
 }
 
-/// Common on laptops, and meant for another server.
+/// Common on laptops, where it is meant for another server.
 #[test]
-fn a_pgpassword_beside_a_database_url_is_left_alone() {
+fn a_pgpassword_beside_a_database_url_is_ignored() {
     let rds = start(LocalRds::builder());
     let mut environment = rds.environment();
     environment.extend([("PGPASSWORD", "hunter2".into()), ("PGSSLMODE", "disable".into())]);
     assert_eq!(
         warnings(environment),
-        ["PGPASSWORD is set and not used: the connection string has no password, so IAM makes one"]
+        ["PGPASSWORD is ignored: the connection string has no password, so it logs in by IAM"]
     );
 }
 
-/// What a login with this environment warns of.
+/// Returns the warnings of a login with this environment.
 fn warnings(mut environment: Vec<(&'static str, String)>) -> Vec<String> {
     environment.push(("RUST_LOG", "warn".into()));
     let shown = run("environment::logs_in", &environment);
@@ -67,12 +67,12 @@ fn warnings(mut environment: Vec<(&'static str, String)>) -> Vec<String> {
 }
 
 #[test]
-fn what_works_but_not_as_meant_is_warned_of_once() {
+fn each_doubtful_setting_is_warned_of_once() {
     let rds = start(LocalRds::builder().endpoint("db.abc.eu-west-1.rds.amazonaws.com", 5432));
     assert_eq!(
         warnings(rds.environment()),
         [
-            "signing for the region us-east-1, as set, though db.abc.eu-west-1.rds.amazonaws.com says eu-west-1"
+            "region_name=us-east-1 is used to sign, but db.abc.eu-west-1.rds.amazonaws.com is in eu-west-1"
         ]
     );
     let rds = start(LocalRds::builder());
@@ -82,7 +82,7 @@ fn what_works_but_not_as_meant_is_warned_of_once() {
         environment[0].1 =
             rds.database_url().replace("sslmode=verify-full", &format!("sslmode={sslmode}"));
         let expected = format!(
-            "sslmode={sslmode} lets a server of another name take the token; use verify-full"
+            "sslmode={sslmode} does not check the server's name: another server can get the token; use verify-full"
         );
         assert_eq!(warnings(environment), [expected]);
     }
@@ -97,7 +97,7 @@ fn gssencmode_comes_from_its_variable() {
 }
 
 #[test]
-#[ignore = "runs as a process of its own, with the environment that the other tests give it"]
+#[ignore = "runs in its own process, with the environment of another test"]
 fn shows_its_settings() {
     log();
     let shown = format!("{:?}", RdsConnectionManager::from_env().unwrap());
@@ -149,53 +149,53 @@ fn services_by_variable_and_by_keyword() {
 }
 
 #[test]
-fn what_the_environment_can_get_wrong() {
+fn bad_variables_are_named() {
     let url =
         || ("DATABASE_URL", "postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app".to_owned());
     let cases: Vec<(&str, Vec<(&str, String)>)> = vec![
-        ("DATABASE_URL is set to nothing", vec![("DATABASE_URL", String::new())]),
+        ("DATABASE_URL is empty", vec![("DATABASE_URL", String::new())]),
         ("it names no host", vec![]),
         (
-            "PGPASSWORD holds a password",
+            "PGPASSWORD contains a password",
             vec![("PGHOST", "localhost".into()), ("PGPASSWORD", "hunter2".into())],
         ),
         ("sslmode=prefer can send", vec![url(), ("PGSSLMODE", "prefer".into())]),
         ("the port is not a number", vec![url(), ("PGPORT", "five".into())]),
-        ("definition of service", vec![url(), ("PGSERVICE", "nowhere".into())]),
+        ("the service that it or PGSERVICE names", vec![url(), ("PGSERVICE", "nowhere".into())]),
     ];
     for (expected, mut environment) in cases {
         environment.push(("EXPECTED", expected.to_owned()));
-        run("environment::tells_what_is_wrong", &environment);
+        run("environment::fails_as_expected", &environment);
     }
 }
 
 #[test]
-fn a_password_in_a_service_file_is_told_as_such() {
+fn a_password_in_a_service_file_is_reported() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(file, "[mine]\nhost=db.example.com\npassword=hunter2").unwrap();
     let path = file.path().display().to_string();
-    let expected = "the service file holds a password".to_owned();
+    let expected = "the service file contains a password".to_owned();
     let environment =
         [("PGSERVICEFILE", path), ("PGSERVICE", "mine".into()), ("EXPECTED", expected)];
-    run("environment::tells_what_is_wrong", &environment);
+    run("environment::fails_as_expected", &environment);
 }
 
 #[test]
-fn a_region_that_is_none_is_told_as_such_and_an_empty_one_is_not_set() {
+fn an_invalid_region_is_reported_and_an_empty_one_is_ignored() {
     let url = ("DATABASE_URL", "postgres://app@db.example.com/app".to_owned());
     let expected = |text: &str| ("EXPECTED", text.to_owned());
     let nonsense =
         "AWS_REGION or the AWS profile says \"EU-WEST-1\", which is not of the form eu-west-1";
     run(
-        "environment::tells_what_is_wrong",
+        "environment::fails_as_expected",
         &[url.clone(), ("AWS_REGION", "EU-WEST-1".into()), expected(nonsense)],
     );
-    let none = "neither AWS_REGION nor the AWS profile does";
-    run("environment::tells_what_is_wrong", &[url, ("AWS_REGION", String::new()), expected(none)]);
+    let none = "neither AWS_REGION nor the AWS profile names one";
+    run("environment::fails_as_expected", &[url, ("AWS_REGION", String::new()), expected(none)]);
 }
 
 #[test]
-fn the_region_comes_from_the_profile_when_nothing_else_tells() {
+fn the_region_comes_from_the_profile_last() {
     let rds = start(LocalRds::builder().region("eu-central-1"));
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let credentials = rds.credentials();

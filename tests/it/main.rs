@@ -28,6 +28,7 @@ mod oracles;
 mod outage;
 mod per_thread;
 mod pool;
+mod reports;
 mod review;
 mod secrets;
 mod session;

@@ -13,15 +13,15 @@ use crate::support::moto::Moto;
 use crate::support::{current_user, in_a_child, in_a_network_of_its_own, log, start};
 
 /// A server that trusts one role's credentials and nothing else, and a home for files.
-struct Stage {
-    rds: Arc<LocalRds>,
-    role: Credentials,
+pub(crate) struct Stage {
+    pub(crate) rds: Arc<LocalRds>,
+    pub(crate) role: Credentials,
     home: TempDir,
     environment: Vec<(String, String)>,
 }
 
 impl Stage {
-    fn new() -> Stage {
+    pub(crate) fn new() -> Stage {
         let rds =
             Arc::new(start(LocalRds::builder().certificate_name("sts.us-east-1.amazonaws.com")));
         let role = role_credentials("ROLE");
@@ -34,12 +34,12 @@ impl Stage {
         stage
     }
 
-    fn set(&mut self, name: &str, value: impl Into<String>) {
+    pub(crate) fn set(&mut self, name: &str, value: impl Into<String>) {
         self.environment.push((name.to_owned(), value.into()));
     }
 
     /// The base credentials of a role, in the environment: good for STS, not for the server.
-    fn set_keys(&mut self) {
+    pub(crate) fn set_keys(&mut self) {
         self.set("AWS_ACCESS_KEY_ID", "AKIABASE");
         self.set("AWS_SECRET_ACCESS_KEY", "local-rds-secret-base");
     }
@@ -52,20 +52,20 @@ impl Stage {
         self.set("AWS_WEB_IDENTITY_TOKEN_FILE", token.display().to_string());
     }
 
-    fn write(&self, name: &str, contents: &str) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, contents: &str) -> PathBuf {
         let path = self.home.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, contents).unwrap();
         path
     }
 
-    fn run(&self, test: &str) {
+    pub(crate) fn run(&self, test: &str) {
         let environment: Vec<(&str, &str)> =
             self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         in_a_child(test, &environment);
     }
 
-    fn logs_in(&self) {
+    pub(crate) fn logs_in(&self) {
         self.run("environment::logs_in");
         assert_eq!(self.rds.attempts().len(), 1);
     }
@@ -402,7 +402,7 @@ fn an_sts_that_says_nothing_or_hangs_is_an_error_in_time() {
     };
     for (sts, expected) in [
         (Cloud::start(quiet), "io error"),
-        (Cloud::start(hangs), "web identity: no answer within 10s; see why"),
+        (Cloud::start(hangs), "web identity: no answer within 10s; check why"),
     ] {
         let mut stage = Stage::new();
         stage.set_web_identity(&sts);

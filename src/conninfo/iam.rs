@@ -1,0 +1,188 @@
+//! [`IamConninfo`]: the settings of a login with a token.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::checks::check_iam;
+use super::connection_string::seconds;
+use super::hosts::{self, Host};
+use super::libpq::Settings;
+use super::{invalid, render};
+use crate::connection::IS_READ_WRITE;
+use crate::error::Error;
+
+/// The settings of a connection that logs in with a token.
+#[derive(Clone)]
+pub(crate) struct IamConninfo {
+    settings: BTreeMap<String, String>,
+    hosts: Vec<Host>,
+    /// Keywords that have our default, because the user did not set them.
+    defaulted: Vec<&'static str>,
+    /// `load_balance_hosts=random`. This crate does it, because each host gets its own token.
+    is_balanced: bool,
+    /// Keywords whose values are not shown.
+    secret: Vec<String>,
+}
+
+/// What is set if the user sets nothing, and why.
+const DEFAULTS: &[(&str, &str)] = &[
+    // A token is a password in clear text inside TLS: the end of the TLS connection can use it.
+    ("sslmode", "verify-full"),
+    // Seconds. libpq has no limit; the kernel gives up on a silent host after two minutes.
+    ("connect_timeout", "10"),
+    // Milliseconds. Ends a query to a host that vanished. Linux also counts the time in which the
+    // server does not read, as in a COPY that waits for a lock, so it is longer than a short gap.
+    ("tcp_user_timeout", "30000"),
+    // 10 + 4 * 5 seconds, for systems without tcp_user_timeout. With it, Linux ignores the count.
+    ("keepalives_idle", "10"),
+    ("keepalives_interval", "5"),
+    ("keepalives_count", "4"),
+    // Saves a round trip: RDS with IAM has no GSSAPI encryption.
+    ("gssencmode", "disable"),
+    // A server that asks for anything but a password in TLS does not know IAM (libpq 16).
+    ("require_auth", "password"),
+];
+
+/// Without effect for a login with a token: `service` is resolved already.
+const DROPPED: &[&str] = &["service", "servicefile", "passfile", "password"];
+
+impl IamConninfo {
+    /// Adds our defaults to the settings that the user chose. `all` is what libpq made of them.
+    pub(super) fn new(
+        chosen: BTreeMap<String, String>,
+        all: Settings,
+        load_balance_hosts: Option<String>,
+    ) -> Result<IamConninfo, Error> {
+        let mut settings = chosen;
+        settings.retain(|keyword, _| !DROPPED.contains(&keyword.as_str()));
+        let mut defaulted = Vec::new();
+        for (keyword, value) in DEFAULTS.iter().filter(|(keyword, _)| all.contains_key(*keyword)) {
+            if !settings.contains_key(*keyword) {
+                settings.insert((*keyword).into(), (*value).into());
+                defaulted.push(*keyword);
+            }
+        }
+        if let Some(name) = program() {
+            settings.entry("fallback_application_name".into()).or_insert(name);
+        }
+        let secret = all.into_iter().filter(|(_, it)| it.secret).map(|(keyword, _)| keyword);
+        let is_balanced =
+            is_balanced(load_balance_hosts.or(settings.remove("load_balance_hosts")))?;
+        let list = |keyword: &str| settings.get(keyword).map(String::as_str).unwrap_or_default();
+        let hosts = hosts::hosts(list("host"), list("hostaddr"), list("port"))?;
+        check_iam(&settings)?;
+        Ok(IamConninfo { hosts, defaulted, is_balanced, secret: secret.collect(), settings })
+    }
+
+    fn get(&self, keyword: &str) -> Option<&str> {
+        self.settings.get(keyword).map(String::as_str)
+    }
+
+    /// The hosts to dial, in the order of the string.
+    pub(crate) fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// Whether to try the hosts, and the addresses of each, in random order.
+    pub(crate) fn is_balanced(&self) -> bool {
+        self.is_balanced
+    }
+
+    pub(crate) fn target_session_attrs(&self) -> &str {
+        self.get("target_session_attrs").unwrap_or("any")
+    }
+
+    /// The time limit for one host. `None` is no limit.
+    pub(crate) fn connect_timeout(&self) -> Option<Duration> {
+        seconds(self.get("connect_timeout")?)
+    }
+
+    /// The file of root certificates: as set, or libpq's default. `None` for those of the system.
+    pub(crate) fn sslrootcert(&self) -> Option<PathBuf> {
+        match self.get("sslrootcert") {
+            Some("system") => None,
+            Some(file) => Some(file.into()),
+            None => Some(std::env::home_dir()?.join(".postgresql/root.crt")),
+        }
+    }
+
+    pub(crate) fn user(&self) -> &str {
+        self.get("user").unwrap_or_default()
+    }
+
+    /// libpq's default is the user's name.
+    #[cfg(feature = "doctor")]
+    pub(crate) fn dbname(&self) -> &str {
+        self.get("dbname").unwrap_or_else(|| self.user())
+    }
+
+    pub(crate) fn sslmode(&self) -> &str {
+        self.get("sslmode").unwrap_or_default()
+    }
+
+    /// Returns the query whether the server still has the role of `target_session_attrs`, or `None`
+    /// if all servers have.
+    pub(crate) fn role_check(&self) -> Option<&'static str> {
+        match self.get("target_session_attrs")? {
+            "read-write" => Some(IS_READ_WRITE),
+            "primary" => Some("SELECT NOT pg_is_in_recovery() AS fits"),
+            _ => None,
+        }
+    }
+
+    /// Returns the keywords that the user did not set.
+    pub(crate) fn defaulted(&self) -> &[&'static str] {
+        &self.defaulted
+    }
+
+    /// Returns the settings for another program.
+    pub(crate) fn for_others(&self) -> BTreeMap<String, String> {
+        let mut settings = self.settings.clone();
+        if settings.get("fallback_application_name") == program().as_ref() {
+            settings.remove("fallback_application_name");
+        }
+        settings
+    }
+
+    /// Renders the string for libpq, with a password and the settings of this one connection.
+    pub(crate) fn with_password(&self, password: &str, for_this: &[(&str, &str)]) -> String {
+        let mut settings: BTreeMap<&str, &str> =
+            self.settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        settings.insert("password", password);
+        settings.extend(for_this.iter().copied());
+        render(settings)
+    }
+}
+
+/// Shows the settings as key/value, without secrets.
+impl fmt::Display for IamConninfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.settings.iter().map(|(keyword, value)| {
+            let is_secret = self.secret.contains(keyword);
+            (keyword.as_str(), if is_secret { "***" } else { value.as_str() })
+        });
+        f.write_str(&render(shown.collect()))
+    }
+}
+
+pub(super) fn has_default(keyword: &str) -> bool {
+    DEFAULTS.iter().any(|(known, _)| *known == keyword)
+}
+
+/// libpq before 16 does not read the variable.
+fn is_balanced(set: Option<String>) -> Result<bool, Error> {
+    let set = set.or_else(|| std::env::var("PGLOADBALANCEHOSTS").ok());
+    match set.as_deref().map(str::trim_end) {
+        None | Some("" | "disable") => Ok(false),
+        Some("random") => Ok(true),
+        Some(_) => invalid("load_balance_hosts must be \"disable\" or \"random\""),
+    }
+}
+
+/// The program's name, which pg_stat_activity shows if no `application_name` is set.
+fn program() -> Option<String> {
+    let path = std::env::current_exe().ok()?;
+    Some(path.file_stem()?.to_string_lossy().into_owned())
+}
