@@ -11,7 +11,7 @@ use crate::conninfo::{ConnectionString, IamConninfo, Keywords, invalid};
 use crate::credentials::{Configured, CredentialsCache, Role, Source};
 use crate::error::Error;
 use crate::login::ca_bundle::CaBundle;
-use crate::login::{Iam, Login, Password, targets};
+use crate::login::{Iam, Login, targets};
 use crate::manager::RdsConnectionManager;
 
 impl RdsConnectionManager {
@@ -250,8 +250,7 @@ impl Builder {
             Login::Iam(Box::new(self.build_iam(string.with_iam()?, &keywords)?))
         } else {
             log::info!("IAM authentication is off: libpq logs in as the connection string says");
-            let (conninfo, connect_timeout) = string.without_iam()?;
-            Login::Password(Password { conninfo, connect_timeout })
+            Login::Password(string.without_iam()?)
         };
         Ok(RdsConnectionManager::with(login, max_lifetime, validate_after))
     }

@@ -69,7 +69,7 @@ impl RdsConnectionManager {
     pub fn libpq_login(&self) -> Result<LibpqLogin, Error> {
         match &*self.login {
             Login::Iam(iam) => LibpqLogin::new(iam),
-            Login::Password(password) => LibpqLogin::without_iam(&password.conninfo),
+            Login::Password(password) => LibpqLogin::without_iam(&password.text),
         }
     }
 }

@@ -288,7 +288,7 @@ impl RdsConnectionManager {
     fn role_check(&self, connection: &mut PgConnection) -> Option<RoleCheck> {
         let wanted = match &*self.login {
             Login::Iam(iam) => iam.conninfo.role_check(),
-            Login::Password(_) => None,
+            Login::Password(password) => password.role_check,
         };
         if let Some(query) = wanted {
             return Some(RoleCheck { query, is_required: true });

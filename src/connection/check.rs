@@ -7,8 +7,18 @@ use diesel::{PgConnection, RunQueryDsl};
 use crate::error::{Error, Retirement};
 
 /// Whether the server accepts writes, as libpq checks it for `target_session_attrs=read-write`.
-pub(crate) const IS_READ_WRITE: &str = "SELECT NOT pg_is_in_recovery() AND NOT \
+pub(super) const IS_READ_WRITE: &str = "SELECT NOT pg_is_in_recovery() AND NOT \
     current_setting('default_transaction_read_only')::boolean AS fits";
+
+/// Returns the query whether the server still has the role that `target_session_attrs` asks for, or
+/// `None` if every server has it.
+pub(crate) fn role_check(target_session_attrs: &str) -> Option<&'static str> {
+    match target_session_attrs {
+        "read-write" => Some(IS_READ_WRITE),
+        "primary" => Some("SELECT NOT pg_is_in_recovery() AS fits"),
+        _ => None,
+    }
+}
 
 /// A query that checks the role of a server.
 #[derive(Clone, Copy)]

@@ -19,7 +19,8 @@ use diesel::result::Error as QueryError;
 
 use crate::error::Retirement;
 use crate::stats::Counters;
-pub(crate) use check::{IS_READ_WRITE, Role, RoleCheck, peek, ping};
+use check::IS_READ_WRITE;
+pub(crate) use check::{Role, RoleCheck, peek, ping, role_check};
 use condition::{Condition, condition_after};
 pub(crate) use generation::Generation;
 pub(crate) use moment::Moment;

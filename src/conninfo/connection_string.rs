@@ -11,6 +11,7 @@ use super::libpq::{self, Setting, Settings};
 use super::redact::redacted;
 use super::variables::UntrimmedVariable;
 use super::{c_string, invalid, is_uri, malformed};
+use crate::connection::role_check;
 use crate::error::Error;
 
 /// A connection string, completed by libpq's PG* variables and service file.
@@ -25,6 +26,15 @@ pub(crate) struct ConnectionString {
 
 /// Written out even if libpq has a default, so that the name signed for is the name dialled.
 const PINNED: &[&str] = &["host", "port", "user", "dbname"];
+
+/// The settings of a login without IAM (`rds_iam_auth=false`).
+pub(crate) struct PasswordConninfo {
+    /// The string for libpq: as it came, without our keywords.
+    pub(crate) text: String,
+    pub(crate) connect_timeout: Option<Duration>,
+    /// The query whether the server still has the role of `target_session_attrs`.
+    pub(crate) role_check: Option<&'static str>,
+}
 
 impl ConnectionString {
     /// Takes our own keywords out of `conninfo`. libpq must understand the rest.
@@ -59,9 +69,8 @@ impl ConnectionString {
         self.explicit.contains_key("password")
     }
 
-    /// Returns the string for a login without IAM: as it came, without our keywords. And its
-    /// `connect_timeout`.
-    pub(crate) fn without_iam(&self) -> Result<(String, Option<Duration>), Error> {
+    /// Returns the settings of a login without IAM.
+    pub(crate) fn without_iam(&self) -> Result<PasswordConninfo, Error> {
         if self.keywords.load_balance_hosts.is_some() {
             return invalid(
                 "this libpq is too old for load_balance_hosts; remove it, or update libpq to 16",
@@ -73,7 +82,12 @@ impl ConnectionString {
         }
         let all = self.complete()?;
         check_numbers(&all)?;
-        Ok((self.shown(), all["connect_timeout"].value.as_deref().and_then(seconds)))
+        let value = |keyword: &str| all.get(keyword)?.value.as_deref();
+        Ok(PasswordConninfo {
+            text: self.shown(),
+            connect_timeout: value("connect_timeout").and_then(seconds),
+            role_check: value("target_session_attrs").and_then(role_check),
+        })
     }
 
     fn shown(&self) -> String {
@@ -277,7 +291,7 @@ mod tests {
         for (conninfo, rest) in cases {
             let string = ConnectionString::parse(conninfo).unwrap();
             assert_eq!(string.keywords.rds_iam_auth, Some(false));
-            assert_eq!(string.without_iam().unwrap().0, rest, "{conninfo}");
+            assert_eq!(string.without_iam().unwrap().text, rest, "{conninfo}");
         }
     }
 

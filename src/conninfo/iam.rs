@@ -10,7 +10,7 @@ use super::connection_string::seconds;
 use super::hosts::{self, Host};
 use super::libpq::Settings;
 use super::{invalid, render};
-use crate::connection::IS_READ_WRITE;
+use crate::connection::role_check;
 use crate::error::Error;
 
 /// The settings of a connection that logs in with a token.
@@ -122,14 +122,9 @@ impl IamConninfo {
         self.get("sslmode").unwrap_or_default()
     }
 
-    /// Returns the query whether the server still has the role of `target_session_attrs`, or `None`
-    /// if all servers have.
+    /// Returns the query whether the server still has the role of `target_session_attrs`.
     pub(crate) fn role_check(&self) -> Option<&'static str> {
-        match self.get("target_session_attrs")? {
-            "read-write" => Some(IS_READ_WRITE),
-            "primary" => Some("SELECT NOT pg_is_in_recovery() AS fits"),
-            _ => None,
-        }
+        role_check(self.target_session_attrs())
     }
 
     /// Returns the keywords that the user did not set.

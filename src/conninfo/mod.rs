@@ -15,7 +15,7 @@ use std::ffi::CString;
 
 use crate::error::Error;
 pub(crate) use checks::{LONGEST_NAME, signed_host};
-pub(crate) use connection_string::ConnectionString;
+pub(crate) use connection_string::{ConnectionString, PasswordConninfo};
 pub(crate) use hosts::{Host, one_or_one_for_each};
 pub(crate) use iam::IamConninfo;
 pub(crate) use keywords::Keywords;

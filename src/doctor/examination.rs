@@ -49,7 +49,7 @@ impl Examination<'_> {
         let mut examination = Examination { report, on_step };
         match &**login {
             Login::Iam(iam) => examination.by_token(login, iam),
-            Login::Password(password) => examination.by_password(login, &password.conninfo),
+            Login::Password(password) => examination.by_password(login, &password.text),
         }
         examination.report
     }

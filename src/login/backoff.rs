@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::backoff::BackOff;
 use crate::error::{Error, LoginFailure, Outlook};
 
 /// The last error, for all who wait for a connection, and the waits between logins: after a
@@ -19,7 +20,8 @@ struct Streak {
     last: Option<LastError>,
     /// The causes that were reported at error level.
     reported: Vec<LoginFailure>,
-    pause: Option<Pause>,
+    /// The wait before the next login, and which failures caused it.
+    pause: Option<(Outlook, BackOff)>,
 }
 
 /// An error of which r2d2 keeps only the text.
@@ -44,13 +46,6 @@ pub(crate) struct EndedStreak {
     pub(crate) lasted: Duration,
 }
 
-/// The wait between two logins, whichever threads make them.
-struct Pause {
-    until: Instant,
-    length: Duration,
-    longest: Duration,
-}
-
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -64,15 +59,14 @@ impl Backoff {
     /// others the next, longer pause starts.
     pub(crate) fn begin(&self, now: Instant) -> Result<(), Error> {
         let mut streak = self.0.lock();
-        let Streak { last: Some(last), pause: Some(pause), .. } = &mut *streak else {
+        let Streak { last: Some(last), pause: Some((_, pause)), .. } = &mut *streak else {
             return Ok(());
         };
-        if now < pause.until {
+        if let Some(wait) = pause.wait(now) {
             let LastError { text: cause, failure, is_transient } = last.clone();
-            return Err(Error::Paused { wait: pause.until - now, cause, failure, is_transient });
+            return Err(Error::Paused { wait, cause, failure, is_transient });
         }
-        pause.length = (2 * pause.length).min(pause.longest);
-        pause.until = now + pause.length;
+        pause.failed(now);
         Ok(())
     }
 
@@ -112,14 +106,19 @@ impl Backoff {
 
 impl Streak {
     /// A pause that has started continues if the next failure is of the same kind.
-    fn next_pause(&mut self, outlook: Outlook, now: Instant) -> Option<Pause> {
-        let (length, longest) = match outlook {
-            Outlook::Permanent => (FIRST_PAUSE, LONGEST_PAUSE),
-            Outlook::Unknown if self.failures >= BURST => (PAUSE_AFTER_BURST, PAUSE_AFTER_BURST),
+    fn next_pause(&mut self, outlook: Outlook, now: Instant) -> Option<(Outlook, BackOff)> {
+        let mut pause = match outlook {
+            Outlook::Permanent => BackOff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            Outlook::Unknown if self.failures >= BURST => {
+                BackOff::new(PAUSE_AFTER_BURST, PAUSE_AFTER_BURST)
+            }
             _ => return None,
         };
-        let started = self.pause.take().filter(|pause| pause.longest == longest);
-        Some(started.unwrap_or(Pause { until: now + length, length, longest }))
+        let started = self.pause.take().filter(|(kind, _)| *kind == outlook);
+        started.or_else(|| {
+            pause.failed(now);
+            Some((outlook, pause))
+        })
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use diesel::{Connection, PgConnection};
 
+use crate::conninfo::PasswordConninfo;
 use crate::error::{EndpointKind, Error, LoginContext, Method};
 use crate::stats::Counters;
 use backoff::Backoff;
@@ -29,13 +30,7 @@ pub(crate) enum Login {
     /// With a new token for each connection.
     Iam(Box<Iam>),
     /// `rds_iam_auth=false`.
-    Password(Password),
-}
-
-pub(crate) struct Password {
-    /// The connection string for libpq.
-    pub(crate) conninfo: String,
-    pub(crate) connect_timeout: Option<Duration>,
+    Password(PasswordConninfo),
 }
 
 /// r2d2 has three threads for all work of a pool, and a waiting thread should get the cause within
@@ -110,24 +105,22 @@ impl Login {
 #[derive(Clone, Copy)]
 enum Destination<'a> {
     Iam(&'a Iam, &'a Target),
-    Password(&'a Password),
+    Password(&'a PasswordConninfo),
 }
 
 impl Destination<'_> {
     fn log_in(self, role: &str) -> Result<PgConnection, Error> {
         match self {
             Destination::Iam(iam, target) => iam.log_in(target, role),
-            Destination::Password(password) => password.log_in(),
+            Destination::Password(conninfo) => log_in_by_password(conninfo),
         }
     }
 }
 
-impl Password {
-    fn log_in(&self) -> Result<PgConnection, Error> {
-        let context = LoginContext { method: Method::Password, endpoint: EndpointKind::Other };
-        let connected = PgConnection::establish(&self.conninfo);
-        connected.map_err(|error| Error::connect("the database (without IAM)", context, error))
-    }
+fn log_in_by_password(conninfo: &PasswordConninfo) -> Result<PgConnection, Error> {
+    let context = LoginContext { method: Method::Password, endpoint: EndpointKind::Other };
+    let connected = PgConnection::establish(&conninfo.text);
+    connected.map_err(|error| Error::connect("the database (without IAM)", context, error))
 }
 
 /// The attempts of one login.
