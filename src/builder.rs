@@ -101,8 +101,8 @@ impl Builder {
 
     /// The AWS region of the database.
     ///
-    /// Defaults to the region in the host name; then AWS_REGION, AWS_DEFAULT_REGION or the region of
-    /// the profile.
+    /// Defaults to the region in the host name; then AWS_REGION, AWS_DEFAULT_REGION or the region
+    /// of the profile.
     pub fn region_name(mut self, region: impl Into<String>) -> Self {
         self.keywords.region_name = Some(region.into());
         self

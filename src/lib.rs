@@ -19,9 +19,9 @@
 //! # }
 //! ```
 //!
-//! The URL needs a file of root certificates beside it:
-//! [install the root certificates](guide::tls) shows the two lines. The database needs a user with
-//! the role `rds_iam` and an IAM policy: [set up AWS and the database](guide::aws) has the steps.
+//! The URL needs a file of root certificates beside it: [install the root certificates](guide::tls)
+//! shows the two lines. The database needs a user with the role `rds_iam` and an IAM policy: [set
+//! up AWS and the database](guide::aws) has the steps.
 //!
 //! Connections are diesel's own [`PgConnection`](diesel::PgConnection), so queries stay as they
 //! are. [Change from diesel's manager](guide::from_diesel) shows what changes in a program.

@@ -29,7 +29,8 @@ use crate::token::{AuthToken, encode};
 /// ```
 #[derive(Clone)]
 pub struct LibpqLogin {
-    /// Keyword and value. With several hosts, the values of `host`, `hostaddr` and `port` are lists.
+    /// Keyword and value. With several hosts, the values of `host`, `hostaddr` and `port` are
+    /// lists.
     settings: BTreeMap<String, String>,
     /// Keywords in `settings` that the user did not set.
     defaulted: Vec<&'static str>,

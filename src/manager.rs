@@ -50,10 +50,11 @@ pub struct RdsConnectionManager {
 }
 
 impl RdsConnectionManager {
-    /// Returns the text of the last error of [`connect`](ManageConnection::connect), which says what
-    /// to do. Returns `None` after a success.
+    /// Returns the text of the last error of [`connect`](ManageConnection::connect), which says
+    /// what to do. Returns `None` after a success.
     ///
-    /// r2d2 reports an error to one of the waiting threads. [`Pool`](crate::Pool) reports it to all.
+    /// r2d2 reports an error to one of the waiting threads. [`Pool`](crate::Pool) reports it to
+    /// all.
     pub fn last_error(&self) -> Option<String> {
         self.backoff.last_error().map(|last| last.text)
     }
@@ -66,7 +67,8 @@ impl RdsConnectionManager {
         })
     }
 
-    /// Closes each connection that is open now, at its next check-in or checkout. No operation fails.
+    /// Closes each connection that is open now, at its next check-in or checkout. No operation
+    /// fails.
     ///
     /// Use it after a change that only new connections see: rights that were rotated, a restored
     /// database, a server that moved.

@@ -46,12 +46,13 @@ pub(crate) struct Exec {
     /// Keep a valid token available for as long as the command runs
     ///
     /// A command that connects again after 15 minutes needs another token. A second process of
-    /// rds-iam writes new tokens to a passfile, which libpq reads at each login, and removes it when
-    /// the command ends.
+    /// rds-iam writes new tokens to a passfile, which libpq reads at each login, and removes it
+    /// when the command ends.
     ///
     /// The passfile belongs to the user who runs rds-iam, and libpq reads it only as that user. If
-    /// the command changes the user (gosu, su-exec, setpriv, runuser, sudo), run rds-iam after that:
-    /// gosu app rds-iam exec --refresh -- server. The file is in XDG_RUNTIME_DIR if that is set.
+    /// the command changes the user (gosu, su-exec, setpriv, runuser, sudo), run rds-iam after
+    /// that: gosu app rds-iam exec --refresh -- server. The file is in XDG_RUNTIME_DIR if that is
+    /// set.
     #[arg(long)]
     refresh: bool,
 
@@ -74,7 +75,8 @@ impl Exec {
             Some(program) if start == 1 && program.as_encoded_bytes().starts_with(b"-") => {
                 Err(Failure::new(
                     2,
-                    "an option stands after the connection string\nhelp: rds-iam exec OPTIONS URL -- COMMAND",
+                    "an option stands after the connection string\nhelp: rds-iam exec OPTIONS \
+                     URL -- COMMAND",
                 ))
             }
             Some(_) => Ok((Some(url), start)),

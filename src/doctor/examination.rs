@@ -149,8 +149,8 @@ impl Examination<'_> {
     }
 }
 
-/// Returns a setting or a file that only libpq applies. Then only libpq may send a token, because it
-/// can refuse a server that passes all checks here.
+/// Returns a setting or a file that only libpq applies. Then only libpq may send a token, because
+/// it can refuse a server that passes all checks here.
 fn only_by_libpq(conninfo: &IamConninfo) -> Option<String> {
     let settings = conninfo.for_others();
     let is_set = |keyword: &&&str| match settings.get(**keyword).map(String::as_str) {

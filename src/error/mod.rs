@@ -237,9 +237,9 @@ impl Error {
 
     /// Returns whether the same call can succeed later without a change by a person.
     ///
-    /// `true` for a server that starts, fails over, cannot be reached or has no connection left, for
-    /// a source of credentials that did not answer, for a connection that was replaced, and for a
-    /// pool whose connections are all in use. With several hosts one transient failure is enough.
+    /// `true` for a server that starts, fails over, cannot be reached or has no connection left,
+    /// for a source of credentials that did not answer, for a connection that was replaced, and for
+    /// a pool whose connections are all in use. With several hosts one transient failure is enough.
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Connect { .. } | Error::Resolve { .. } => {

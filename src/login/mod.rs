@@ -41,8 +41,8 @@ const PREFER_STANDBY: &str = "prefer-standby";
 
 impl Login {
     /// Logs in, and retries while the server starts or has another role, for `connect_timeout` and
-    /// at most 10 seconds. r2d2 itself would wait for up to half its `connection_timeout`. A refused
-    /// login is not retried, because it counts against the server's limits.
+    /// at most 10 seconds. r2d2 itself would wait for up to half its `connection_timeout`. A
+    /// refused login is not retried, because it counts against the server's limits.
     pub(crate) fn connect(
         &self,
         backoff: &Backoff,

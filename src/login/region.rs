@@ -61,7 +61,8 @@ fn region_for(
         }
         (Some(region), _) => Ok((region, RegionFrom::Setting)),
         (None, Some(in_name)) => Ok((in_name.to_owned(), RegionFrom::HostName)),
-        // AWS_REGION is the region of this program. The writer of a global database can be elsewhere.
+        // AWS_REGION is the region of this program. The writer of a global database can be
+        // elsewhere.
         (None, None) if name.kind() == HostKind::GlobalWriter => Err(Error::Region {
             host: name.as_str().to_owned(),
             reason: "the name of a global database contains no region, and its writer can move"

@@ -9,8 +9,8 @@ use crate::error::Error;
 /// each checkout and check-in.
 ///
 /// The manager itself logs failed logins and closed connections.
-/// [`pool_builder`](crate::RdsConnectionManager::pool_builder) sets it as both of r2d2's handlers. A
-/// handler of a program can call it:
+/// [`pool_builder`](crate::RdsConnectionManager::pool_builder) sets it as both of r2d2's handlers.
+/// A handler of a program can call it:
 ///
 /// ```
 /// use diesel_rds_iam::PoolLog;

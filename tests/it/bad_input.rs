@@ -62,14 +62,16 @@ const CASES: &[(&str, &str)] = &[
     ),
     (
         "service=nowhere",
-        "the service that it or PGSERVICE names is not defined; check its name, PGSERVICEFILE and ~/.pg_service.conf",
+        "the service that it or PGSERVICE names is not defined; check its name, PGSERVICEFILE \
+         and ~/.pg_service.conf",
     ),
     ("postgres://app@/app", NO_HOST),
     ("hostaddr=10.0.0.1 user=app region_name=eu-west-1", NO_HOST),
     ("postgres:///app?host=/var/run/postgresql", UNIX_SOCKET),
     ("host=@abstract user=app", UNIX_SOCKET),
     (
-        "host=a.example.com,b.example.com port=5432 user=app iam_host=c.example.com,d.example.com,e.example.com region_name=eu-west-1",
+        "host=a.example.com,b.example.com port=5432 user=app \
+         iam_host=c.example.com,d.example.com,e.example.com region_name=eu-west-1",
         "iam_host has 3 values for 2 hosts; give one value for each host",
     ),
     (
@@ -92,19 +94,23 @@ const CASES: &[(&str, &str)] = &[
     ("host=db.example.com user=app password='hunter2'", PASSWORD),
     (
         "postgres://app@db.example.com/app?sslmode=disable",
-        "sslmode=disable can send the token in clear text; set sslmode=verify-full, and sslrootcert= to the RDS CA bundle",
+        "sslmode=disable can send the token in clear text; set sslmode=verify-full, and \
+         sslrootcert= to the RDS CA bundle",
     ),
     (
         "postgres://app@db.example.com/app?sslmode=allow",
-        "sslmode=allow can send the token in clear text; set sslmode=verify-full, and sslrootcert= to the RDS CA bundle",
+        "sslmode=allow can send the token in clear text; set sslmode=verify-full, and \
+         sslrootcert= to the RDS CA bundle",
     ),
     (
         "postgres://app@db.example.com/app?sslmode=prefer",
-        "sslmode=prefer can send the token in clear text; set sslmode=verify-full, and sslrootcert= to the RDS CA bundle",
+        "sslmode=prefer can send the token in clear text; set sslmode=verify-full, and \
+         sslrootcert= to the RDS CA bundle",
     ),
     (
         "postgres://app@db.example.com/app?sslmode=never",
-        "the value of sslmode is not one that libpq accepts; see libpq's \"Parameter Key Words\" for its values",
+        "the value of sslmode is not one that libpq accepts; see libpq's \"Parameter Key Words\" \
+         for its values",
     ),
     ("postgres://app@10.0.0.1/app?region_name=eu-west-1", ADDRESS),
     ("postgres://app@[::1]/app?region_name=eu-west-1", ADDRESS),
@@ -122,15 +128,20 @@ const CASES: &[(&str, &str)] = &[
     ),
 ];
 
-const AT_SIGN: &str = "it has an @ in or after the host; percent-encode user and password (@ is %40, / is %2F, : is %3A)";
-const NO_EQUALS: &str = "it has a word without =; write postgres://USER@HOST:5432/DATABASE, or pairs keyword=value with single quotes around values that contain spaces";
+const AT_SIGN: &str = "it has an @ in or after the host; percent-encode user and password (@ is \
+                       %40, / is %2F, : is %3A)";
+const NO_EQUALS: &str = "it has a word without =; write postgres://USER@HOST:5432/DATABASE, or \
+                         pairs keyword=value with single quotes around values that contain spaces";
 const PORT: &str = "the port is not a number from 1 to 65535; RDS for PostgreSQL listens on 5432";
 const PERCENT: &str = "a % is not followed by two hexadecimal digits; write a literal % as %25";
 const NO_HOST: &str =
     "it names no host, and IAM works over TCP only; set host= or PGHOST to the RDS endpoint";
-const UNIX_SOCKET: &str = "the host is a unix socket, and IAM works over TCP only; name the RDS endpoint, or set rds_iam_auth=false";
-const PASSWORD: &str = "it contains a password, but IAM makes its own; remove the password, or set rds_iam_auth=false to log in with it";
-const ADDRESS: &str = "the host is an IP address, and a token is signed for a name; set iam_host= to the RDS endpoint";
+const UNIX_SOCKET: &str = "the host is a unix socket, and IAM works over TCP only; name the RDS \
+                           endpoint, or set rds_iam_auth=false";
+const PASSWORD: &str = "it contains a password, but IAM makes its own; remove the password, or \
+                        set rds_iam_auth=false to log in with it";
+const ADDRESS: &str = "the host is an IP address, and a token is signed for a name; set \
+                       iam_host= to the RDS endpoint";
 const IAM_PORT: &str =
     "iam_port is not a number from 1 to 65535; set it to the port of the RDS endpoint";
 
@@ -138,11 +149,14 @@ const IAM_PORT: &str =
 const WITHOUT_REGION: &[(&str, &str)] = &[
     (
         "postgres://app@db.example.com/app",
-        "no AWS region for db.example.com: the host name contains none, and neither AWS_REGION nor the AWS profile names one; set region_name= in the connection string",
+        "no AWS region for db.example.com: the host name contains none, and neither AWS_REGION \
+         nor the AWS profile names one; set region_name= in the connection string",
     ),
     (
         "postgres://app@my.global-abc123.global.rds.amazonaws.com/app",
-        "no AWS region for my.global-abc123.global.rds.amazonaws.com: the name of a global database contains no region, and its writer can move; set region_name= in the connection string",
+        "no AWS region for my.global-abc123.global.rds.amazonaws.com: the name of a global \
+         database contains no region, and its writer can move; set region_name= in the \
+         connection string",
     ),
 ];
 
@@ -219,7 +233,11 @@ fn no_credentials() {
     let message = manager.connect().err().expect("connected").to_string();
     assert_eq!(
         message,
-        "no AWS credentials: environment: environment variable not set; profile \"default\": not set up; web identity: $AWS_WEB_IDENTITY_TOKEN_FILE was not set; container: ECS provider not configured; instance metadata: IMDS disabled by AWS_EC2_METADATA_DISABLED env var set to `true`; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the task or instance a role"
+        "no AWS credentials: environment: environment variable not set; profile \"default\": not \
+         set up; web identity: $AWS_WEB_IDENTITY_TOKEN_FILE was not set; container: ECS provider \
+         not configured; instance metadata: IMDS disabled by AWS_EC2_METADATA_DISABLED env var \
+         set to `true`; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give \
+         the task or instance a role"
     );
 }
 

@@ -335,7 +335,8 @@ mod exec {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let (port, roots) = (rds.port(), rds.ca_file().display());
         let url = format!(
-            "host=nosuch.invalid,localhost port={port} user=app dbname=app region_name=us-east-1 iam_host=localhost sslrootcert='{roots}'"
+            "host=nosuch.invalid,localhost port={port} user=app dbname=app region_name=us-east-1 \
+             iam_host=localhost sslrootcert='{roots}'"
         );
         let psql = ["exec", "--", "psql", "-Atc", "SELECT current_user"];
         assert_eq!(run(rds_iam(&rds, &folder, &psql).env("DATABASE_URL", url)).stdout, "app\n");
@@ -345,7 +346,8 @@ mod exec {
     fn ignored_signals_stay_ignored() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let script = format!(
-            "trap '' HUP; {RDS_IAM} exec --refresh -- sh -c 'kill -HUP $PPID; kill -HUP $$; echo on'"
+            "trap '' HUP; {RDS_IAM} exec --refresh -- sh -c 'kill -HUP $PPID; kill -HUP $$; echo \
+             on'"
         );
         let said = run(program("sh", &folder).args(["-c", &script]).envs(rds.environment()));
         assert_eq!((said.code, said.stdout.as_str()), (Some(0), "on\n"), "{said:?}");
@@ -360,9 +362,11 @@ mod exec {
             .unwrap();
         let (a, b, roots) = (down.port(), up.port(), roots.display());
         let url = format!(
-            "host=localhost,localhost port={a},{b} user=app dbname=app region_name=us-east-1 sslrootcert='{roots}'"
+            "host=localhost,localhost port={a},{b} user=app dbname=app region_name=us-east-1 \
+             sslrootcert='{roots}'"
         );
-        let psql = "psql -Atc 'SELECT inet_server_port()' && psql -Atc 'SELECT inet_server_port()' \"$DATABASE_URL\"";
+        let psql = "psql -Atc 'SELECT inet_server_port()' && psql -Atc 'SELECT \
+                    inet_server_port()' \"$DATABASE_URL\"";
         let mut command = rds_iam(&down, &folder, &["exec", "--", "sh", "-c", psql]);
         assert_eq!(run(command.env("DATABASE_URL", &url)).stdout, format!("{a}\n{a}\n"));
         down.stop();
@@ -434,7 +438,8 @@ mod exec {
 
     /// Starts a command that waits for a signal. Returns the folder of its passfile too.
     fn waiting(rds: &LocalRds, folder: &TempDir) -> (Child, PathBuf) {
-        let script = "trap 'echo caught; exit 7' USR1; dirname \"$PGPASSFILE\"; while :; do sleep 0.05; done";
+        let script = "trap 'echo caught; exit 7' USR1; dirname \"$PGPASSFILE\"; while :; do \
+                      sleep 0.05; done";
         let mut command = rds_iam(rds, folder, &["exec", "--refresh", "--", "sh", "-c", script]);
         let mut child =
             command.env("XDG_RUNTIME_DIR", folder.path()).stdout(Stdio::piped()).spawn().unwrap();
@@ -812,7 +817,8 @@ mod env_and_token {
     fn a_shell_evaluates_the_variables() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         let script = format!(
-            "eval \"$({RDS_IAM} env)\" && psql -Atc 'SELECT current_user' && echo \"${{PGPASSFILE-unset}}\""
+            "eval \"$({RDS_IAM} env)\" && psql -Atc 'SELECT current_user' && echo \
+             \"${{PGPASSFILE-unset}}\""
         );
         let mut command = program("sh", &folder);
         let said = run(command

@@ -207,7 +207,8 @@ fn a_step_that_passed_has_one_line_and_its_facts_with_verbose() {
 #[test]
 fn escapes_and_tokens_of_a_server_are_not_printed() {
     let early = server_that_says(
-        b"E\0\0\0\x49SFATAL\0C28000\0M\x1b]0;x\x07host/?X-Amz-Signature=abc\x1b[2J nothing like it\0\0",
+        b"E\0\0\0\x49SFATAL\0C28000\0M\x1b]0;x\x07host/?X-Amz-Signature=abc\x1b[2J nothing like \
+          it\0\0",
     );
     let roots = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/roots.pem");
     let early = at(format!(
@@ -232,8 +233,8 @@ fn escapes_and_tokens_of_a_server_are_not_printed() {
     }
 }
 
-/// libpq refuses a revoked certificate, and other TLS versions. The doctor's own login knows nothing
-/// of these settings.
+/// libpq refuses a revoked certificate, and other TLS versions. The doctor's own login knows
+/// nothing of these settings.
 #[test]
 fn settings_of_libpq_alone_leave_the_login_to_libpq() {
     let rds = start(LocalRds::builder());

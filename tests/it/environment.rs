@@ -71,9 +71,8 @@ fn each_doubtful_setting_is_warned_of_once() {
     let rds = start(LocalRds::builder().endpoint("db.abc.eu-west-1.rds.amazonaws.com", 5432));
     assert_eq!(
         warnings(rds.environment()),
-        [
-            "region_name=us-east-1 is used to sign, but db.abc.eu-west-1.rds.amazonaws.com is in eu-west-1"
-        ]
+        ["region_name=us-east-1 is used to sign, but db.abc.eu-west-1.rds.amazonaws.com is in \
+             eu-west-1"]
     );
     let rds = start(LocalRds::builder());
     assert!(warnings(rds.environment()).is_empty());
@@ -82,7 +81,8 @@ fn each_doubtful_setting_is_warned_of_once() {
         environment[0].1 =
             rds.database_url().replace("sslmode=verify-full", &format!("sslmode={sslmode}"));
         let expected = format!(
-            "sslmode={sslmode} does not check the server's name: another server can get the token; use verify-full"
+            "sslmode={sslmode} does not check the server's name: another server can get the \
+             token; use verify-full"
         );
         assert_eq!(warnings(environment), [expected]);
     }

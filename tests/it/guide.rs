@@ -235,7 +235,8 @@ fn other_blocks_are_well_formed() {
                 "dockerfile" => parse_dockerfile(&text, &what),
                 "hcl" => parse_in_python("import hcl2; hcl2.load(sys.stdin)", &text, &what),
                 "ini" => parse_in_python(
-                    "import configparser; configparser.ConfigParser().read_string(sys.stdin.read())",
+                    "import configparser; \
+                     configparser.ConfigParser().read_string(sys.stdin.read())",
                     &text,
                     &what,
                 ),

@@ -132,7 +132,8 @@ fn role_arn_with_a_source_profile() {
     stage.set("AWS_ENDPOINT_URL_STS", sts.url());
     stage.write(
         ".aws/config",
-        "[default]\nrole_arn=arn:aws:iam::111122223333:role/r\nsource_profile=base\n[profile base]\naws_access_key_id=AKIABASE\naws_secret_access_key=local-rds-secret-base\n",
+        "[default]\nrole_arn=arn:aws:iam::111122223333:role/r\nsource_profile=base\n[profile \
+         base]\naws_access_key_id=AKIABASE\naws_secret_access_key=local-rds-secret-base\n",
     );
     stage.logs_in();
     assert_eq!(sts.calls(), 1);
@@ -310,7 +311,8 @@ const BAD_FILES: &[(&str, &str, &str)] = &[
     (".aws/config", "[default]\ncredential_process=echo nonsense\n", "profile \"default\": "),
     (
         ".aws/config",
-        "[default]\ncredential_process=echo '{\"Version\":1,\"AccessKeyId\":\"AKIA1\",\"SecretAccessKey\":\"local-rds-secret-x\",\"SessionToken\":\"t\",\"Expiration\":\"2020-01-01T00:00:00Z\"}'\n",
+        "[default]\ncredential_process=echo \
+         '{\"Version\":1,\"AccessKeyId\":\"AKIA1\",\"SecretAccessKey\":\"local-rds-secret-x\",\"SessionToken\":\"t\",\"Expiration\":\"2020-01-01T00:00:00Z\"}'\n",
         "gave credentials that ended at 2020-01-01T00:00:00Z",
     ),
     (".aws/credentials", "\u{0}\u{1}\u{2}", "profile \"default\": "),
@@ -377,7 +379,8 @@ fn a_profile_that_does_not_exist_is_named() {
 
 #[test]
 fn a_broken_sts_is_named() {
-    let denied = "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>not authorized to assume r</Message></Error></ErrorResponse>";
+    let denied = "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>not \
+                  authorized to assume r</Message></Error></ErrorResponse>";
     for (status, body, expected) in [
         (403, denied, "not authorized to assume r"),
         (500, "", "web identity: "),

@@ -203,7 +203,8 @@ fn a_body_that_is_cut_off_stores_nothing() {
     let mut client = connect(&web).unwrap();
     client
         .write_all(
-            b"POST /entries HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-www-form-urlencoded\r\ncontent-length: 20\r\n\r\ntext=half",
+            b"POST /entries HTTP/1.1\r\nhost: a\r\ncontent-type: \
+              application/x-www-form-urlencoded\r\ncontent-length: 20\r\n\r\ntext=half",
         )
         .unwrap();
     client.shutdown(Shutdown::Write).unwrap();
@@ -506,7 +507,8 @@ fn status_counts_closed_connections_by_reason() {
     assert_eq!(status.matches("class=\"idle\"").count(), 8);
     assert!(
         status.contains(
-            "<desc id=\"picture-desc\">0 in use, 8 idle. Each is closed in the last tenth of 0:03 min."
+            "<desc id=\"picture-desc\">0 in use, 8 idle. Each is closed in the last tenth of \
+             0:03 min."
         ),
         "{status}"
     );

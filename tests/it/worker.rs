@@ -22,7 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// As in examples/worker/workers.rs.
 const POLL: Duration = Duration::from_secs(5);
 
-const IN_A_JOB: &str = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state = 'active' AND query LIKE '%pg_sleep%'";
+const IN_A_JOB: &str = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state = \
+                        'active' AND query LIKE '%pg_sleep%'";
 const LISTENERS: &str = "SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN jobs'";
 const LEFT: &str = "SELECT count(*) FROM jobs WHERE died_at IS NULL";
 const DONE: &str = "SELECT count(*) FROM ledger";

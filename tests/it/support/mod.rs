@@ -77,7 +77,8 @@ pub(crate) fn log_in(rds: &LocalRds, user: &str, password: &str) -> ConnectionRe
     let (user, password) = (quote(user), quote(password));
     let (port, root) = (rds.port(), rds.ca_file().display());
     PgConnection::establish(&format!(
-        "host=localhost port={port} user='{user}' dbname=app sslmode=verify-full sslrootcert='{root}' password='{password}'"
+        "host=localhost port={port} user='{user}' dbname=app sslmode=verify-full \
+         sslrootcert='{root}' password='{password}'"
     ))
 }
 
