@@ -29,7 +29,7 @@ use crate::error::{Error, LoginFailure, Retirement};
 pub struct Stats {
     /// Attempts to log in, one for each host that was tried. Failures are included. A retry with a
     /// rotated key pair is part of its attempt.
-    pub logins: u64,
+    pub login_attempts: u64,
     /// Attempts that failed, by cause. Each cause is present, also with 0.
     pub failed_logins: BTreeMap<LoginFailure, u64>,
     /// Answers of the source of AWS credentials, including failures. Managers that share their
@@ -81,7 +81,7 @@ impl Counters {
     /// With what the credentials have counted: answers, and failed ones among them.
     pub(crate) fn stats(&self, (refreshes, failed_refreshes): (u64, u64)) -> Stats {
         Stats {
-            logins: read(&self.logins),
+            login_attempts: read(&self.logins),
             failed_logins: LoginFailure::ALL
                 .into_iter()
                 .zip(self.failed_logins.iter().map(read))

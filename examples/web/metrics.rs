@@ -21,7 +21,7 @@ fn text(stats: &Stats, pool: &Pool) -> String {
     let causes = stats.failed_logins.iter().map(|(cause, count)| (cause.as_str(), *count));
     let reasons = stats.retirements.iter().map(|(reason, count)| (reason.as_str(), *count));
     let families = [
-        family("logins_total", "Login attempts, including failed ones.", one(stats.logins)),
+        family("logins_total", "Login attempts, including failed ones.", one(stats.login_attempts)),
         family("failed_logins_total", "Failed logins.", labelled("cause", causes)),
         family(
             "refreshes_total",

@@ -21,7 +21,7 @@ pub(crate) async fn status(State(app): State<App>) -> Html<String> {
             (number("in use", state.connections - state.idle_connections))
             (number("idle", state.idle_connections))
             (number("maximum", size))
-            (number("logins", stats.logins))
+            (number("logins", stats.login_attempts))
             (number("closed", stats.retirements.values().sum::<u64>()))
         }
         @if let Some(max_lifetime) = app.manager.max_lifetime() {
@@ -68,7 +68,7 @@ pub(crate) fn for_people(time: Duration) -> String {
 
 fn of_stats(stats: &Stats) -> Markup {
     let failed: u64 = stats.failed_logins.values().sum();
-    let mut logins = rows(&[("all", stats.logins), ("failed", failed)]);
+    let mut logins = rows(&[("all", stats.login_attempts), ("failed", failed)]);
     let causes = stats.failed_logins.iter().filter(|(_, count)| **count > 0);
     logins.extend(
         causes.map(|(cause, count)| (format!("failed: {}", cause.as_str()), count.to_string())),

@@ -58,7 +58,12 @@ pub enum Error {
 
     /// There are no AWS credentials: no source has any, a source failed, or it did not answer in
     /// time.
-    #[error("no AWS credentials: {}{}; {}", causes(.cause), last_end(.ended), credentials_cure(.cause))]
+    #[error(
+        "no AWS credentials: {}{}; {}",
+        causes(.cause),
+        last_end(.ended),
+        credentials_cure(.cause)
+    )]
     #[non_exhaustive]
     Credentials {
         /// What each source said.

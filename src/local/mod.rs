@@ -175,13 +175,13 @@ impl LocalRds {
     /// Returns a manager of connections as [`USER`](Self::USER).
     ///
     /// # Errors
-    /// As [`Builder::build`](crate::Builder::build).
+    /// As [`Builder::build`](crate::builder::Builder::build).
     pub fn manager(&self) -> Result<RdsConnectionManager, Error> {
         self.manager_builder().build(self.database_url())
     }
 
     /// Returns a builder of managers that sign with this server's key pair and clock.
-    pub fn manager_builder(&self) -> crate::Builder {
+    pub fn manager_builder(&self) -> crate::builder::Builder {
         RdsConnectionManager::builder()
             .credentials_provider(self.key_pair.clone())
             .time_source(self.clock())

@@ -81,8 +81,9 @@ struct Stage {
 }
 
 const AWS: &str = "
-aws rds create-db-instance --db-instance-identifier db --db-instance-class db.m7g.large --engine postgres \
-    --allocated-storage 20 --master-username postgres --manage-master-user-password --query DBInstance.DBInstanceArn
+aws rds create-db-instance --db-instance-identifier db --db-instance-class db.m7g.large \
+    --engine postgres --allocated-storage 20 --master-username postgres \
+    --manage-master-user-password --query DBInstance.DBInstanceArn
 aws rds create-db-cluster --db-cluster-identifier cluster --engine aurora-postgresql \
     --master-username postgres --manage-master-user-password --query DBCluster.DBClusterArn
 aws iam create-role --role-name app --assume-role-policy-document '{}' --query Role.Arn

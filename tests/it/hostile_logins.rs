@@ -94,7 +94,8 @@ fn log_in(rds: &LocalRds, Login { user, password }: &Login) -> ConnectionResult<
     let [password, root] =
         [password, root.as_bytes()].map(|bytes| percent_encode(bytes, NON_ALPHANUMERIC));
     PgConnection::establish(&format!(
-        "postgres://{user}:{password}@localhost:{port}/app?sslmode=verify-full&sslrootcert={root}&gssencmode=disable"
+        "postgres://{user}:{password}@localhost:{port}/app\
+         ?sslmode=verify-full&sslrootcert={root}&gssencmode=disable"
     ))
 }
 

@@ -55,7 +55,8 @@ struct Token {
 /// The names that RDS gives, others, and either as people write them. (Of letters that are not
 /// ASCII's there is no host: it is refused before anything is signed.)
 fn hosts() -> impl Strategy<Value = String> {
-    let of_rds = "[a-z][a-z0-9-]{0,62}\\.(cluster-|cluster-ro-|proxy-)?[a-z0-9]{12}\\.eu-west-1\\.rds\\.amazonaws\\.com";
+    let of_rds = "[a-z][a-z0-9-]{0,62}\\.(cluster-|cluster-ro-|proxy-)?\
+         [a-z0-9]{12}\\.eu-west-1\\.rds\\.amazonaws\\.com";
     let written = (
         prop_oneof![of_rds, "[a-zA-Z0-9_-]{1,20}(\\.[a-zA-Z0-9_-]{1,20}){0,4}"],
         any::<bool>(),
@@ -76,7 +77,9 @@ prop_compose! {
         user in any::<String>(),
         key in "(AKIA|ASIA)[A-Z0-9]{16}",
         secret in "[A-Za-z0-9/+]{40}",
-        session_token in proptest::option::of(prop_oneof!["[A-Za-z0-9/+]{300,1200}={0,2}", "\\PC{1,50}"]),
+        session_token in proptest::option::of(
+            prop_oneof!["[A-Za-z0-9/+]{300,1200}={0,2}", "\\PC{1,50}"]
+        ),
         seconds in 0..4_000_000_000_u64,
     ) -> Token {
         Token { host, port, region, user, key, secret, session_token, seconds }
@@ -151,7 +154,8 @@ def parts(text):
     url = urlsplit(text)
     parameters = parse_qs(url.query, keep_blank_values=True, strict_parsing=True)
     return {
-        'user': unquote(url.username, errors='strict'), 'password': unquote(url.password, errors='strict'),
+        'user': unquote(url.username, errors='strict'),
+        'password': unquote(url.password, errors='strict'),
         'host': url.hostname, 'port': url.port, 'dbname': unquote(url.path[1:], errors='strict'),
         'options': parameters['options'][0],
     }

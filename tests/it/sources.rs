@@ -150,7 +150,8 @@ fn role_arn_with_a_credential_source() {
     stage.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url());
     stage.write(
         ".aws/config",
-        "[default]\nrole_arn=arn:aws:iam::111122223333:role/r\ncredential_source=Ec2InstanceMetadata\n",
+        "[default]\nrole_arn=arn:aws:iam::111122223333:role/r\n\
+         credential_source=Ec2InstanceMetadata\n",
     );
     stage.logs_in();
     assert_eq!(sts.calls(), 1);
@@ -166,14 +167,20 @@ fn sso_with_a_cached_token() {
     stage.write(
         ".aws/config",
         &format!(
-            "[default]\nsso_start_url={start_url}\nsso_region=us-east-1\nsso_account_id=111122223333\nsso_role_name=r\n"
+            "[default]\nsso_start_url={start_url}\nsso_region=us-east-1\n\
+             sso_account_id=111122223333\nsso_role_name=r\n"
         ),
     );
     let name: String =
         openssl::sha::sha1(start_url.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     stage.write(
         &format!(".aws/sso/cache/{name}.json"),
-        r#"{"accessToken": "sso-token", "expiresAt": "2100-01-01T00:00:00Z", "region": "us-east-1", "startUrl": "https://example.awsapps.com/start"}"#,
+        r#"{
+            "accessToken": "sso-token",
+            "expiresAt": "2100-01-01T00:00:00Z",
+            "region": "us-east-1",
+            "startUrl": "https://example.awsapps.com/start"
+        }"#,
     );
     stage.logs_in();
     assert_eq!(portal.calls(), 1);
@@ -312,7 +319,9 @@ const BAD_FILES: &[(&str, &str, &str)] = &[
     (
         ".aws/config",
         "[default]\ncredential_process=echo \
-         '{\"Version\":1,\"AccessKeyId\":\"AKIA1\",\"SecretAccessKey\":\"local-rds-secret-x\",\"SessionToken\":\"t\",\"Expiration\":\"2020-01-01T00:00:00Z\"}'\n",
+         '{\"Version\":1,\"AccessKeyId\":\"AKIA1\",\
+         \"SecretAccessKey\":\"local-rds-secret-x\",\"SessionToken\":\"t\",\
+         \"Expiration\":\"2020-01-01T00:00:00Z\"}'\n",
         "gave credentials that ended at 2020-01-01T00:00:00Z",
     ),
     (".aws/credentials", "\u{0}\u{1}\u{2}", "profile \"default\": "),

@@ -45,8 +45,8 @@ fn logins_are_counted_as_by_the_server() {
     manager.clone().connect().unwrap();
     drop(pool.get().unwrap());
     let stats = manager.stats();
-    assert_eq!(stats.logins, rds.attempts().len() as u64);
-    assert_eq!((stats.logins, failures(&stats)), (4, vec![]));
+    assert_eq!(stats.login_attempts, rds.attempts().len() as u64);
+    assert_eq!((stats.login_attempts, failures(&stats)), (4, vec![]));
     assert_eq!(retirements(&stats), [(Retirement::Released, 1)]);
 }
 
@@ -76,7 +76,7 @@ fn each_failed_login_is_counted_by_its_cause() {
         let error = manager.connect().map(drop).unwrap_err();
         let stats = manager.stats();
         assert!(
-            matches!(failures(&stats)[..], [(it, count)] if it == cause && count == stats.logins),
+            matches!(failures(&stats)[..], [(it, count)] if it == cause && count == stats.login_attempts),
             "{error}"
         );
     }

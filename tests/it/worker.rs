@@ -188,11 +188,13 @@ const HISTORY: &str = "
     CREATE TABLE history (job_id BIGINT, attempts INTEGER, seconds FLOAT8);
     CREATE FUNCTION note() RETURNS TRIGGER LANGUAGE plpgsql AS $$
     BEGIN
-        INSERT INTO history VALUES (NEW.id, NEW.attempts, extract(epoch FROM NEW.run_at - clock_timestamp()));
+        INSERT INTO history VALUES
+            (NEW.id, NEW.attempts, extract(epoch FROM NEW.run_at - clock_timestamp()));
         RETURN NULL;
     END
     $$;
-    CREATE TRIGGER note AFTER UPDATE ON jobs FOR EACH ROW WHEN (OLD.attempts <> NEW.attempts AND NEW.died_at IS NULL)
+    CREATE TRIGGER note AFTER UPDATE ON jobs FOR EACH ROW
+        WHEN (OLD.attempts <> NEW.attempts AND NEW.died_at IS NULL)
         EXECUTE FUNCTION note();
     GRANT INSERT ON history TO app";
 
@@ -247,7 +249,8 @@ fn a_job_with_an_invalid_payload_is_dead_at_once() {
     ];
     assert!(run(&mut worker(&rds, &payloads)).status.success());
     // The largest possible number of attempts.
-    let worn = r#"INSERT INTO jobs (payload, attempts) VALUES ('{"account": 1, "amount": 0}', 2147483647)"#;
+    let worn = r#"INSERT INTO jobs (payload, attempts)
+        VALUES ('{"account": 1, "amount": 0}', 2147483647)"#;
     superuser.batch_execute(worn).unwrap();
     let output = run(&mut worker(&rds, &["--until-empty", "--threads", "1"]));
     assert!(output.status.success(), "{}", logged(&output));

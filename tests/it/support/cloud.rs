@@ -208,14 +208,20 @@ pub(crate) fn sts_reply(action: &str, credentials: &Credentials) -> Reply {
     let (token, end) =
         (credentials.session_token().unwrap(), end_of(credentials).fmt(Format::DateTime).unwrap());
     let keys = format!(
-        "<Credentials><AccessKeyId>{id}</AccessKeyId><SecretAccessKey>{secret}</SecretAccessKey><SessionToken>{token}</SessionToken><Expiration>{end}</Expiration></Credentials>"
+        "<Credentials><AccessKeyId>{id}</AccessKeyId>\
+         <SecretAccessKey>{secret}</SecretAccessKey>\
+         <SessionToken>{token}</SessionToken><Expiration>{end}</Expiration></Credentials>"
     );
-    let user = "<AssumedRoleUser><AssumedRoleId>A:b</AssumedRoleId><Arn>arn:aws:sts::111122223333:assumed-role/r/s</Arn></AssumedRoleUser>";
+    let user = "<AssumedRoleUser><AssumedRoleId>A:b</AssumedRoleId>\
+        <Arn>arn:aws:sts::111122223333:assumed-role/r/s</Arn>\
+        </AssumedRoleUser>";
     reply(
         200,
         format!(
             "<{action}Response \
-             xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{action}Result>{keys}{user}</{action}Result><ResponseMetadata><RequestId>1</RequestId></ResponseMetadata></{action}Response>"
+             xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{action}Result>{keys}{user}</{action}Result>\
+             <ResponseMetadata><RequestId>1</RequestId></ResponseMetadata>\
+             </{action}Response>"
         ),
     )
 }

@@ -24,8 +24,10 @@ const NOBODY: &str = "02:00:00:00:00:03";
 const JOIN: &str = "
     at_server() { nsenter --net=/proc/$PPID/ns/net \"$@\"; }
     ip link set lo up &&
-    ip link add to-server address TO_SERVER type veth peer name to-client address TO_CLIENT netns $PPID &&
-    ip address add CLIENT/32 dev to-server && ip link set to-server up && at_server ip link set to-client up &&
+    ip link add to-server address TO_SERVER type veth \
+        peer name to-client address TO_CLIENT netns $PPID &&
+    ip address add CLIENT/32 dev to-server && ip link set to-server up &&
+    at_server ip link set to-client up &&
     ip route add SERVER dev to-server && at_server ip route add CLIENT dev to-client &&
     ip neighbour add SERVER dev to-server lladdr TO_CLIENT nud permanent &&
     at_server ip neighbour add CLIENT dev to-client lladdr TO_SERVER nud permanent &&
