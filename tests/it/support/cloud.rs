@@ -219,7 +219,8 @@ pub(crate) fn sts_reply(action: &str, credentials: &Credentials) -> Reply {
         200,
         format!(
             "<{action}Response \
-             xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{action}Result>{keys}{user}</{action}Result>\
+             xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
+             <{action}Result>{keys}{user}</{action}Result>\
              <ResponseMetadata><RequestId>1</RequestId></ResponseMetadata>\
              </{action}Response>"
         ),
