@@ -133,7 +133,9 @@ pub(super) fn login(attempt: Attempt, rules: &Rules, evidence: &Evidence) -> Fin
         let tls = MakeTlsConnector::new(connector);
         within_async(TIMEOUT, move || attempt.run(tls)).unwrap_or(Err(Symptom::Silence))
     });
-    Finding::new(outcome.map_err(|symptom| diagnose::by_token(&symptom, evidence)))
+    Finding::new(
+        outcome.map_err(|symptom| diagnose::by_token(&symptom, &evidence.with_local_verdict())),
+    )
 }
 
 impl Attempt {

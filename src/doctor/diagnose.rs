@@ -215,6 +215,11 @@ fn cut_off(evidence: &Evidence) -> Vec<Cause> {
 
 /// RDS has one text for all of these. The order depends on what was signed.
 fn refused_token(evidence: &Evidence) -> Vec<Cause> {
+    if let Some(verdict) = &evidence.local_verdict {
+        let help = "set region_name=, iam_host=, iam_port= and the AWS key pair to those that \
+                    `rds-iam local` prints";
+        return vec![Cause::new(format!("the LocalRds says: {verdict}"), help)];
+    }
     let mut causes = wrong_signature(evidence);
     causes.extend([
         Cause::new(

@@ -130,6 +130,8 @@ pub(super) struct Evidence {
     pub(super) names: Vec<Untrusted>,
     /// In bytes.
     pub(super) token_length: usize,
+    /// Why a `LocalRds` refused the token.
+    pub(super) local_verdict: Option<Untrusted>,
 }
 
 impl Evidence {
@@ -145,7 +147,16 @@ impl Evidence {
             addresses: Vec::new(),
             names: Vec::new(),
             token_length: 0,
+            local_verdict: None,
         }
+    }
+
+    /// Reads the verdict of the `LocalRds` whose environment this process has.
+    pub(super) fn with_local_verdict(&self) -> Evidence {
+        let file = std::env::var_os("RDS_IAM_LOCAL_VERDICT").filter(|file| !file.is_empty());
+        let text = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        let local_verdict = (!text.is_empty()).then(|| Untrusted::new(text));
+        Evidence { local_verdict, ..self.clone() }
     }
 
     /// Returns what the endpoint's name says about it.
@@ -220,6 +231,7 @@ impl Evidence {
             addresses: Vec::new(),
             names: Vec::new(),
             token_length: 400,
+            local_verdict: None,
         }
     }
 }

@@ -96,6 +96,7 @@ impl Builder {
         let judge = Arc::new(Judge::new(endpoint, key_pair.clone()));
         let ldap = Listener::start(judge.clone())?;
         let server = Server::start(&certificates, ldap.port())?;
+        judge.set_verdict_file(server.verdict_file()?);
         if self.endpoint.is_none() {
             judge.set_endpoint(Endpoint::new(LOCALHOST, server.port(), &self.region)?);
         }

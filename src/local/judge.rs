@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
@@ -49,6 +51,8 @@ impl fmt::Debug for Attempt {
 /// Decides about logins, and records them.
 pub(super) struct Judge {
     clock: Clock,
+    /// The file with the last verdict. A client sees only "authentication failed", as on RDS.
+    verdict_file: OnceLock<PathBuf>,
     state: Mutex<State>,
 }
 
@@ -63,7 +67,16 @@ impl Judge {
     pub(super) fn new(endpoint: Endpoint, key_pair: Credentials) -> Judge {
         let state =
             State { endpoint, key_pairs: vec![key_pair], refuse_next: 0, attempts: Vec::new() };
-        Judge { clock: Clock::default(), state: Mutex::new(state) }
+        Judge { clock: Clock::default(), verdict_file: OnceLock::new(), state: Mutex::new(state) }
+    }
+
+    /// From now on the last verdict is in this file.
+    pub(super) fn set_verdict_file(&self, file: PathBuf) {
+        let _ = self.verdict_file.set(file);
+    }
+
+    pub(super) fn verdict_file(&self) -> Option<&Path> {
+        self.verdict_file.get().map(PathBuf::as_path)
     }
 
     /// Returns whether `user` may log in with `password`.
@@ -75,6 +88,11 @@ impl Judge {
         match &verdict {
             Ok(()) => log::debug!("LocalRds admitted {user}"),
             Err(refusal) => log::debug!("LocalRds refused {user}: {refusal}"),
+        }
+        if let Some(file) = self.verdict_file.get() {
+            let text = verdict.as_ref().map_or_else(Refusal::to_string, |()| String::new());
+            // Only a doctor reads it.
+            let _ = std::fs::write(file, text);
         }
         let signed_at = Request::parse(password).ok().and_then(|request| request.signed_at().ok());
         let (user, token_sha256) = (user.to_owned(), sha256(password));

@@ -161,6 +161,7 @@ impl LocalRds {
     ///
     /// They contain the secret access key.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
+        let verdict_file = self.judge.verdict_file().unwrap_or(Path::new(""));
         vec![
             ("DATABASE_URL", self.database_url()),
             ("PGSSLROOTCERT", self.ca_file().to_string_lossy().into_owned()),
@@ -169,6 +170,8 @@ impl LocalRds {
             // An inherited session token belongs to another key pair.
             ("AWS_SESSION_TOKEN", String::new()),
             ("AWS_REGION", self.judge.endpoint().region().to_owned()),
+            // `rds-iam doctor` reads it.
+            ("RDS_IAM_LOCAL_VERDICT", verdict_file.to_string_lossy().into_owned()),
         ]
     }
 

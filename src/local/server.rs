@@ -104,6 +104,11 @@ impl Server {
         self.port
     }
 
+    /// Creates the file for the verdicts of the judge.
+    pub(super) fn verdict_file(&self) -> Result<PathBuf, Error> {
+        self.folder.write("verdict", b"")
+    }
+
     pub(super) fn ca_file(&self) -> &Path {
         &self.ca_file
     }

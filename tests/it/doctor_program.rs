@@ -33,9 +33,10 @@ fn text(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
+/// As on RDS, which does not say why it refuses a token.
 fn with_url(rds: &LocalRds, url: String) -> Vec<(&'static str, String)> {
     let mut environment = rds.environment();
-    environment.retain(|(name, _)| *name != "DATABASE_URL");
+    environment.retain(|(name, _)| !["DATABASE_URL", "RDS_IAM_LOCAL_VERDICT"].contains(name));
     environment.push(("DATABASE_URL", url));
     environment
 }
@@ -146,6 +147,21 @@ fn a_failure_names_its_cause_and_help_on_25_lines() {
     assert_failure(&rds.environment(), "login", "too many connections", "CONNECTION LIMIT");
     rds.stop();
     assert_failure(&rds.environment(), "TCP", "no tunnel or server listens", "ssh -N -L");
+}
+
+#[test]
+fn the_verdict_of_the_stand_in_is_the_only_cause() {
+    let rds = start(LocalRds::builder());
+    let mut environment = rds.environment();
+    environment.push(("AWS_ACCESS_KEY_ID", "AKIAOTHER".into()));
+    assert_failure(
+        &environment,
+        "login",
+        "the LocalRds says: signed with an unknown key pair",
+        "set region_name=",
+    );
+    let shown = text(&doctor(&environment, &[]));
+    assert!(!shown.contains("other cause") && !shown.contains("tunnel"), "{shown}");
 }
 
 #[test]
