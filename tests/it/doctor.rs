@@ -599,7 +599,7 @@ fn a_connection_string_without_a_manager_has_a_report() {
         (
             "postgres://app:db:5432/?Action=connect&X-Amz-Signature=TOKEN@db/app",
             "connection string",
-            "leave that out",
+            "remove it",
         ),
         ("postgres://app@my.global-abc.global.rds.amazonaws.com/app", "region", "set region_name="),
     ];
