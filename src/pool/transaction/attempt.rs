@@ -1,0 +1,263 @@
+//! One attempt of a transaction, on one connection.
+
+use std::any::Any;
+use std::num::NonZeroU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use diesel::connection::{AnsiTransactionManager, TransactionManager};
+use diesel::dsl::sql;
+use diesel::result::{DatabaseErrorKind as Kind, Error as QueryError};
+use diesel::sql_types::{Bool, Nullable, Text};
+use diesel::{PgConnection, QueryResult, RunQueryDsl};
+
+use super::error::TransactionError;
+use super::options::Options;
+use super::outcome::Written;
+use super::retries::Cause;
+use crate::connection::{Backend, Failure, IS_READ_WRITE, Lsn, Means, Record};
+
+use crate::error::{Retirement, one_line};
+
+/// How an attempt ended.
+pub(super) enum End<T, E> {
+    Committed(T),
+    /// The transaction is not in the database.
+    Failed {
+        cause: Cause,
+        error: TransactionError<E>,
+    },
+    /// COMMIT was sent, and the connection was lost before the answer.
+    AnswerLost {
+        value: T,
+        written: Written,
+        error: QueryError,
+    },
+    Panicked(Box<dyn Any + Send>),
+}
+
+fn failed<T, E>(cause: impl Into<Cause>, error: TransactionError<E>) -> End<T, E> {
+    End::Failed { cause: cause.into(), error }
+}
+
+pub(super) fn attempt<T, E>(
+    connection: &mut PgConnection,
+    options: &Options,
+    run: &mut impl FnMut(&mut PgConnection) -> Result<T, E>,
+) -> End<T, E> {
+    let tracking = match begin(connection, options) {
+        Ok(tracking) => tracking,
+        Err(error) => return failed(Failure::of(&error), TransactionError::Database(error)),
+    };
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(connection)));
+    match outcome {
+        Err(panic) => {
+            roll_back(connection);
+            if let Some(record) = Record::of(connection) {
+                record.retire(Retirement::Panic);
+            }
+            End::Panicked(panic)
+        }
+        Ok(_) if was_ended(connection) => {
+            roll_back(connection);
+            failed(Cause::Other, TransactionError::EndedByClosure)
+        }
+        Ok(Err(error)) => {
+            let failure = noted_failure(connection).map_or(Failure::Other, |(failure, _)| failure);
+            let cause = cause_after_rollback(connection, options, failure);
+            failed(cause, TransactionError::Closure(error))
+        }
+        Ok(Ok(value)) => commit(connection, options, tracking, value),
+    }
+}
+
+/// How the outcome can be found later: not at all for a transaction that writes nothing.
+enum Tracking {
+    ReadOnly,
+    By(Backend),
+}
+
+fn begin(connection: &mut PgConnection, options: &Options) -> QueryResult<Tracking> {
+    let tracking =
+        if options.is_read_only { Tracking::ReadOnly } else { Tracking::By(backend(connection)?) };
+    AnsiTransactionManager::begin_transaction_sql(connection, &options.begin())?;
+    if let Some(record) = Record::of(connection) {
+        record.restart_progress();
+    }
+    Ok(tracking)
+}
+
+/// Asks once for each connection. If the program replaced the record, once for each transaction.
+fn backend(connection: &mut PgConnection) -> QueryResult<Backend> {
+    if let Some(known) = Record::of(connection).and_then(|record| record.backend()) {
+        return Ok(known);
+    }
+    let backend = Backend::of(connection)?;
+    if let Some(record) = Record::of(connection) {
+        record.set_backend(backend);
+    }
+    Ok(backend)
+}
+
+fn was_ended(connection: &mut PgConnection) -> bool {
+    let has_raw_control =
+        Record::of(connection).is_some_and(|record| record.progress().has_raw_control);
+    has_raw_control || matches!(depth(connection), Ok(None))
+}
+
+/// Returns how many transactions are open, one in another, as diesel knows it.
+fn depth(connection: &mut PgConnection) -> QueryResult<Option<NonZeroU32>> {
+    AnsiTransactionManager::transaction_manager_status_mut(connection).transaction_depth()
+}
+
+fn noted_failure(connection: &mut PgConnection) -> Option<(Failure, String)> {
+    let (failure, text) = Record::of(connection)?.progress().failure()?;
+    Some((failure, text.to_owned()))
+}
+
+/// A connection that this cannot clean is lost or will be closed at its check-in. The server rolls
+/// back then.
+fn roll_back(connection: &mut PgConnection) {
+    while let Ok(Some(_)) = depth(connection) {
+        if let Err(error) = AnsiTransactionManager::rollback_transaction(connection) {
+            log::debug!("cannot roll back: {}", one_line(&error));
+            return;
+        }
+    }
+}
+
+fn cause_after_rollback(
+    connection: &mut PgConnection,
+    options: &Options,
+    failure: Failure,
+) -> Cause {
+    roll_back(connection);
+    match failure {
+        Failure::ReadOnly if options.is_read_only => Cause::Other,
+        Failure::ReadOnly => {
+            let accepts_writes = sql::<Bool>(IS_READ_WRITE).get_result::<bool>(connection);
+            Cause::ReadOnly { is_server: !accepts_writes.unwrap_or(false) }
+        }
+        other => other.into(),
+    }
+}
+
+fn commit<T, E>(
+    connection: &mut PgConnection,
+    options: &Options,
+    tracking: Tracking,
+    value: T,
+) -> End<T, E> {
+    let written = match before_commit(connection, options, &tracking) {
+        Ok(written) => written,
+        Err(end) => return end,
+    };
+    let error = match AnsiTransactionManager::commit_transaction(connection) {
+        Ok(()) => return End::Committed(value),
+        Err(error) => error,
+    };
+    match Failure::of(&error) {
+        Failure::ConnectionLost => {
+            log::debug!("no answer to COMMIT: {}", one_line(&error));
+            if let Some(record) = Record::of(connection) {
+                record.retire(Retirement::Closed);
+            }
+            End::AnswerLost { value, written, error }
+        }
+        failure => {
+            let cause = cause_after_rollback(connection, options, failure);
+            failed(cause, TransactionError::Database(error))
+        }
+    }
+}
+
+/// Checks that the transaction can be committed, and asks for its number.
+fn before_commit<T, E>(
+    connection: &mut PgConnection,
+    options: &Options,
+    tracking: &Tracking,
+) -> Result<Written, End<T, E>> {
+    match depth(connection) {
+        Ok(Some(depth)) if depth.get() > 1 => {
+            roll_back(connection);
+            return Err(failed(Cause::Other, TransactionError::SavepointLeftOpen));
+        }
+        Ok(_) => {}
+        Err(error) => {
+            return Err(failed(Failure::of(&error), TransactionError::Database(error)));
+        }
+    }
+    let is_suspect = Record::of(connection).is_none_or(|record| {
+        let progress = record.progress();
+        progress.failure().is_some() || progress.has_copied
+    });
+    let backend = match tracking {
+        Tracking::ReadOnly => None,
+        Tracking::By(backend) => Some(*backend),
+    };
+    let means = backend.map_or(Means::Nothing, |backend| backend.means);
+    if means == Means::Nothing && !is_suspect {
+        return Ok(backend.map_or(Written::Nothing, |_| Written::Unknown));
+    }
+    let noted = noted_failure(connection);
+    match (xid_and_lsn(connection, means), backend) {
+        (Ok(_), None) => Ok(Written::Nothing),
+        (Ok(_), Some(backend)) if backend.means == Means::Nothing => Ok(Written::Unknown),
+        (Ok((None, _)), Some(_)) => Ok(Written::Nothing),
+        (Ok((Some(xid), lsn)), Some(backend)) => Ok(Written::Xid { xid, lsn, backend }),
+        (Err(error), _) => Err(check_failed(connection, options, error, noted)),
+    }
+}
+
+fn xid_and_lsn(
+    connection: &mut PgConnection,
+    means: Means,
+) -> QueryResult<(Option<u64>, Option<Lsn>)> {
+    // Not a prepared statement: libpq refuses this one while a COPY is open, where it would end the
+    // COPY to prepare a statement.
+    let query = match means {
+        Means::XidAndLsn => {
+            "SELECT pg_catalog.pg_current_xact_id_if_assigned()::text, \
+             CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
+             THEN pg_catalog.pg_current_wal_insert_lsn() END::text"
+        }
+        Means::Xid => "SELECT pg_catalog.pg_current_xact_id_if_assigned()::text, NULL::text",
+        Means::Nothing => "SELECT NULL::text, NULL::text",
+    };
+    let (xid, lsn) = sql::<(Nullable<Text>, Nullable<Text>)>(query)
+        .get_result::<(Option<String>, Option<String>)>(connection)?;
+    Ok((xid.and_then(|xid| xid.parse().ok()), lsn.as_deref().and_then(Lsn::parse)))
+}
+
+/// The last query before COMMIT failed. `noted` is what failed before it in the closure.
+fn check_failed<T, E>(
+    connection: &mut PgConnection,
+    options: &Options,
+    error: QueryError,
+    noted: Option<(Failure, String)>,
+) -> End<T, E> {
+    let has_copied = Record::of(connection).is_none_or(|record| record.progress().has_copied);
+    let is_busy = matches!(error, QueryError::DatabaseError(Kind::UnableToSendCommand, _));
+    let has_record = Record::of(connection).is_some();
+    if has_copied && is_busy {
+        roll_back(connection);
+        return failed(Cause::Other, TransactionError::CopyLeftOpen);
+    }
+    match (Failure::of(&error), noted) {
+        (Failure::ConnectionLost, _) => {
+            failed(Cause::ConnectionLost, TransactionError::Database(error))
+        }
+        (_, Some((failure, text))) => {
+            let cause = cause_after_rollback(connection, options, failure);
+            failed(cause, TransactionError::IgnoredFailure { failure: text })
+        }
+        (Failure::Other, None) if !has_record => {
+            roll_back(connection);
+            let failure = one_line(&error);
+            failed(Cause::Other, TransactionError::IgnoredFailure { failure })
+        }
+        (failure, None) => {
+            let cause = cause_after_rollback(connection, options, failure);
+            failed(cause, TransactionError::Database(error))
+        }
+    }
+}
