@@ -4,9 +4,9 @@ use std::any::Any;
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use diesel::connection::{AnsiTransactionManager, TransactionManager};
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::dsl::sql;
-use diesel::result::{DatabaseErrorKind as Kind, Error as QueryError};
+use diesel::result::Error as QueryError;
 use diesel::sql_types::{Bool, Nullable, Text};
 use diesel::{PgConnection, QueryResult, RunQueryDsl};
 
@@ -163,10 +163,7 @@ fn commit<T, E>(
             }
             End::AnswerLost { value, written, error }
         }
-        failure => {
-            let cause = cause_after_rollback(connection, options, failure);
-            failed(cause, TransactionError::Database(error))
-        }
+        _ => refused(connection, options, error),
     }
 }
 
@@ -186,78 +183,64 @@ fn before_commit<T, E>(
             return Err(failed(Failure::of(&error), TransactionError::Database(error)));
         }
     }
-    let is_suspect = Record::of(connection).is_none_or(|record| {
-        let progress = record.progress();
-        progress.failure().is_some() || progress.has_copied
-    });
-    let backend = match tracking {
-        Tracking::ReadOnly => None,
-        Tracking::By(backend) => Some(*backend),
-    };
-    let means = backend.map_or(Means::Nothing, |backend| backend.means);
-    if means == Means::Nothing && !is_suspect {
-        return Ok(backend.map_or(Written::Nothing, |_| Written::Unknown));
-    }
     let noted = noted_failure(connection);
-    match (xid_and_lsn(connection, means), backend) {
-        (Ok(_), None) => Ok(Written::Nothing),
-        (Ok(_), Some(backend)) if backend.means == Means::Nothing => Ok(Written::Unknown),
-        (Ok((None, _)), Some(_)) => Ok(Written::Nothing),
-        (Ok((Some(xid), lsn)), Some(backend)) => Ok(Written::Xid { xid, lsn, backend }),
-        (Err(error), _) => Err(check_failed(connection, options, error, noted)),
+    let has_record = Record::of(connection).is_some();
+    // A COPY that was left open would go wrong without an error: libpq ends it at the next query.
+    let has_copied = Record::of(connection).is_none_or(|record| record.progress().has_copied);
+    if (has_copied || noted.is_some())
+        && let Err(error) = connection.batch_execute("SELECT 1")
+    {
+        let is_aborted = Failure::of(&error) == Failure::Other;
+        return Err(match noted {
+            Some((failure, text)) if is_aborted => {
+                let cause = cause_after_rollback(connection, options, failure);
+                failed(cause, TransactionError::IgnoredFailure { failure: text })
+            }
+            None if is_aborted && has_record => {
+                roll_back(connection);
+                failed(Cause::Other, TransactionError::CopyLeftOpen)
+            }
+            None if is_aborted => {
+                roll_back(connection);
+                let failure = one_line(&error);
+                failed(Cause::Other, TransactionError::IgnoredFailure { failure })
+            }
+            _ => refused(connection, options, error),
+        });
     }
+    let Tracking::By(backend) = tracking else { return Ok(Written::Nothing) };
+    let backend = *backend;
+    if backend.means == Means::Nothing {
+        return Ok(Written::Unknown);
+    }
+    match xid_and_lsn(connection, backend.means) {
+        Ok((Some(xid), lsn)) => Ok(Written::Xid { xid, lsn, backend }),
+        Ok((None, _)) => Ok(Written::Nothing),
+        Err(error) => Err(refused(connection, options, error)),
+    }
+}
+
+/// The server refused a statement of the transaction itself.
+fn refused<T, E>(connection: &mut PgConnection, options: &Options, error: QueryError) -> End<T, E> {
+    let cause = cause_after_rollback(connection, options, Failure::of(&error));
+    failed(cause, TransactionError::Database(error))
 }
 
 fn xid_and_lsn(
     connection: &mut PgConnection,
     means: Means,
 ) -> QueryResult<(Option<u64>, Option<Lsn>)> {
-    // Not a prepared statement: libpq refuses this one while a COPY is open, where it would end the
-    // COPY to prepare a statement.
     let query = match means {
         Means::XidAndLsn => {
             "SELECT pg_catalog.pg_current_xact_id_if_assigned()::text, \
              CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
              THEN pg_catalog.pg_current_wal_insert_lsn() END::text"
         }
-        Means::Xid => "SELECT pg_catalog.pg_current_xact_id_if_assigned()::text, NULL::text",
-        Means::Nothing => "SELECT NULL::text, NULL::text",
+        Means::Xid | Means::Nothing => {
+            "SELECT pg_catalog.pg_current_xact_id_if_assigned()::text, NULL::text"
+        }
     };
     let (xid, lsn) = sql::<(Nullable<Text>, Nullable<Text>)>(query)
         .get_result::<(Option<String>, Option<String>)>(connection)?;
     Ok((xid.and_then(|xid| xid.parse().ok()), lsn.as_deref().and_then(Lsn::parse)))
-}
-
-/// The last query before COMMIT failed. `noted` is what failed before it in the closure.
-fn check_failed<T, E>(
-    connection: &mut PgConnection,
-    options: &Options,
-    error: QueryError,
-    noted: Option<(Failure, String)>,
-) -> End<T, E> {
-    let has_copied = Record::of(connection).is_none_or(|record| record.progress().has_copied);
-    let is_busy = matches!(error, QueryError::DatabaseError(Kind::UnableToSendCommand, _));
-    let has_record = Record::of(connection).is_some();
-    if has_copied && is_busy {
-        roll_back(connection);
-        return failed(Cause::Other, TransactionError::CopyLeftOpen);
-    }
-    match (Failure::of(&error), noted) {
-        (Failure::ConnectionLost, _) => {
-            failed(Cause::ConnectionLost, TransactionError::Database(error))
-        }
-        (_, Some((failure, text))) => {
-            let cause = cause_after_rollback(connection, options, failure);
-            failed(cause, TransactionError::IgnoredFailure { failure: text })
-        }
-        (Failure::Other, None) if !has_record => {
-            roll_back(connection);
-            let failure = one_line(&error);
-            failed(Cause::Other, TransactionError::IgnoredFailure { failure })
-        }
-        (failure, None) => {
-            let cause = cause_after_rollback(connection, options, failure);
-            failed(cause, TransactionError::Database(error))
-        }
-    }
 }
