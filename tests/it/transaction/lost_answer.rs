@@ -67,7 +67,8 @@ impl Scene {
     fn wait_until_idle(&self, pid: i32) {
         let mut superuser = self.rds.superuser().unwrap();
         let idle = format!(
-            "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid} AND state = 'active')"
+            "SELECT NOT EXISTS \
+             (SELECT FROM pg_stat_activity WHERE pid = {pid} AND state = 'active')"
         );
         eventually(|| sql::<Bool>(&idle).get_result::<bool>(&mut superuser).unwrap());
     }

@@ -23,7 +23,7 @@ diesel::table! {
     }
 }
 
-const SCHEMA: &str = "CREATE TABLE rows (id integer PRIMARY KEY, value integer NOT NULL DEFAULT 0); \
+const SCHEMA: &str = "CREATE TABLE rows (id int PRIMARY KEY, value int NOT NULL DEFAULT 0); \
                       GRANT ALL ON rows TO app";
 
 fn server() -> LocalRds {
