@@ -1,7 +1,7 @@
 //! [`Backend`]: the server process of a connection, and what it supports.
 
 use diesel::dsl::sql;
-use diesel::sql_types::{Integer, Nullable, Text};
+use diesel::sql_types::{Bool, Integer, Nullable, Text};
 use diesel::{PgConnection, QueryResult, RunQueryDsl};
 
 use super::failure::Failure;
@@ -14,6 +14,7 @@ pub(crate) struct Backend {
     /// Where the last recovery of this server ended. `None` if it started without one.
     pub(crate) recovery_end: Option<Lsn>,
     pub(crate) means: Means,
+    pub(crate) is_standby: bool,
 }
 
 /// How the outcome of a transaction can be found after its connection was lost.
@@ -40,30 +41,32 @@ impl Lsn {
     }
 }
 
-const XID_AND_LSN: &str = "SELECT pg_catalog.pg_backend_pid(), \
-    pg_catalog.pg_last_wal_replay_lsn()::text, pg_catalog.pg_current_xact_id_if_assigned()::text, \
-    CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
-    THEN pg_catalog.pg_current_wal_insert_lsn() END::text";
+const XID_AND_LSN: &str = "SELECT pg_backend_pid(), pg_is_in_recovery(), \
+    pg_last_wal_replay_lsn()::text, pg_current_xact_id_if_assigned()::text, \
+    CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END::text";
 
-const XID: &str = "SELECT pg_catalog.pg_backend_pid(), NULL::text, \
-    pg_catalog.pg_current_xact_id_if_assigned()::text, NULL::text";
+const XID: &str = "SELECT pg_backend_pid(), pg_is_in_recovery(), NULL::text, \
+    pg_current_xact_id_if_assigned()::text, NULL::text";
+
+type Columns = (Integer, Bool, Nullable<Text>, Nullable<Text>, Nullable<Text>);
+type Row = (i32, bool, Option<String>, Option<String>, Option<String>);
 
 impl Backend {
     /// Asks the server. Outside of a transaction: what it does not support is an error there.
     pub(crate) fn of(connection: &mut PgConnection) -> QueryResult<Backend> {
         for (query, means) in [(XID_AND_LSN, Means::XidAndLsn), (XID, Means::Xid)] {
-            match sql::<(Integer, Nullable<Text>, Nullable<Text>, Nullable<Text>)>(query)
-                .get_result::<(i32, Option<String>, Option<String>, Option<String>)>(connection)
-            {
-                Ok((pid, recovery_end, _, _)) => {
+            match sql::<Columns>(query).get_result::<Row>(connection) {
+                Ok((pid, is_standby, recovery_end, _, _)) => {
                     let recovery_end = recovery_end.as_deref().and_then(Lsn::parse);
-                    return Ok(Backend { pid, recovery_end, means });
+                    // A standby has no place where it inserts into the log.
+                    let means = if is_standby { Means::Xid } else { means };
+                    return Ok(Backend { pid, recovery_end, means, is_standby });
                 }
                 Err(error) if Failure::of(&error) == Failure::ConnectionLost => return Err(error),
                 Err(error) => log::debug!("the server does not support {means:?}: {error}"),
             }
         }
-        Ok(Backend { pid: 0, recovery_end: None, means: Means::Nothing })
+        Ok(Backend { pid: 0, recovery_end: None, means: Means::Nothing, is_standby: false })
     }
 }
 

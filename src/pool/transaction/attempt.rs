@@ -7,8 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::dsl::sql;
 use diesel::result::Error as QueryError;
-use diesel::sql_types::{Bool, Nullable, Text};
-use diesel::{PgConnection, QueryResult, RunQueryDsl};
+use diesel::sql_types::Bool;
+use diesel::{NullableExpressionMethods, PgConnection, QueryResult, RunQueryDsl};
 
 use super::error::TransactionError;
 use super::options::Options;
@@ -92,7 +92,10 @@ fn backend(connection: &mut PgConnection) -> QueryResult<Backend> {
         return Ok(known);
     }
     let backend = Backend::of(connection)?;
-    if let Some(record) = Record::of(connection) {
+    // A standby that is promoted has an end of the log.
+    if !backend.is_standby
+        && let Some(record) = Record::of(connection)
+    {
         record.set_backend(backend);
     }
     Ok(backend)
@@ -226,21 +229,28 @@ fn refused<T, E>(connection: &mut PgConnection, options: &Options, error: QueryE
     failed(cause, TransactionError::Database(error))
 }
 
+diesel::define_sql_function! {
+    /// PostgreSQL's type is xid8. On the wire it is like a bigint.
+    fn pg_current_xact_id_if_assigned() -> Nullable<BigInt>;
+}
+
+diesel::define_sql_function! {
+    /// PostgreSQL's type is pg_lsn. On the wire it is like a bigint.
+    fn pg_current_wal_insert_lsn() -> BigInt;
+}
+
+/// A prepared statement: parsing takes the server longer than all else here.
 fn xid_and_lsn(
     connection: &mut PgConnection,
     means: Means,
 ) -> QueryResult<(Option<u64>, Option<Lsn>)> {
-    let query = match means {
+    let xid = pg_current_xact_id_if_assigned();
+    let (xid, lsn): (Option<i64>, Option<i64>) = match means {
         Means::XidAndLsn => {
-            "SELECT pg_catalog.pg_current_xact_id_if_assigned()::text, \
-             CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
-             THEN pg_catalog.pg_current_wal_insert_lsn() END::text"
+            let row = diesel::select((xid, pg_current_wal_insert_lsn().nullable()));
+            row.get_result(connection)?
         }
-        Means::Xid | Means::Nothing => {
-            "SELECT pg_catalog.pg_current_xact_id_if_assigned()::text, NULL::text"
-        }
+        Means::Xid | Means::Nothing => (diesel::select(xid).get_result(connection)?, None),
     };
-    let (xid, lsn) = sql::<(Nullable<Text>, Nullable<Text>)>(query)
-        .get_result::<(Option<String>, Option<String>)>(connection)?;
-    Ok((xid.and_then(|xid| xid.parse().ok()), lsn.as_deref().and_then(Lsn::parse)))
+    Ok((xid.map(i64::cast_unsigned), lsn.map(|lsn| Lsn(lsn.cast_unsigned()))))
 }

@@ -125,14 +125,14 @@ fn ask(
 /// assigned first, to know how far the server is.
 fn answer(connection: &mut PgConnection, xid: u64, means: Means) -> QueryResult<Answer> {
     let recovery_end = match means {
-        Means::XidAndLsn => "pg_catalog.pg_last_wal_replay_lsn()::text",
+        Means::XidAndLsn => "pg_last_wal_replay_lsn()::text",
         Means::Xid | Means::Nothing => "NULL::text",
     };
     let query = format!(
-        "SELECT pg_catalog.pg_is_in_recovery(), \
-         CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL \
-         WHEN '{xid}'::pg_catalog.xid8 < pg_catalog.pg_current_xact_id() \
-         THEN pg_catalog.pg_xact_status('{xid}'::pg_catalog.xid8) ELSE 'future' END, \
+        "SELECT pg_is_in_recovery(), \
+         CASE WHEN pg_is_in_recovery() THEN NULL \
+         WHEN '{xid}'::xid8 < pg_current_xact_id() \
+         THEN pg_xact_status('{xid}'::xid8) ELSE 'future' END, \
          {recovery_end}"
     );
     let (is_standby, status, recovery_end) = sql::<(Bool, Nullable<Text>, Nullable<Text>)>(&query)
@@ -165,8 +165,8 @@ fn verdict(lsn: Option<Lsn>, before: Backend, answer: &Answer) -> Verdict {
 /// for a synchronous standby, because that has committed and would not wait any longer.
 fn terminate(connection: &mut PgConnection, xid: u64, pid: i32) {
     let query = format!(
-        "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
-         WHERE pid = {pid} AND backend_xid = '{xid}'::pg_catalog.xid8::pg_catalog.xid \
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE pid = {pid} AND backend_xid = '{xid}'::xid8::xid \
          AND wait_event IS DISTINCT FROM 'SyncRep'"
     );
     match sql::<Bool>(&query).load::<bool>(connection) {
@@ -180,8 +180,12 @@ fn terminate(connection: &mut PgConnection, xid: u64, pid: i32) {
 mod tests {
     use super::*;
 
-    const BEFORE: Backend =
-        Backend { pid: 7, recovery_end: Some(Lsn(100)), means: Means::XidAndLsn };
+    const BEFORE: Backend = Backend {
+        pid: 7,
+        recovery_end: Some(Lsn(100)),
+        means: Means::XidAndLsn,
+        is_standby: false,
+    };
 
     fn answer(status: Option<&str>, recovery_end: Option<u64>) -> Answer {
         let recovery_end = recovery_end.map(Lsn);
