@@ -5,8 +5,9 @@ use std::ops::DerefMut;
 use diesel::PgConnection;
 use diesel_rds_iam::{PerThread, Pool, TransactionError};
 
+use super::fault::{FAULTS, Fault};
 use super::load::{Connections, Run, WriteError};
-use super::run_faults;
+use super::{run_faults, run_rounds};
 use crate::support::in_a_network_of_its_own;
 use crate::support::network::SERVER;
 
@@ -35,6 +36,26 @@ fn a_pool() {
 #[ignore = "runs in a separate network that has the address of the server"]
 fn per_thread() {
     run_faults(40, |manager| KnownOutcomes(PerThread::new(manager)));
+}
+
+/// Takes about 4 minutes:
+///
+///     cargo test --workspace --all-features --test it cut_100_times -- --ignored --nocapture
+#[test]
+#[ignore = "takes 4 minutes"]
+fn no_outcome_stays_unknown_if_commits_are_cut_100_times() {
+    in_a_network_of_its_own("faults::known_outcomes::commits_cut_often", SERVER, &[]);
+}
+
+#[test]
+#[ignore = "runs in a separate network that has the address of the server"]
+fn commits_cut_often() {
+    let is_cut = |(name, _): &&(&str, Fault)| name.contains("middle of commits");
+    let faults: Vec<_> = FAULTS.iter().filter(is_cut).copied().collect();
+    assert_eq!(faults.len(), 1);
+    run_rounds(100, &faults, 40, |manager| {
+        KnownOutcomes(manager.build_pool(manager.pool_builder().max_size(10)).unwrap())
+    });
 }
 
 impl Connections for KnownOutcomes<Pool> {
@@ -75,7 +96,6 @@ impl Connections for KnownOutcomes<PerThread> {
 
 fn write_error(error: TransactionError<diesel::result::Error>) -> WriteError {
     let text = error.to_string();
-    eprintln!("  {error:?}");
     match error {
         TransactionError::OutcomeUnknown { .. } => WriteError::Unknown(text),
         _ => WriteError::Failed(text),

@@ -54,6 +54,15 @@ fn run_faults<C: Connections + Send>(
     most_logins: usize,
     connections: impl FnOnce(RdsConnectionManager) -> C + Send,
 ) {
+    run_rounds(ROUNDS, FAULTS, most_logins, connections);
+}
+
+fn run_rounds<C: Connections + Send>(
+    rounds: usize,
+    faults: &[(&str, Fault)],
+    most_logins: usize,
+    connections: impl FnOnce(RdsConnectionManager) -> C + Send,
+) {
     let scene = make_scene();
     let manager = manager(&scene);
     let connections = scene.cable.across(|| connections(manager));
@@ -67,14 +76,14 @@ fn run_faults<C: Connections + Send>(
             });
         }
         let mut memory = Vec::new();
-        for round in 1..=ROUNDS {
-            for (name, fault) in FAULTS {
+        for round in 1..=rounds {
+            for (name, fault) in faults {
                 cause(&scene, &connections, name, *fault, most_logins);
             }
             memory.push(resident());
             eprintln!("round {round}: {:.1} MiB", memory[round - 1]);
         }
-        assert!(memory[ROUNDS - 1] - memory[0] < MAX_GROWTH, "{memory:?}");
+        assert!(memory[rounds - 1] - memory[0] < MAX_GROWTH, "{memory:?}");
     });
     let rows = scene.load.check(&mut scene.rds.superuser().unwrap());
     eprintln!("{rows} rows, all as in the ledger");

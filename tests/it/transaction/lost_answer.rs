@@ -54,7 +54,7 @@ impl Scene {
     /// Waits until the first COMMIT is in progress. Returns the server process.
     fn wait_for_commit(&self) -> i32 {
         let mut superuser = self.rds.superuser().unwrap();
-        eventually(|| {
+        eventually("a COMMIT that waits", || {
             let pid = self.pid.load(SeqCst);
             let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query = 'COMMIT' \
                          AND wait_event_type = 'Lock' AND pid = ";
@@ -70,7 +70,9 @@ impl Scene {
             "SELECT NOT EXISTS \
              (SELECT FROM pg_stat_activity WHERE pid = {pid} AND state = 'active')"
         );
-        eventually(|| sql::<Bool>(&idle).get_result::<bool>(&mut superuser).unwrap());
+        eventually("an idle session", || {
+            sql::<Bool>(&idle).get_result::<bool>(&mut superuser).unwrap()
+        });
     }
 
     /// Ends all connections, and lets new ones through.
@@ -204,7 +206,7 @@ fn crash(scene: &Scene) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
     send("QUIT", parent.trim());
-    eventually(|| superuser.batch_execute("SELECT 1").is_err());
+    eventually("the end of the server", || superuser.batch_execute("SELECT 1").is_err());
     scene.rds.restart().unwrap();
 }
 

@@ -425,7 +425,7 @@ fn a_read_only_error_after_a_failover_is_retried() {
     rds.demote().unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
-            soon(|| runs.count() > 1);
+            soon("a retry", || runs.count() > 1);
             rds.promote().unwrap();
         });
         pool.transaction(|connection| {
