@@ -105,7 +105,9 @@ pub use builder::Builder;
 pub use error::{Error, LoginFailure, Retirement};
 pub use libpq_login::LibpqLogin;
 pub use manager::RdsConnectionManager;
-pub use pool::{PerThread, PerThreadConnection, Pool, PoolLog};
+pub use pool::{
+    PerThread, PerThreadConnection, Pool, PoolLog, TransactionBuilder, TransactionError,
+};
 pub use stats::Stats;
 pub use token::{AuthToken, Endpoint, presign};
 

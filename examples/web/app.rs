@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::streak::{Streak, kind};
+use crate::transaction::cause;
 use crate::watch::Watch;
 use crate::{entries, health, layout, metrics, status};
 
@@ -91,11 +92,30 @@ impl App {
             .with_state(self)
     }
 
-    /// Runs blocking `work` with a connection, on a thread that may block. A request that waits for
-    /// its turn holds no thread: 500 clients need only as many threads as there are connections.
+    /// Runs blocking `work` with a connection.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut PgConnection) -> QueryResult<T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.in_turn(|pool, left| Ok(work(&mut *pool.get_timeout(left)?)?)).await
+    }
+
+    /// Runs blocking `work` in a transaction. It may run more than once.
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&mut PgConnection) -> QueryResult<T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.in_turn(|pool, left| {
+            pool.build_transaction().time_limit(left).run(work).map_err(cause)
+        })
+        .await
+    }
+
+    /// Runs `work` on a thread that may block, with the time that is left. A request that waits for
+    /// its turn holds no thread: 500 clients need only as many threads as there are connections.
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Pool, Duration) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Problem> {
         let end = Instant::now() + CONNECTION_TIMEOUT;
         let turn = tokio::time::timeout_at(end.into(), self.turns.clone().acquire_owned()).await;
@@ -108,12 +128,10 @@ impl App {
         let job = tokio::task::spawn_blocking(move || {
             // The turn ends after the connection is checked in, also if the client has left.
             let _turn = turn;
-            let mut connection = pool.get_timeout(end.saturating_duration_since(Instant::now()))?;
-            Ok(work(&mut connection)?)
+            work(&pool, end.saturating_duration_since(Instant::now()))
         });
         // A panic of `work` continues here and gets the response of any panic.
-        let done: Result<T, Error> =
-            job.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        let done = job.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
         done.inspect(|_| self.streak.succeeded("database requests succeed"))
             .map_err(|error| self.problem(&error))
     }

@@ -52,8 +52,8 @@ pub(crate) async fn add(
         let page = page(&app.run(newest).await?, &draft, Some(reason));
         return Ok((StatusCode::UNPROCESSABLE_ENTITY, page).into_response());
     }
-    app.run(move |connection| {
-        diesel::insert_into(entries::table).values(entries::text.eq(text)).execute(connection)
+    app.write(move |connection| {
+        diesel::insert_into(entries::table).values(entries::text.eq(&text)).execute(connection)
     })
     .await?;
     Ok(Redirect::to("/").into_response())
@@ -64,9 +64,9 @@ pub(crate) async fn finish(
     id: Result<Path<i32>, PathRejection>,
 ) -> Result<Redirect, Problem> {
     let Path(id) = id.map_err(|_| Problem::NotFound)?;
-    // A second click changes nothing.
-    let first_time = sql::<Nullable<Timestamptz>>("coalesce(finished_at, now())");
-    app.run(move |connection| {
+    app.write(move |connection| {
+        // A second click changes nothing.
+        let first_time = sql::<Nullable<Timestamptz>>("coalesce(finished_at, now())");
         let change =
             diesel::update(entries::table.find(id)).set(entries::finished_at.eq(first_time));
         change.returning(entries::id).get_result::<i32>(connection)

@@ -48,6 +48,8 @@ mod migrations;
 mod schema;
 #[path = "../streak.rs"]
 mod streak;
+#[path = "../transaction.rs"]
+mod transaction;
 
 use app::App;
 use database::Database;

@@ -1,7 +1,14 @@
 //! [`Connections`]: gives a thread its connection.
 
+use std::time::Duration;
+
 use diesel::prelude::*;
 use diesel_rds_iam::{Error, PerThread, Pool, RdsConnectionManager};
+
+use crate::transaction::cause;
+
+/// The worker has a back-off for longer outages, which SIGTERM ends.
+const TIME_LIMIT: Duration = Duration::from_secs(3);
 
 /// Each thread uses its connection nearly all of the time, so a pool has no advantage here. It
 /// shows that the same code runs on both.
@@ -33,5 +40,16 @@ impl Connections {
             Connections::PerThread(connections) => Ok(work(&mut *connections.get()?)?),
             Connections::Pool(pool) => Ok(work(&mut *pool.get()?)?),
         }
+    }
+    /// Runs a transaction. `work` may run more than once.
+    pub(crate) fn transaction<T>(
+        &self,
+        work: impl FnMut(&mut PgConnection) -> QueryResult<T>,
+    ) -> Result<T, Error> {
+        let builder = match self {
+            Connections::PerThread(connections) => connections.build_transaction(),
+            Connections::Pool(pool) => pool.build_transaction(),
+        };
+        builder.time_limit(TIME_LIMIT).run(work).map_err(cause)
     }
 }

@@ -33,6 +33,8 @@ mod schema;
 #[path = "../streak.rs"]
 mod streak;
 mod threads;
+#[path = "../transaction.rs"]
+mod transaction;
 mod workers;
 
 use bell::Bell;

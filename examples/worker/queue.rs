@@ -43,21 +43,19 @@ pub(crate) fn is_empty(connection: &mut PgConnection) -> QueryResult<bool> {
     diesel::select(not(exists(jobs::table.filter(jobs::died_at.is_null())))).get_result(connection)
 }
 
-/// Runs the next job that is due, if there is one. An error means that the connection failed, and
-/// the transaction was rolled back. If the response to COMMIT was lost, it may be committed.
+/// Runs the next job that is due, if there is one. In a transaction, and again if that is retried:
+/// what a job does belongs on this connection.
 pub(crate) fn run_next(connection: &mut PgConnection) -> QueryResult<Option<Outcome>> {
-    connection.transaction(|connection| {
-        let Some(job) = next(connection)? else { return Ok(None) };
-        let outcome = match perform(&job, connection) {
-            Ok(()) => {
-                diesel::delete(jobs::table.find(job.id)).execute(connection)?;
-                Outcome::Done
-            }
-            Err(failure) => record(&failure, &job, connection)?,
-        };
-        log::debug!("job {}: {outcome:?}", job.id);
-        Ok(Some(outcome))
-    })
+    let Some(job) = next(connection)? else { return Ok(None) };
+    let outcome = match perform(&job, connection) {
+        Ok(()) => {
+            diesel::delete(jobs::table.find(job.id)).execute(connection)?;
+            Outcome::Done
+        }
+        Err(failure) => record(&failure, &job, connection)?,
+    };
+    log::debug!("job {}: {outcome:?}", job.id);
+    Ok(Some(outcome))
 }
 
 /// Returns the next job and locks its row. Other threads skip it until the transaction ends.

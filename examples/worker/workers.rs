@@ -59,7 +59,7 @@ impl Workers {
     }
 
     fn run_next(&self) -> Result<Option<Outcome>, Error> {
-        let outcome = self.connections.with(queue::run_next)?;
+        let outcome = self.connections.transaction(queue::run_next)?;
         if outcome.is_none() && self.until_empty && self.connections.with(queue::is_empty)? {
             self.bell.stop();
         }
@@ -67,7 +67,7 @@ impl Workers {
     }
 }
 
-/// The results of the jobs. A COMMIT without a response is not counted.
+/// The results of the jobs. A COMMIT whose outcome stays unknown is not counted.
 #[derive(Default)]
 pub(crate) struct Counts {
     done: AtomicU64,

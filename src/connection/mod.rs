@@ -1,9 +1,12 @@
 //! [`Record`]: what is known of one live connection: its age, its last use, its errors.
 
+mod backend;
 mod check;
 mod condition;
+mod failure;
 mod generation;
 mod moment;
+mod progress;
 mod statement;
 
 use std::fmt::{self, Write};
@@ -19,11 +22,13 @@ use diesel::result::Error as QueryError;
 
 use crate::error::Retirement;
 use crate::stats::Counters;
-use check::IS_READ_WRITE;
-pub(crate) use check::{Role, RoleCheck, peek, ping, role_check};
+pub(crate) use backend::{Backend, Lsn, Means};
+pub(crate) use check::{IS_READ_WRITE, Role, RoleCheck, peek, ping, role_check};
 use condition::{Condition, condition_after};
+pub(crate) use failure::Failure;
 pub(crate) use generation::Generation;
 pub(crate) use moment::Moment;
+pub(crate) use progress::Progress;
 use statement::QueryEffects;
 
 /// Kept with the connection as its instrumentation, which diesel calls at each query. Wraps the
@@ -51,6 +56,9 @@ pub(crate) struct Record {
     /// The server refused a write: the transaction is read-only, or the server is a standby.
     met_read_only: bool,
     listens: bool,
+    /// Of the transaction that is open.
+    progress: Progress,
+    backend: Option<Backend>,
     wrapped: Option<Box<dyn Instrumentation>>,
     /// The generation in which the connection was last found usable.
     checked: u64,
@@ -111,6 +119,8 @@ impl Record {
             is_ending_transaction: false,
             met_read_only: false,
             listens: false,
+            progress: Progress::default(),
+            backend: None,
             wrapped,
             checked: shared.born,
             shared,
@@ -129,6 +139,26 @@ impl Record {
 
     fn met_read_only(&self) -> bool {
         self.met_read_only && !self.is_reader
+    }
+
+    /// What happened since [`restart_progress`](Self::restart_progress).
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Forgets what happened in earlier transactions.
+    pub(crate) fn restart_progress(&mut self) {
+        self.progress = Progress::default();
+    }
+
+    /// Returns what [`set_backend`](Self::set_backend) recorded.
+    pub(crate) fn backend(&self) -> Option<Backend> {
+        self.backend
+    }
+
+    /// Records the server process, which stays the same for the life of a connection.
+    pub(crate) fn set_backend(&mut self, backend: Backend) {
+        self.backend = Some(backend);
     }
 
     /// Returns the check of the server's role that the next ping has to make, whichever role the
@@ -214,11 +244,13 @@ impl Record {
             self.worsen(Condition::Suspect);
         }
         self.listens |= effects.listens;
+        self.progress.query_started(&effects);
         self.query = effects;
     }
 
     fn query_finished(&mut self, error: Option<&QueryError>, now: Moment) {
         self.last_use = now;
+        self.progress.query_finished(error);
         let query = std::mem::take(&mut self.query);
         self.is_left_open = query.leaves_open(self.is_left_open, error.is_some());
         self.has_written |= query.writes && error.is_none();

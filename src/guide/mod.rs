@@ -36,6 +36,9 @@ pub mod pools {}
 #[doc = include_str!("per_thread.md")]
 pub mod per_thread {}
 
+#[doc = include_str!("transactions.md")]
+pub mod transactions {}
+
 #[doc = include_str!("choosing.md")]
 pub mod choosing {}
 

@@ -3,6 +3,7 @@
 mod log;
 mod per_thread;
 mod slot;
+mod transaction;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,7 @@ use crate::error::Error;
 use crate::manager::RdsConnectionManager;
 pub use log::PoolLog;
 pub use per_thread::{PerThread, PerThreadConnection};
+pub use transaction::{TransactionBuilder, TransactionError};
 
 /// Longer than one `connect_timeout`, so that a waiting thread gets the cause.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);

@@ -78,6 +78,10 @@ impl PerThread {
         self.0.get().map(PerThreadConnection)
     }
 
+    pub(super) fn manager(&self) -> &RdsConnectionManager {
+        &self.0.manager
+    }
+
     /// Closes this thread's connection, unless it is in use.
     pub fn close(&self) {
         self.0.close();

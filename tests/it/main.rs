@@ -35,5 +35,7 @@ mod session;
 mod sources;
 mod stats;
 mod support;
+#[cfg(target_os = "linux")]
+mod transaction;
 mod web;
 mod worker;

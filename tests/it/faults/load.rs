@@ -39,6 +39,37 @@ pub(crate) trait Connections: Sync {
 
     /// Returns the number of connections without a fault.
     fn open(&self) -> u32;
+
+    /// Runs a transaction. An error after the closure returned `Ok` leaves its outcome unknown.
+    fn transaction(&self, run: Run<'_>) -> Result<(), WriteError> {
+        let mut is_to_be_committed = false;
+        let mut connection = self.get().map_err(WriteError::Failed)?;
+        let committed = connection.transaction(|connection| {
+            run(connection)?;
+            is_to_be_committed = true;
+            Ok(())
+        });
+        committed.map_err(|error: diesel::result::Error| {
+            let text = error.to_string();
+            if is_to_be_committed { WriteError::Unknown(text) } else { WriteError::Failed(text) }
+        })
+    }
+
+    /// Whether no outcome may stay unknown.
+    fn knows_outcomes(&self) -> bool {
+        false
+    }
+}
+
+pub(crate) type Run<'a> = &'a mut dyn FnMut(&mut PgConnection) -> QueryResult<()>;
+
+/// Why a transaction did not commit, as far as its caller knows.
+#[derive(Debug)]
+pub(crate) enum WriteError {
+    /// It is not in the database.
+    Failed(String),
+    /// It may be in the database.
+    Unknown(String),
 }
 
 impl Connections for Pool {
@@ -131,31 +162,33 @@ impl Load {
     }
 
     fn write(&self, thread: i32, number: i64, connections: &dyn Connections) -> Outcome {
-        let mut is_to_be_committed = false;
-        let written = connections.get().and_then(|mut connection| {
-            let committed: QueryResult<()> = connection.transaction(|connection| {
-                let read = write_and_read(connection, thread, number)?;
-                is_to_be_committed = true;
-                self.committing.fetch_add(1, SeqCst);
-                if read != (thread, number, Some(number)) {
-                    self.state
-                        .lock()
-                        .unwrap()
-                        .wrong
-                        .push(format!("{read:?} instead of {thread}, {number}"));
-                }
-                Ok(())
-            });
-            committed.map_err(|error| error.to_string())
+        let mut is_committing = false;
+        let written = connections.transaction(&mut |connection| {
+            // The closure can run again after its COMMIT was lost.
+            if std::mem::take(&mut is_committing) {
+                self.committing.fetch_sub(1, SeqCst);
+            }
+            let read = write_and_read(connection, thread, number)?;
+            if read != (thread, number, Some(number)) {
+                let wrong = format!("{read:?} instead of {thread}, {number}");
+                self.state.lock().unwrap().wrong.push(wrong);
+            }
+            is_committing = true;
+            self.committing.fetch_add(1, SeqCst);
+            Ok(())
         });
-        if is_to_be_committed {
+        if is_committing {
             self.committing.fetch_sub(1, SeqCst);
         }
         match written {
             Ok(()) => Outcome::Committed,
-            Err(error) => {
+            Err(WriteError::Failed(error)) => {
                 log::debug!("thread {thread}, {number}: {error}");
-                if is_to_be_committed { Outcome::Unknown } else { Outcome::Failed }
+                Outcome::Failed
+            }
+            Err(WriteError::Unknown(error)) => {
+                log::debug!("thread {thread}, {number}: outcome unknown: {error}");
+                Outcome::Unknown
             }
         }
     }

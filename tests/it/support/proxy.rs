@@ -55,7 +55,12 @@ impl Proxy {
     /// With the time after which the server's side sends its first keepalive. It closes the
     /// connection 3 seconds later if there is no answer.
     pub(crate) fn with_keepalive(port: u16, keepalive: Duration) -> Proxy {
-        let listener = TcpListener::bind((SERVER, 0)).unwrap();
+        Proxy::at(SERVER, port, keepalive)
+    }
+
+    /// At another address of this machine.
+    pub(crate) fn at(address: &str, port: u16, keepalive: Duration) -> Proxy {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         let way = Arc::new(Mutex::new(Way { weather: Weather::Fair, connections: Vec::new() }));
         let proxy = Proxy { port: listener.local_addr().unwrap().port(), way: way.clone() };
         thread::spawn(move || {
