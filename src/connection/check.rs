@@ -7,7 +7,7 @@ use diesel::{PgConnection, RunQueryDsl};
 use crate::error::{Error, Retirement};
 
 /// Whether the server accepts writes, as libpq checks it for `target_session_attrs=read-write`.
-pub(super) const IS_READ_WRITE: &str = "SELECT NOT pg_is_in_recovery() AND NOT \
+pub(crate) const IS_READ_WRITE: &str = "SELECT NOT pg_is_in_recovery() AND NOT \
     current_setting('default_transaction_read_only')::boolean AS fits";
 
 /// Returns the query whether the server still has the role that `target_session_attrs` asks for, or
