@@ -38,7 +38,7 @@ impl Scene {
     fn new() -> Scene {
         let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
         rds.superuser().unwrap().batch_execute(&[SCHEMA, COMMIT_WAITS].join(";")).unwrap();
-        let proxy = Proxy::at("127.0.0.1", rds.port());
+        let proxy = Proxy::at("127.0.0.1", rds.port(), Duration::from_secs(5));
         let manager = manager(&rds, &proxy);
         let pool = manager.build_pool(manager.pool_builder().max_size(2)).unwrap();
         Scene { rds, proxy, pool, runs: Runs::default(), pid: AtomicI32::new(0) }
