@@ -39,22 +39,22 @@ fn on_your_database() -> Result<(), Failure> {
 
 fn on_a_local_rds() -> Result<(), Failure> {
     let rds = LocalRds::start()?;
-    println!("1. A local RDS listens on port {}. It lets in who has an IAM token.", rds.port());
+    println!("1. A local RDS listens on port {}. Its user logs in with IAM tokens.", rds.port());
 
-    let manager = rds.manager_builder().build(rds.database_url())?;
+    let manager = rds.manager()?;
     let first_token = manager.token()?;
     let pool =
         manager.build_pool(manager.pool_builder().max_size(CONNECTIONS).min_idle(Some(0)))?;
     migrate(&pool)?;
-    println!("2. Migrated the database, through a connection of the pool.");
+    println!("2. Migrated the database through a connection of the pool.");
 
     let backends = fill(&pool, &rds)?;
     let before = rds.attempts();
-    println!("3. {} connections, each with a token of its own:", backends.len());
+    println!("3. {} connections, each with its own token:", backends.len());
     before.iter().for_each(show);
     ensure(before.len() == CONNECTIONS as usize, "one login for each connection")?;
     ensure(distinct(&before) == before.len(), "one token for each login")?;
-    ensure(before.iter().all(|attempt| attempt.verdict.is_ok()), "each login is let in")?;
+    ensure(before.iter().all(|attempt| attempt.verdict.is_ok()), "each login is accepted")?;
 
     rds.clock().advance(Duration::from_secs(16 * 60));
     println!("4. 16 minutes later:");
@@ -67,24 +67,21 @@ fn on_a_local_rds() -> Result<(), Failure> {
         "open connections stay up",
     )?;
     println!(
-        "   the {} open connections still work, for a token counts at login only",
+        "   the {} open connections still work, because a token is checked only at login",
         backends.len()
     );
 
     end_sessions(&rds)?;
     let after = fill(&pool, &rds)?;
     let new = &rds.attempts()[before.len() + 1..];
-    println!(
-        "5. All sessions ended by the server. \
-         The pool carries on, with new connections and new tokens:"
-    );
+    println!("5. The server ended all sessions. The pool opens new connections with new tokens:");
     new.iter().for_each(show);
     ensure(after.iter().all(|backend| !backends.contains(backend)), "all connections are new")?;
     ensure(
         new.len() == after.len() && new.iter().all(|attempt| attempt.verdict.is_ok()),
-        "each is let in",
+        "each login is accepted",
     )?;
-    println!("All as it should be.");
+    println!("All as expected.");
     Ok(())
 }
 
@@ -148,7 +145,7 @@ fn end_sessions(rds: &LocalRds) -> Result<(), Failure> {
 
 fn show(attempt: &Attempt) {
     let verdict = match &attempt.verdict {
-        Ok(()) => "let in".to_owned(),
+        Ok(()) => "accepted".to_owned(),
         Err(refusal) => format!("refused: {refusal}"),
     };
     println!("   token {}  {} {verdict}", &attempt.token_sha256[..8], attempt.user);

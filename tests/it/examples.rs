@@ -25,7 +25,7 @@ pub(crate) fn logged(output: &Output) -> String {
 fn quickstart_on_a_local_rds() {
     let output = run(&mut example("quickstart"));
     assert!(output.status.success(), "{}", logged(&output));
-    assert!(printed(&output).ends_with("All as it should be.\n"), "{}", printed(&output));
+    assert!(printed(&output).ends_with("All as expected.\n"), "{}", printed(&output));
     let shown = masked(&printed(&output));
     assert!(
         masked(README).contains(&shown),
