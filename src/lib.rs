@@ -48,6 +48,7 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `credentials-process` | on | profiles with `credential_process`, a program that prints credentials |
+//! | `credentials-login` | off | profiles of `aws login`, as people have on a laptop |
 //! | `sso` | off | profiles of IAM Identity Center (`aws sso login`), as people have on a laptop |
 //! | `doctor` | off | the module `doctor` |
 //! | `local` | off | the module `local` |
@@ -58,8 +59,8 @@
 //!
 //! | level | what |
 //! |---|---|
-//! | error | a failed login, once per cause until a login succeeds |
-//! | warn | what works but not as intended: a weak `sslmode`, a refused host among several, a failed refresh of credentials |
+//! | error | a failed login, once per cause until a login succeeds; an error of your `CustomizeConnection` |
+//! | warn | what works but not as intended: a weak `sslmode`, a refused host among several, a failed refresh of credentials; the first timeout of a pool; a login that succeeds after failures, with their number |
 //! | info | the settings of a new manager |
 //! | debug | each login, each refresh of credentials, each closed connection |
 //! | trace | each checkout and check-in of a pool |
@@ -70,7 +71,7 @@
 //!
 //! [diesel]: https://diesel.rs
 #![deny(missing_docs, unsafe_code)]
-// docs.rs says of each item which feature it is of.
+// docs.rs shows the feature of each item.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod aws;
@@ -82,11 +83,11 @@ mod credentials;
 #[cfg(feature = "doctor")]
 pub mod doctor;
 mod error;
-// Who fuzzes a program of his own sets the cfg for us, too.
+// A fuzzed program sets the cfg for its dependencies too, so it is not part of the API.
 #[cfg(all(fuzzing, feature = "local"))]
 #[doc(hidden)]
 pub mod fuzzing;
-// Text, of which no program has need. Its examples run on a LocalRds.
+// Only rustdoc needs it. Its examples run on a LocalRds.
 #[cfg(all(doc, any(feature = "local", not(doctest))))]
 pub mod guide;
 mod libpq_login;
@@ -111,7 +112,7 @@ pub use pool::{
 pub use stats::Stats;
 pub use token::{AuthToken, Endpoint, presign};
 
-/// The README's examples are tests, too.
+/// Makes doc tests of the README's examples.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
