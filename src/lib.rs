@@ -33,6 +33,7 @@
 //! | [`RdsConnectionManager`] | the connection manager; a [`Builder`] has further settings |
 //! | [`Pool`] | r2d2's pool, with the cause if there is no connection |
 //! | [`PerThread`] | one persistent connection per thread, as in Django |
+//! | [`TransactionBuilder`] | transactions that are retried and whose outcome is known |
 //! | [`Error`] | what failed and what to do |
 //! | [`Stats`], [`PoolLog`] | counters of a manager, and the log of its pool |
 //! | [`AuthToken`], [`presign`], [`Endpoint`] | the token by itself, signed without network access |
