@@ -36,11 +36,11 @@ pub mod pools {}
 #[doc = include_str!("per_thread.md")]
 pub mod per_thread {}
 
-#[doc = include_str!("transactions.md")]
-pub mod transactions {}
-
 #[doc = include_str!("choosing.md")]
 pub mod choosing {}
+
+#[doc = include_str!("transactions.md")]
+pub mod transactions {}
 
 // Its examples are tests in tests/frameworks: actix-web and Rocket turn on the feature log of
 // tracing, and with it the log of the AWS SDK, so they are no dependencies of this package.
