@@ -38,11 +38,11 @@ fn per_thread() {
     run_faults(40, |manager| KnownOutcomes(PerThread::new(manager)));
 }
 
-/// Takes about 4 minutes:
+/// Takes about 1 minute:
 ///
-///     cargo test --workspace --all-features --test it cut_100_times -- --ignored --nocapture
+///     cargo test --workspace --all-features --test it if_commits_are_cut_100_times -- --ignored
 #[test]
-#[ignore = "takes 4 minutes"]
+#[ignore = "takes 1 minute"]
 fn no_outcome_stays_unknown_if_commits_are_cut_100_times() {
     in_a_network_of_its_own("faults::known_outcomes::commits_cut_often", SERVER, &[]);
 }
