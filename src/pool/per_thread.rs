@@ -473,7 +473,9 @@ mod tests {
         let error = connections.get().err().unwrap();
         assert!(matches!(error, Error::InUse), "{error}");
         assert!(error.to_string().contains("drop the first guard"), "{error}");
+        assert!(matches!(connections.get(), Err(Error::InUse)), "an error frees no slot");
         connections.close();
+        assert!(matches!(connections.get(), Err(Error::InUse)), "nor does close");
         drop(guard);
         assert_eq!([number(&connections), count(&connections.manager.made)], [0, 1]);
     }

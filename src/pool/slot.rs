@@ -46,7 +46,9 @@ impl Slot {
             (kept, orphans)
         });
         let (kept, _orphans) = taken.map_err(|_| Error::ThreadEnding)?;
-        Ok((Slot { owner, _not_send: PhantomData }, kept?))
+        // Before there is a Slot, whose drop would free the slot of the guard that has it.
+        let kept = kept?;
+        Ok((Slot { owner, _not_send: PhantomData }, kept))
     }
 
     pub(super) fn put_back(&self, kept: Box<dyn Any>) {
