@@ -65,12 +65,33 @@ enum Statement {
 /// Returns the statements of a text. Semicolons in strings, quoted names and comments do not count.
 fn statements(text: &str) -> impl Iterator<Item = Statement> {
     let mut rest = Some(text);
+    let mut is_in_body = false;
     std::iter::from_fn(move || {
         let text = rest.take()?;
         let end = if text.contains(';') { end_of_statement(text) } else { text.len() };
         rest = text.get(end + 1..).filter(|rest| !skip_comments(rest).is_empty());
-        Some(classify(&text[..end]))
+        let statement = &text[..end];
+        if is_in_body {
+            is_in_body = !first_word_is(statement, "END");
+            return Some(Statement::Other);
+        }
+        is_in_body = begins_body(statement);
+        Some(classify(statement))
     })
+}
+
+fn first_word_is(statement: &str, expected: &str) -> bool {
+    Words(statement).next().is_some_and(|word| word.eq_ignore_ascii_case(expected))
+}
+
+/// Whether a function's body of several statements follows, `BEGIN ATOMIC ...; END`. Its END is
+/// not the end of a transaction.
+fn begins_body(statement: &str) -> bool {
+    let is_separator = |c: char| !c.is_alphanumeric() && c != '_';
+    let words: Vec<&str> = statement.split(is_separator).filter(|word| !word.is_empty()).collect();
+    let is = |i: usize, word: &str| words.get(i).is_some_and(|it| it.eq_ignore_ascii_case(word));
+    let begins = |i| is(i, "BEGIN") && is(i + 1, "ATOMIC") && !is(i + 2, "END");
+    first_word_is(statement, "CREATE") && (0..words.len()).any(begins)
 }
 
 fn classify(statement: &str) -> Statement {
@@ -133,7 +154,7 @@ fn skip_comments(mut text: &str) -> &str {
     loop {
         text = text.trim_start();
         if text.starts_with("--") {
-            text = &text[text.find('\n').unwrap_or(text.len())..];
+            text = &text[text.find(['\n', '\r']).unwrap_or(text.len())..];
         } else if text.starts_with("/*") {
             text = &text[length_of_block_comment(text)..];
         } else {
@@ -174,7 +195,7 @@ fn end_of_statement(text: &str) -> usize {
             b'"' => length_of_string(rest, false),
             b'$' if !is_in_word(&bytes[..at]) => length_of_dollar_string(rest),
             b'-' if rest.starts_with(b"--") => {
-                rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len())
+                rest.iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(rest.len())
             }
             b'/' if rest.starts_with(b"/*") => length_of_block_comment(&text[at..]),
             _ => 1,
@@ -237,6 +258,7 @@ mod tests {
             ("  begin isolation level serializable", Begin),
             ("/* a */ START TRANSACTION", Begin),
             ("/* a /* b */ c */-- d\nbegin", Begin),
+            ("-- a\rbegin", Begin),
             ("start_it()", Other),
             ("COMMIT", End),
             ("COMMIT AND CHAIN", Begin),
@@ -282,6 +304,17 @@ mod tests {
             ("SELECT a$b$; BEGIN", &[Other, Begin]),
             ("SELECT 1 /* ; /* ; */ ; */; BEGIN", &[Other, Begin]),
             ("SELECT 1 -- ; BEGIN", &[Other]),
+            ("SELECT 1 -- a\r; BEGIN", &[Other, Begin]),
+            (
+                "BEGIN; CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; END; END",
+                &[Begin, Write, Other, End],
+            ),
+            (
+                "CREATE PROCEDURE p() begin atomic SELECT 1; SELECT CASE WHEN b THEN 1 END; END",
+                &[Write, Other, Other],
+            ),
+            ("CREATE PROCEDURE p() BEGIN ATOMIC END; COMMIT", &[Write, End]),
+            ("CREATE TABLE atomic (a int); COMMIT", &[Write, End]),
         ];
         for (text, expected) in cases {
             assert_eq!(of(text), *expected, "{text}");
