@@ -45,7 +45,8 @@ pub(super) fn condition_after(error: &QueryError, in_transaction: bool) -> Condi
 
 /// Whether a prepared statement of diesel's cache, or a plan of the session, can never work again:
 /// the schema has changed, or the statement was deallocated. A new connection has neither. The name
-/// of diesel's statements is in the message in every language.
+/// of diesel's statements is in the message in every language. What follows a colon may be text of
+/// a user, as in `syntax error in tsquery: "..."`.
 fn has_stale_statements(message: &str) -> bool {
     const TEXTS: &[&str] = &[
         "__diesel_stmt_",
@@ -55,5 +56,6 @@ fn has_stale_statements(message: &str) -> bool {
         "with OID ",
         "table row type and query-specified row type do not match",
     ];
+    let message = message.split(": ").next().unwrap_or_default();
     TEXTS.iter().any(|text| message.contains(text))
 }

@@ -254,6 +254,9 @@ impl Record {
         let query = std::mem::take(&mut self.query);
         self.is_left_open = query.leaves_open(self.is_left_open, error.is_some());
         self.has_written |= query.writes && error.is_none();
+        if query.open == Some(false) && error.is_none() {
+            self.in_transaction = false;
+        }
         if let Some(QueryError::DatabaseError(Kind::ReadOnlyTransaction, _)) = error {
             self.met_read_only = true;
             if self.has_written {
@@ -472,6 +475,12 @@ mod tests {
                 .query_finished(Some(&QueryError::DatabaseError(Kind::Unknown, information)), now);
             assert_eq!(record.retirement(now), stale, "{message}");
         }
+        let now = Moment::now();
+        let mut record = new_record(now, None);
+        let of_a_user = String::from("syntax error in tsquery: \"with OID __diesel_stmt_1\"");
+        let error = QueryError::DatabaseError(Kind::Unknown, Box::new(of_a_user));
+        record.query_finished(Some(&error), now);
+        assert_eq!(record.retirement(now), None, "the text of a user");
         for (query, expected) in
             [("DISCARD ALL", stale), ("deallocate all", stale), ("DISCARD TEMP", None)]
         {
@@ -549,6 +558,19 @@ mod tests {
         assert_eq!(record.checkout_decision(now, SECOND), CheckoutDecision::Peek);
         record.query_finished(Some(&failed(Kind::UniqueViolation)), now);
         assert_eq!(record.checkout_decision(now, SECOND), CheckoutDecision::Ping);
+    }
+
+    #[test]
+    fn a_violation_after_a_raw_transaction_means_nothing() {
+        let now = Moment::now();
+        let mut record = new_record(now, None);
+        for query in ["BEGIN", "COMMIT"] {
+            record.query_started(query);
+            record.query_finished(None, now);
+        }
+        record.query_started("INSERT INTO t VALUES (1)");
+        record.query_finished(Some(&failed(Kind::UniqueViolation)), now);
+        assert_eq!(record.checkout_decision(now, SECOND), CheckoutDecision::Peek);
     }
 
     #[test]
