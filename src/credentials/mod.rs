@@ -155,7 +155,10 @@ impl CredentialsCache {
             );
             return Err(state.error(Arc::new(CredentialsError::provider_error(text))));
         }
-        state.outcome(self.shared.now())
+        // Without the lock: the time source may be a program's own.
+        drop(state);
+        let now = self.shared.now();
+        self.shared.state.lock().outcome(now)
     }
 
     /// Lets the worker call the source, if this caller began the refresh. Must be called without
