@@ -125,6 +125,8 @@ impl Server {
             ("dbname", database),
             ("options", ""),
             ("client_encoding", "UTF8"),
+            // A server that is stopped by a signal accepts the connection and never answers.
+            ("connect_timeout", "10"),
             ("channel_binding", "disable"),
             ("gssencmode", "disable"),
             ("sslmode", "disable"),
