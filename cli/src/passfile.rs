@@ -155,7 +155,7 @@ const TICK: Duration = Duration::from_secs(1);
 impl Passfile {
     fn create(login: &LibpqLogin) -> io::Result<Passfile> {
         let runtime =
-            std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_dir());
+            std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| is_own(path));
         let mut builder = tempfile::Builder::new();
         builder.prefix("rds-iam-");
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
@@ -184,8 +184,8 @@ impl Passfile {
     }
 
     fn is_due(&self, now: SystemTime) -> bool {
-        // A clock that was set back does not show the age of the token.
-        let since = now.duration_since(self.written).unwrap_or(PAUSE);
+        // A clock that was set back shows neither the age of the token nor its end.
+        let Ok(since) = now.duration_since(self.written) else { return true };
         since >= PAUSE && self.expires_at.is_some_and(|end| end < now + RESERVE)
     }
 
@@ -202,5 +202,28 @@ impl Passfile {
                 self.written = SystemTime::now();
             }
         }
+    }
+}
+
+/// Whether it is a folder of this user. `su` keeps the XDG_RUNTIME_DIR of the user before.
+fn is_own(path: &std::path::Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    let data = path.metadata();
+    data.is_ok_and(|it| it.is_dir() && it.uid() == rustix::process::geteuid().as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_passfile_is_due_before_its_end_and_after_the_clock_was_set_back() {
+        let written = SystemTime::now();
+        let expires_at = Some(written + Duration::from_secs(900));
+        let passfile = Passfile { folder: tempfile::tempdir().unwrap(), expires_at, written };
+        let due_after = |seconds| passfile.is_due(written + Duration::from_secs(seconds));
+        assert_eq!([0, 599, 601].map(due_after), [false, false, true]);
+        assert!(passfile.is_due(written - Duration::from_secs(86_400)));
     }
 }
