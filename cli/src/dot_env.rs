@@ -26,14 +26,20 @@ const NAMES: [&str; 13] = [
 
 /// Keywords that could send a token to a server whose certificate the user does not trust, with the
 /// only value that a file `.env` may give them.
-const RESTRICTED: [(&str, &str); 5] = [
+const RESTRICTED: [(&str, &str); 6] = [
     ("sslmode", "verify-full"),
+    // Delegates Kerberos credentials to the server.
+    ("gssdelegation", "0"),
     // Also a trusted file outside of the folder: see `is_trusted_root`.
     ("sslrootcert", "system"),
     ("servicefile", ""),
     ("requiressl", ""),
     ("ssl", ""),
 ];
+
+/// Keywords that no file `.env` may set: OpenSSL loads an engine, which is code, from a path in
+/// `sslkey`, and libpq writes the secrets of TLS to the file `sslkeylogfile`.
+const REFUSED: [&str; 2] = ["sslkey", "sslkeylogfile"];
 
 /// Sets the connection settings of the nearest file `.env`. What the environment already contains
 /// stays. Must be called before other threads start.
@@ -149,6 +155,11 @@ fn check(name: &str, line: &str, folder: Option<&Path>) -> Result<(), String> {
         "PGSSLROOTCERT" => vec![("sslrootcert", value)],
         _ => Vec::new(),
     };
+    if let Some((keyword, _)) = keywords.iter().find(|(it, _)| REFUSED.contains(it)) {
+        return Err(format!(
+            "sets {keyword}, which can run code or write files\nhelp: set it in the environment"
+        ));
+    }
     // Without IAM there is no token to protect.
     let mut auth = keywords.iter().filter(|(keyword, _)| *keyword == "rds_iam_auth").peekable();
     if auth.peek().is_some() && auth.all(|(_, value)| value.eq_ignore_ascii_case("false")) {
@@ -191,10 +202,13 @@ fn substitutes(value: &str) -> bool {
     false
 }
 
-/// Returns the restricted keywords and `rds_iam_auth` in a connection string, with all values that
+/// Returns the restricted and refused keywords and `rds_iam_auth` in a connection string, with all values that
 /// they could have.
 fn keywords(text: &str) -> Vec<(&'static str, String)> {
-    let known = || RESTRICTED.iter().map(|(keyword, _)| *keyword).chain(["rds_iam_auth"]);
+    let known = || {
+        let restricted = RESTRICTED.iter().map(|(keyword, _)| *keyword);
+        restricted.chain(REFUSED).chain(["rds_iam_auth"])
+    };
     let parameter = |piece: &str| {
         let (keyword, value) = piece.split_once('=')?;
         let keyword = percent_decoded(keyword);
@@ -255,6 +269,11 @@ mod tests {
             "DATABASE_URL=postgres://a@h/d?ssl=true",
             "DATABASE_URL='service=x servicefile=x'",
             "DATABASE_URL=postgres://a@h/d?rds_iam_auth=false&sslmode=require&rds_iam_auth=true",
+            "DATABASE_URL='postgres://a@h/d?sslcert=c&sslkey=/proc/self/cwd/x.so:x'",
+            "DATABASE_URL='postgres://a:p@h/d?rds_iam_auth=false&sslke%79=x.so:x'",
+            "DATABASE_URL=\"host=h user=a sslkey = '/a b.so:x'\"",
+            "DATABASE_URL='host=h sslkeylogfile=x'",
+            "DATABASE_URL=postgres://a@h/d?gssdelegation=1",
             "PGSSLMODE=require",
             "PGSSLROOTCERT='ca.pem'",
             "DATABASE_URL=postgres://a@h/$AWS_SECRET_ACCESS_KEY",
