@@ -1,7 +1,7 @@
 //! The database to log in to, and the AWS credentials to sign with.
 
 use clap::Args;
-use diesel_rds_iam::{Error, RdsConnectionManager};
+use diesel_rds_iam::{Error, LibpqLogin, RdsConnectionManager};
 
 /// The database as a positional argument or as options.
 #[derive(Args)]
@@ -44,6 +44,22 @@ pub(crate) struct Options {
     /// The ARN of a role to assume, for example for a database in another account
     #[arg(long, value_name = "ARN")]
     assume_role: Option<String>,
+}
+
+/// Refuses a name that vacuumdb, pgbench and others take as a connection string: it could send the
+/// token to another server without TLS.
+pub(crate) fn check_name(login: &LibpqLogin) -> Result<(), Error> {
+    let variables = login.variables();
+    let is_string =
+        |(name, value): &(String, String)| name == "PGDATABASE" && value.contains(['=', ':']);
+    if login.expires_at().is_some() && variables.iter().any(is_string) {
+        return Err(Error::Config(
+            "the database's name contains = or :, and some programs would take it as a connection \
+             string; correct dbname= or PGDATABASE"
+                .into(),
+        ));
+    }
+    Ok(())
 }
 
 impl Database {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use diesel_rds_iam::LibpqLogin;
 
-use crate::database::Database;
+use crate::database::{Database, check_name};
 use crate::format::{Format, Inexpressible};
 use crate::{Failure, Outcome};
 
@@ -40,6 +40,7 @@ pub(crate) struct Env {
 impl Env {
     pub(crate) fn run(self) -> Outcome {
         let login = self.database.manager()?.libpq_login()?;
+        check_name(&login)?;
         if login.token().is_none() && login.expires_at().is_some() {
             return Err(Failure::new(
                 1,

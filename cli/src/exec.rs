@@ -8,7 +8,7 @@ use std::process::Command;
 use clap::Args;
 use diesel_rds_iam::LibpqLogin;
 
-use crate::database::Options;
+use crate::database::{Options, check_name};
 use crate::{Failure, Outcome, explained};
 
 /// Run a command that logs in with a token
@@ -93,6 +93,7 @@ impl Exec {
         let (url, start) = self.split()?;
         let manager = self.options.manager_for(url).map_err(ours)?;
         let login = manager.libpq_login().map_err(ours)?;
+        check_name(&login).map_err(ours)?;
         let mut command = self.command(&self.command[start..], &login)?;
         if login.expires_at().is_some() && (self.refresh || login.token().is_none()) {
             self.with_passfile(&mut command, url)?;
@@ -185,7 +186,13 @@ fn become_it(command: &mut Command) -> Outcome {
 pub(crate) fn not_run(command: &Command, error: &io::Error) -> Failure {
     let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
     let program = command.get_program().to_string_lossy();
-    // A URL in the place of the command can contain a password.
-    let shown = if program.contains("://") { "a URL" } else { &program };
+    // A connection string in the place of the command can contain a password.
+    let shown = if program.contains("://") {
+        "a URL"
+    } else if program.contains('=') {
+        "a text with ="
+    } else {
+        &program
+    };
     Failure::new(code, format!("cannot run {shown}: {error}"))
 }

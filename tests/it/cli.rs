@@ -319,6 +319,20 @@ mod exec {
     }
 
     #[test]
+    fn a_database_that_programs_take_as_a_connection_string_is_refused() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let text = "PGDATABASE='host=127.0.0.1 sslmode=disable'\n";
+        fs::write(folder.path().join(".env"), text).unwrap();
+        for (arguments, code) in [(&["exec", "--", "echo", "ran"][..], 125), (&["env"], 1)] {
+            let mut command = rds_iam(&rds, &folder, arguments);
+            command.env_remove("DATABASE_URL").env("PGHOST", "localhost").env("PGUSER", "app");
+            let said = run(&mut command);
+            assert_eq!((said.code, said.stdout.as_str()), (Some(code), ""), "{said:?}");
+            assert!(said.stderr.contains("take it as a connection string"), "{said:?}");
+        }
+    }
+
+    #[test]
     fn a_password_in_dot_env_does_not_override_the_passfile() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         fs::write(folder.path().join(".env"), "PGPASSWORD=hunter2\n").unwrap();
