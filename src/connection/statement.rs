@@ -55,7 +55,7 @@ enum Statement {
     End,
     Copy,
     Listen,
-    /// DISCARD ALL or PLANS, DEALLOCATE: diesel's prepared statements may be gone.
+    /// DISCARD ALL, DEALLOCATE ALL: diesel's prepared statements may be gone.
     Deallocate,
     /// A statement that only a server that accepts writes can execute.
     Write,
@@ -87,11 +87,14 @@ fn first_word_is(statement: &str, expected: &str) -> bool {
 /// Whether a function's body of several statements follows, `BEGIN ATOMIC ...; END`. Its END is
 /// not the end of a transaction.
 fn begins_body(statement: &str) -> bool {
+    if !first_word_is(statement, "CREATE") {
+        return false;
+    }
     let is_separator = |c: char| !c.is_alphanumeric() && c != '_';
     let words: Vec<&str> = statement.split(is_separator).filter(|word| !word.is_empty()).collect();
     let is = |i: usize, word: &str| words.get(i).is_some_and(|it| it.eq_ignore_ascii_case(word));
     let begins = |i| is(i, "BEGIN") && is(i + 1, "ATOMIC") && !is(i + 2, "END");
-    first_word_is(statement, "CREATE") && (0..words.len()).any(begins)
+    (0..words.len()).any(begins)
 }
 
 fn classify(statement: &str) -> Statement {
@@ -109,15 +112,22 @@ fn classify(statement: &str) -> Statement {
         () if is(first, "PREPARE") && is(second, "TRANSACTION") => Statement::End,
         () if is(first, "COPY") => Statement::Copy,
         () if is(first, "LISTEN") => Statement::Listen,
-        () if is(first, "DEALLOCATE") => Statement::Deallocate,
-        () if is(first, "DISCARD") && (is(second, "ALL") || is(second, "PLANS")) => {
-            Statement::Deallocate
-        }
+        () if is(first, "DEALLOCATE") && may_be_of_diesel(statement) => Statement::Deallocate,
+        () if is(first, "DISCARD") && is(second, "ALL") => Statement::Deallocate,
         () if is_first(&["INSERT", "UPDATE", "DELETE", "MERGE", "CREATE", "ALTER", "DROP"]) => {
             Statement::Write
         }
         () => Statement::Other,
     }
+}
+
+/// Whether `DEALLOCATE [PREPARE] NAME` may name a statement of diesel: `ALL`, a name of diesel's
+/// form, or a name in quotes.
+fn may_be_of_diesel(deallocate: &str) -> bool {
+    let mut words = Words(deallocate).skip(1);
+    let first = words.next().filter(|word| !word.eq_ignore_ascii_case("PREPARE"));
+    let name = first.or_else(|| words.next()).unwrap_or_default().to_ascii_lowercase();
+    name.is_empty() || name == "all" || name.starts_with("__diesel_stmt_")
 }
 
 /// `ROLLBACK TO SAVEPOINT` and the two-phase `COMMIT PREPARED` end no transaction of this session.
@@ -275,7 +285,13 @@ mod tests {
             ("NOTIFY jobs", Other),
             ("DISCARD ALL", Deallocate),
             ("DISCARD TEMP", Other),
+            ("DISCARD PLANS", Other),
             ("DEALLOCATE ALL", Deallocate),
+            ("deallocate prepare all", Deallocate),
+            ("DEALLOCATE __diesel_stmt_1", Deallocate),
+            ("DEALLOCATE \"__diesel_stmt_1\"", Deallocate),
+            ("DEALLOCATE PREPARE mine", Other),
+            ("DEALLOCATE mine", Other),
             ("INSERT INTO t VALUES ($1)", Write),
             ("SELECT listener_id, copy, begin FROM t", Other),
             ("", Other),
