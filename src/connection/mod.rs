@@ -164,7 +164,7 @@ impl Record {
     /// Returns the check of the server's role that the next ping has to make, whichever role the
     /// connection string asks for. A server that accepted writes must accept them still.
     pub(crate) fn role_check(&self) -> Option<RoleCheck> {
-        let has_changed = self.shared.generation.needs_role_check(self.checked);
+        let has_changed = self.shared.generation.needs_role_check(self.checked) && !self.is_reader;
         let is_due = has_changed || self.met_read_only();
         let is_required = has_changed || self.has_written;
         is_due.then_some(RoleCheck { query: IS_READ_WRITE, is_required })
@@ -253,7 +253,10 @@ impl Record {
         self.progress.query_finished(error);
         let query = std::mem::take(&mut self.query);
         self.is_left_open = query.leaves_open(self.is_left_open, error.is_some());
-        self.has_written |= query.writes && error.is_none();
+        if query.writes && error.is_none() {
+            // A standby can be promoted, and keeps its sessions.
+            (self.has_written, self.is_reader) = (true, false);
+        }
         if query.open == Some(false) && error.is_none() {
             self.in_transaction = false;
         }
@@ -391,6 +394,11 @@ mod tests {
         one.query_finished(Some(&failed(Kind::ReadOnlyTransaction)), now);
         assert!(other.role_check().unwrap().is_required && one.met_read_only());
         assert_eq!(other.checkout_decision(now, SECOND), CheckoutDecision::Ping);
+        other.is_on_a_reader();
+        assert!(other.role_check().is_none(), "it is known to be a reader");
+        other.query_started("INSERT INTO t VALUES (1)");
+        other.query_finished(None, now);
+        assert!(other.role_check().is_some_and(|check| check.is_required), "it was promoted");
     }
 
     #[test]
