@@ -79,7 +79,8 @@ fn append_for_github(text: &str, secret: Option<&str>) -> Result<(), Failure> {
         Failure::new(1, "GITHUB_ENV is not set\nhelp: use --format github in GitHub Actions only")
     })?;
     if let Some(secret) = secret {
-        writeln!(io::stdout(), "::add-mask::{secret}")?;
+        // The runner decodes %25, %0D and %0A.
+        writeln!(io::stdout(), "::add-mask::{}", secret.replace('%', "%25"))?;
     }
     let mut file = OpenOptions::new().append(true).create(true).open(path)?;
     writeln!(file, "{text}")?;

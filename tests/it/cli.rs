@@ -168,6 +168,9 @@ mod exec {
                 );
             }
         }
+        let said = run(&mut rds_iam(&rds, &folder, &["exec", "--", "host=h password=hunter2"]));
+        assert!(said.stderr.contains("cannot run a text with =: "), "{said:?}");
+        assert!(!said.stderr.contains("hunter2"), "{said:?}");
         let said = run(&mut rds_iam(&rds, &folder, &["exec"]));
         assert_eq!(said.code, Some(2));
         assert!(said.stderr.contains("<COMMAND>"), "{said:?}");
@@ -822,7 +825,10 @@ mod env_and_token {
         let file = folder.path().join("github");
         let mut command = rds_iam(&rds, &folder, &["env", "--format", "github"]);
         let said = run_unseen(command.env("GITHUB_ENV", &file));
+        // As the runner decodes it.
         let token = said.stdout.trim_end().strip_prefix("::add-mask::").unwrap();
+        let token = token.replace("%25", "%");
+        assert!(!token.contains("%25") && token.contains("%2F"), "the token is not decoded once");
         let set = fs::read_to_string(&file).unwrap();
         assert!(set.contains(&format!("\nPGPASSWORD={token}\n")), "PGPASSWORD is not the token");
     }
