@@ -110,7 +110,6 @@ pub(super) fn end(process: &mut Option<Child>, signal: &str, watchdog: &Watchdog
     let deadline = Instant::now() + END_TIMEOUT;
     while matches!(process.try_wait(), Ok(None)) {
         if Instant::now() >= deadline {
-            log::debug!("LocalRds killed postgres (still running {END_TIMEOUT:?} after {signal})");
             let _ = process.kill();
             let _ = process.wait();
             break;
