@@ -432,7 +432,8 @@ mod tests {
     #[test]
     fn a_raw_transaction_that_is_left_open_retires_the_connection() {
         let closed = Some(Retirement::Transaction);
-        let cases: &[(&[(&str, bool)], Option<Retirement>)] = &[
+        type Queries = &'static [(&'static str, bool)];
+        let cases: &[(Queries, Option<Retirement>)] = &[
             (&[("BEGIN", true)], closed),
             (&[("BEGIN; INSERT INTO t VALUES (1)", true)], closed),
             (&[("/* x */ START TRANSACTION", true), ("SELECT 1", true)], closed),

@@ -96,8 +96,8 @@ fn take(options: *mut PQconninfoOption) -> Settings {
     }
     let mut next = options;
     // SAFETY: the array is libpq's; the entry after its last has a null keyword.
-    while let Some((keyword, option)) =
-        unsafe { next.as_ref() }.and_then(|o| Some((copy(o.keyword)?, o)))
+    while let Some(option) = unsafe { next.as_ref() }
+        && let Some(keyword) = copy(option.keyword)
     {
         let setting = Setting {
             value: copy(option.val),

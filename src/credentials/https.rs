@@ -166,7 +166,7 @@ impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let (client, read) = (self.client(), self.read);
         HttpConnectorFuture::new(async move {
-            let client = client.map_err(|error| ConnectorError::user(error))?;
+            let client = client.map_err(ConnectorError::user)?;
             let request =
                 request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
             let sent = client.request(request);
