@@ -202,8 +202,8 @@ fn substitutes(value: &str) -> bool {
     false
 }
 
-/// Returns the restricted and refused keywords and `rds_iam_auth` in a connection string, with all values that
-/// they could have.
+/// Returns the restricted and refused keywords and `rds_iam_auth` in a connection string, with all
+/// values that they could have.
 fn keywords(text: &str) -> Vec<(&'static str, String)> {
     let known = || {
         let restricted = RESTRICTED.iter().map(|(keyword, _)| *keyword);
