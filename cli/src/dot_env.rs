@@ -203,8 +203,7 @@ fn substitutes(value: &str) -> bool {
 }
 
 /// Returns the restricted and refused keywords and `rds_iam_auth` in a connection string, with all
-/// values that
-/// they could have.
+/// values that they could have.
 fn keywords(text: &str) -> Vec<(&'static str, String)> {
     let known = || {
         let restricted = RESTRICTED.iter().map(|(keyword, _)| *keyword);

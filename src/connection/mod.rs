@@ -257,9 +257,7 @@ impl Record {
             // A standby can be promoted, and keeps its sessions.
             (self.has_written, self.is_reader) = (true, false);
         }
-        if query.open == Some(false) && error.is_none() {
-            self.in_transaction = false;
-        }
+        self.in_transaction &= query.open != Some(false) || error.is_some();
         if let Some(QueryError::DatabaseError(Kind::ReadOnlyTransaction, _)) = error {
             self.met_read_only = true;
             if self.has_written {
@@ -431,6 +429,7 @@ mod tests {
 
     #[test]
     fn a_raw_transaction_that_is_left_open_retires_the_connection() {
+        const BODY: &str = "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; END";
         let closed = Some(Retirement::Transaction);
         type Queries = &'static [(&'static str, bool)];
         let cases: &[(Queries, Option<Retirement>)] = &[
@@ -445,6 +444,9 @@ mod tests {
             (&[("BEGIN", true), ("COMMIT AND CHAIN", true)], closed),
             (&[("BEGIN", true), ("PREPARE TRANSACTION 'a'", true)], None),
             (&[("BEGIN", false)], None),
+            (&[("BEGIN", true), (BODY, true)], closed),
+            (&[("BEGIN", true), (BODY, true), ("COMMIT", true)], None),
+            (&[(BODY, true)], None),
         ];
         for (queries, expected) in cases {
             let now = Moment::now();
