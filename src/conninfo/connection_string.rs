@@ -10,7 +10,7 @@ use super::keywords::Keywords;
 use super::libpq::{self, Setting, Settings};
 use super::redact::redacted;
 use super::variables::UntrimmedVariable;
-use super::{c_string, invalid, is_uri, malformed};
+use super::{c_string, host_of_uri, invalid, is_uri, malformed};
 use crate::connection::role_check;
 use crate::error::Error;
 
@@ -31,6 +31,9 @@ const PINNED: &[&str] = &["host", "port", "user", "dbname"];
 pub(crate) struct PasswordConninfo {
     /// The string for libpq: as it came, without our keywords.
     pub(crate) text: String,
+    /// The same, with `gssencmode=disable` if nothing sets it. The Kerberos library aborts a
+    /// program that ends while a thread is inside it.
+    pub(crate) for_login: String,
     pub(crate) connect_timeout: Option<Duration>,
     /// The query whether the server still has the role of `target_session_attrs`.
     pub(crate) role_check: Option<&'static str>,
@@ -85,9 +88,25 @@ impl ConnectionString {
         let value = |keyword: &str| all.get(keyword)?.value.as_deref();
         Ok(PasswordConninfo {
             text: self.shown(),
+            for_login: self.without_gssencmode(),
             connect_timeout: value("connect_timeout").and_then(seconds),
             role_check: value("target_session_attrs").and_then(role_check),
         })
+    }
+
+    fn without_gssencmode(&self) -> String {
+        let text = self.shown();
+        let is_set = |variable: &str| std::env::var_os(variable).is_some();
+        let has_service = self.explicit.contains_key("service") || is_set("PGSERVICE");
+        if has_service || self.explicit.contains_key("gssencmode") || is_set("PGGSSENCMODE") {
+            return text;
+        }
+        let separator = match () {
+            () if !is_uri(&text) => " ",
+            () if text[host_of_uri(&text)..].contains('?') => "&",
+            () => "?",
+        };
+        format!("{text}{separator}gssencmode=disable")
     }
 
     fn shown(&self) -> String {
@@ -291,7 +310,11 @@ mod tests {
         for (conninfo, rest) in cases {
             let string = ConnectionString::parse(conninfo).unwrap();
             assert_eq!(string.keywords.rds_iam_auth, Some(false));
-            assert_eq!(string.without_iam().unwrap().text, rest, "{conninfo}");
+            let conninfo = string.without_iam().unwrap();
+            assert_eq!(conninfo.text, rest);
+            let parsed = libpq::parse(&c_string(&conninfo.for_login).unwrap()).ok().unwrap();
+            assert_eq!(parsed["gssencmode"], "disable", "{rest}");
+            assert_eq!(parsed.len(), string.explicit.len() + 1, "{rest}");
         }
     }
 

@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 
 use crate::error::Error;
-pub(crate) use checks::{LONGEST_NAME, signed_host};
+#[cfg(feature = "local")]
+pub(crate) use checks::LONGEST_NAME;
+pub(crate) use checks::signed_host;
 pub(crate) use connection_string::{ConnectionString, PasswordConninfo};
 pub(crate) use hosts::{Host, one_or_one_for_each};
 pub(crate) use iam::IamConninfo;

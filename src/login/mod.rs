@@ -119,7 +119,7 @@ impl Destination<'_> {
 
 fn log_in_by_password(conninfo: &PasswordConninfo) -> Result<PgConnection, Error> {
     let context = LoginContext { method: Method::Password, endpoint: EndpointKind::Other };
-    let connected = PgConnection::establish(&conninfo.text);
+    let connected = PgConnection::establish(&conninfo.for_login);
     connected.map_err(|error| Error::connect("the database (without IAM)", context, error))
 }
 
