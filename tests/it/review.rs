@@ -1,12 +1,16 @@
 //! What an adversarial review made happen.
 
 use std::cell::Cell;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use diesel_rds_iam::aws::{ProvideCredentials, future};
 use diesel_rds_iam::local::LocalRds;
-use diesel_rds_iam::{LoginFailure, Pool};
+use diesel_rds_iam::r2d2::ManageConnection;
+use diesel_rds_iam::{Credentials, LoginFailure, Pool, RdsConnectionManager};
 
+use crate::support::fake::{FakePostgres, error_response};
 use crate::support::{in_a_child, manager, start};
 
 #[test]
@@ -91,4 +95,35 @@ fn a_pool_without_a_key_pair() {
     assert!(!error.is_transient());
     rds.add_key_pair(rds.credentials().clone());
     drop(pool.get().unwrap());
+}
+
+/// Has another key pair at each call.
+#[derive(Debug)]
+struct Rotating(Arc<AtomicUsize>);
+
+impl ProvideCredentials for Rotating {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        let id = format!("AKIA{}", self.0.fetch_add(1, Ordering::SeqCst));
+        future::ProvideCredentials::ready(Ok(Credentials::new(id, "secret", None, None, "test")))
+    }
+}
+
+#[test]
+fn a_rotated_key_pair_is_tried_behind_a_proxy_too() {
+    let refusal = error_response("28000", "IAM authentication failed for the role app");
+    let proxy = FakePostgres::start(-1..1, refusal);
+    let url = format!(
+        "host=localhost port={} user=app dbname=app region_name=us-east-1 sslrootcert='{}'",
+        proxy.port,
+        proxy.roots.path().display()
+    );
+    let calls = Arc::new(AtomicUsize::new(0));
+    let provider = Rotating(calls.clone());
+    let manager = RdsConnectionManager::builder().credentials_provider(provider).build(url);
+    let error = manager.unwrap().connect().map(drop).unwrap_err();
+    assert_eq!(error.login_failure(), Some(LoginFailure::RefusedToken), "{error}");
+    assert_eq!(calls.load(Ordering::SeqCst), 2, "the cached pair, and the rotated one");
 }
