@@ -35,8 +35,8 @@ const FIXTURES: &[&str] =
 
 /// Signs that the run included each part that is searched.
 const DONE: &[&str] = &[
-    "diesel_rds_iam::login] connected to app@localhost",
-    "LocalRds admits app",
+    "diesel_rds_iam::login::iam] connected to app@localhost",
+    "LocalRds admitted app",
     "rows, all as in the ledger",
     "web::",
     "worker::",
@@ -45,7 +45,6 @@ const DONE: &[&str] = &[
     "cli::exec::",
     "cli::env_and_token::",
     "cli::local::",
-    "cli::manual::",
     "doctor_program::",
 ];
 
