@@ -20,7 +20,10 @@ fuzz_target!(|conninfo: &str| {
         // That it parses says that none of our keywords is in it: libpq refuses those that it does
         // not know.
         let read = read_by_libpq(plain).expect("libpq reads what it gets");
-        if !OUR_OWN.iter().any(|keyword| conninfo.contains(keyword)) {
+        // White space at the ends is cut off, as secret stores add it.
+        let is_blank = |c: char| c.is_whitespace() || c.is_control() || c == '\u{feff}';
+        let is_trimmed = conninfo.trim_matches(is_blank) == conninfo;
+        if is_trimmed && !OUR_OWN.iter().any(|keyword| conninfo.contains(keyword)) {
             assert_eq!(read_by_libpq(conninfo), Some(read));
         }
     }

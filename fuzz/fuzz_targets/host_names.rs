@@ -17,8 +17,10 @@ fuzz_target!(|host: &str| {
     }
     if let Some(region) = &region {
         assert!(shown.split('.').any(|label| label == region));
-        let endpoint = Endpoint::new(host, 5432, region).expect("a host name carries a valid \
-            region");
+        let endpoint = Endpoint::new(host, 5432, region).expect(
+            "a host name carries a valid \
+            region",
+        );
         assert_eq!(endpoint.to_string(), format!("{shown}:5432"));
     }
     assert!(region.is_some() || may_lack_region);
