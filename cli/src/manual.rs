@@ -22,7 +22,7 @@ impl Completions {
         // clap_complete panics if standard output is closed.
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut Arguments::command(), "rds-iam", &mut text);
-        // clap_complete 4.6 confuses the hyphen in the program's name with one of its own in bash.
+        // In bash, clap_complete 4.6 confuses the hyphen of the program's name with its separator.
         let text = String::from_utf8_lossy(&text).replace("rds__subcmd__iam", "rds__iam");
         io::stdout().write_all(text.as_bytes())?;
         Ok(ExitCode::SUCCESS)

@@ -75,7 +75,7 @@ fn statements(text: &str) -> impl Iterator<Item = Statement> {
 }
 
 /// Whether a function has a body of statements. The END of the body ends no transaction, and
-/// is not told from a COMMIT: at worst, a connection is closed that has no open transaction.
+/// looks like a COMMIT: at worst, a connection is closed that has no open transaction.
 fn has_body(text: &str) -> bool {
     let words: Vec<&str> = text.split_whitespace().collect();
     words.join(" ").to_ascii_uppercase().contains("BEGIN ATOMIC")
