@@ -13,7 +13,7 @@ use diesel_rds_iam::r2d2::ManageConnection;
 use tempfile::TempDir;
 
 use crate::support::{
-    RDS_IAM, end_of, ignores_sigint, manager, minutes, send, start, with_no_settings,
+    RDS_IAM, end_of, ignores_sigint, manager, minutes, send, start, with_no_settings, write_private,
 };
 
 /// Returns the command for a program in its own folder, without settings in its environment.
@@ -782,7 +782,7 @@ mod env_and_token {
         command.env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE").env("AWS_SECRET_ACCESS_KEY", "none");
         let printed = run_unseen(&mut command);
         assert_eq!(printed.code, Some(0), "{format}: {}", printed.stderr);
-        fs::write(folder.path().join("printed"), printed.stdout).unwrap();
+        write_private(&folder.path().join("printed"), printed.stdout);
         let said = run(program(reader, &folder).args(["-c", script]));
         assert_eq!(said.stdout, format!("{user}\n"), "{reader} {format}: {said:?}");
         assert!(!folder.path().join("hit").exists(), "{reader} ran a part of the value");

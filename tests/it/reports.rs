@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use crate::credentials::{Told, WallClock, numbered};
 use crate::sources::Stage;
 use crate::support::cloud::{self, Cloud, Request, reply};
-use crate::support::{in_a_child, log, minutes, start};
+use crate::support::{in_a_child, log, minutes, start, write_private};
 
 const URL: &str = "postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app";
 
@@ -123,7 +123,7 @@ fn a_password_in_a_variable_or_a_file_is_not_shown() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, contents: &str| {
         let path = folder.path().join(name);
-        std::fs::write(&path, contents).unwrap();
+        write_private(&path, contents);
         path.display().to_string()
     };
     let service = file("service", "[mine]\nhost=h\npassword=hunter2\n");

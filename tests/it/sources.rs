@@ -10,7 +10,9 @@ use tempfile::TempDir;
 
 use crate::support::cloud::{self, Cloud, Request, https_proxy, reply, role_credentials};
 use crate::support::moto::Moto;
-use crate::support::{current_user, in_a_child, in_a_network_of_its_own, log, start};
+use crate::support::{
+    current_user, in_a_child, in_a_network_of_its_own, log, start, write_private,
+};
 
 /// A server that trusts one role's credentials and nothing else, and a home for files.
 pub(crate) struct Stage {
@@ -55,7 +57,7 @@ impl Stage {
     pub(crate) fn write(&self, name: &str, contents: &str) -> PathBuf {
         let path = self.home.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, contents).unwrap();
+        write_private(&path, contents);
         path
     }
 

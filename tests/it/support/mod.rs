@@ -11,9 +11,10 @@ pub(crate) mod proxy;
 pub(crate) mod web;
 
 use std::fmt::Display;
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
@@ -93,6 +94,13 @@ pub(crate) fn last_verdict(rds: &LocalRds) -> Result<(), Refusal> {
 
 pub(crate) fn key_pair(expiry: Option<SystemTime>) -> Credentials {
     Credentials::new("AKIAOTHER", "local-rds-secret-other", None, expiry, "test")
+}
+
+/// Writes a file that only its owner can read, as a file with a secret should be.
+pub(crate) fn write_private(path: &Path, contents: impl AsRef<[u8]>) {
+    let mut file = OpenOptions::new();
+    file.write(true).create(true).truncate(true).mode(0o600);
+    file.open(path).and_then(|mut file| file.write_all(contents.as_ref())).unwrap();
 }
 
 /// Returns one of the examples, which `cargo test` builds.
