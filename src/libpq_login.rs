@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::time::SystemTime;
 
 use crate::conninfo::{ConnectionString, libpq};
 use crate::error::Error;
-use crate::login::{ENDPOINTS, Hostaddr, Iam, Login, Target, to_hand_on};
+use crate::login::{ENDPOINTS, Iam, Login, Target, to_hand_on};
 use crate::manager::RdsConnectionManager;
 use crate::token::{AuthToken, encode};
 
@@ -227,11 +226,8 @@ const PLACE: [&str; 3] = ["host", "hostaddr", "port"];
 /// one entry for each address.
 fn places_of(target: &Target, is_balanced: bool) -> Result<Vec<[String; 3]>, Error> {
     let (name, port) = (target.endpoint.host(), target.host.port.to_string());
-    let addresses = match target.hostaddr(is_balanced)? {
-        Hostaddr::Resolved(addresses) => addresses.iter().map(IpAddr::to_string).collect(),
-        other => vec![other.to_string()],
-    };
-    Ok(addresses.into_iter().map(|address| [name.to_owned(), address, port.clone()]).collect())
+    let addresses = target.addresses(is_balanced)?.into_iter();
+    Ok(addresses.map(|address| [name.to_owned(), address, port.clone()]).collect())
 }
 
 /// Returns a URL of these settings. A list of hosts, a socket's folder and an IPv6 address become

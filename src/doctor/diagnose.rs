@@ -4,7 +4,7 @@ use super::diagnosis::{Cause, Diagnosis};
 use super::evidence::{Evidence, Symptom, Untrusted};
 use super::network;
 use super::prescription::{self, CHECK_CLOCK, SET_CLOCK, identifier};
-use crate::error::{EndpointKind, LoginContext, Method, Refusal};
+use crate::error::{LoginKind, Refusal};
 use crate::login::RegionFrom;
 use crate::token::HostName;
 
@@ -37,7 +37,7 @@ pub(super) fn by_token(symptom: &Symptom, evidence: &Evidence) -> Diagnosis {
             Refusal::Token | Refusal::ProxyToken => refused_token(evidence),
             Refusal::NoGrant => no_grant(evidence),
             Refusal::Truncated | Refusal::Closed => cut_off(evidence),
-            other => return Diagnosis::plain(symptom, evidence.context.cure(other)),
+            other => return Diagnosis::plain(symptom, evidence.login.cure(other)),
         },
     };
     Diagnosis::new(symptom, causes)
@@ -83,10 +83,7 @@ pub(super) fn by_password(symptom: &Symptom, user: &str) -> Diagnosis {
                  and REVOKE each role with rds_iam that {role} is a member of, inherited or not"
             ),
         )],
-        other => {
-            let context = LoginContext { method: Method::Password, endpoint: EndpointKind::Other };
-            return Diagnosis::plain(symptom, context.cure(other));
-        }
+        other => return Diagnosis::plain(symptom, LoginKind::Password.cure(other)),
     };
     Diagnosis::new(symptom, causes)
 }

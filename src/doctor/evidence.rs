@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::error::{LoginContext, Refusal, one_line};
+use crate::error::{LoginKind, Refusal, one_line};
 use crate::login::{RegionFrom, Target};
 use crate::token::{Endpoint, HostKind, HostName};
 
@@ -121,7 +121,7 @@ pub(super) struct Evidence {
     pub(super) port: u16,
     /// What the token is signed for.
     pub(super) endpoint: Endpoint,
-    pub(super) context: LoginContext,
+    pub(super) login: LoginKind,
     pub(super) region_from: RegionFrom,
     /// The AWS account of the credentials, if they contain it.
     pub(super) account: Option<String>,
@@ -134,6 +134,16 @@ pub(super) struct Evidence {
     pub(super) local_verdict: Option<Untrusted>,
 }
 
+impl fmt::Display for RegionFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RegionFrom::Setting => "region_name",
+            RegionFrom::HostName => "the host name",
+            RegionFrom::Configuration => "AWS_REGION or the AWS profile",
+        })
+    }
+}
+
 impl Evidence {
     pub(super) fn new(target: &Target) -> Evidence {
         Evidence {
@@ -141,7 +151,7 @@ impl Evidence {
             host: target.host.dialled().to_owned(),
             port: target.host.port,
             endpoint: target.endpoint.clone(),
-            context: target.context(),
+            login: target.login(),
             region_from: target.region_from,
             account: None,
             addresses: Vec::new(),
@@ -161,7 +171,7 @@ impl Evidence {
 
     /// Returns what the endpoint's name says about it.
     pub(super) fn kind(&self) -> HostKind {
-        HostName::parse(self.endpoint.host()).map_or(HostKind::Other, |name| name.kind())
+        self.endpoint.kind()
     }
 
     /// Whether the token is signed for a name that AWS assigned.
@@ -214,18 +224,15 @@ impl Evidence {
 impl Evidence {
     /// A correct login, dialled by the endpoint's own name.
     pub(super) fn of_host(host: &str) -> Evidence {
-        use crate::error::{EndpointKind, Method};
-
         let name = HostName::parse(host).unwrap();
         let region = name.region().unwrap_or("eu-west-1").to_owned();
-        let endpoint =
-            if name.kind() == HostKind::Other { EndpointKind::Other } else { EndpointKind::Rds };
+        let is_aws_name = name.kind() != HostKind::Other;
         Evidence {
             user: "app".into(),
             host: host.into(),
             port: 5432,
             endpoint: Endpoint::new(host, 5432, &region).unwrap(),
-            context: LoginContext { method: Method::Token, endpoint },
+            login: if is_aws_name { LoginKind::Rds } else { LoginKind::Other },
             region_from: RegionFrom::HostName,
             account: None,
             addresses: Vec::new(),

@@ -1,7 +1,7 @@
 //! Help that has to be assembled: the IAM policy statement, SQL, root certificates.
 
 use super::evidence::Evidence;
-use crate::error::EndpointKind;
+use crate::error::LoginKind;
 use crate::token::{HostKind, dsql_action};
 
 pub(super) const SET_CLOCK: &str =
@@ -12,8 +12,8 @@ pub(super) const CHECK_CLOCK: &str =
 
 /// Returns how to get the root certificates of this endpoint.
 pub(super) fn root_certificates(evidence: &Evidence) -> String {
-    let (file, url) = match evidence.context.endpoint {
-        EndpointKind::Proxy | EndpointKind::Dsql => {
+    let (file, url) = match evidence.login {
+        LoginKind::Proxy | LoginKind::Dsql => {
             ("AmazonRootCA1.pem", "https://www.amazontrust.com/repository/AmazonRootCA1.pem")
         }
         _ => (

@@ -3,6 +3,7 @@
 mod credentials;
 mod cure;
 mod login_failure;
+mod named;
 mod refusal;
 mod retirement;
 mod text;
@@ -16,7 +17,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use diesel::ConnectionError;
 
 pub(crate) use credentials::credentials_cure;
-pub(crate) use cure::{EndpointKind, LoginContext, Method};
+pub(crate) use cure::LoginKind;
 pub use login_failure::LoginFailure;
 pub(crate) use refusal::{Outlook, Refusal};
 pub use retirement::Retirement;
@@ -211,15 +212,15 @@ impl From<diesel::result::Error> for Error {
 impl Error {
     pub(crate) fn connect(
         target: impl Into<String>,
-        context: LoginContext,
+        login: LoginKind,
         cause: ConnectionError,
     ) -> Error {
-        let cure = context.cure(Refusal::of(&cause.to_string())).to_owned();
+        let cure = login.cure(Refusal::of(&cause.to_string())).to_owned();
         Error::Connect { target: target.into(), cause, cure }
     }
 
-    pub(crate) fn resolve(host: &str, context: LoginContext, cause: io::Error) -> Error {
-        let cure = context.cure(unresolved(&cause)).to_owned();
+    pub(crate) fn resolve(host: &str, login: LoginKind, cause: io::Error) -> Error {
+        let cure = login.cure(unresolved(&cause)).to_owned();
         Error::Resolve { host: host.to_owned(), cause, cure }
     }
 
@@ -313,10 +314,9 @@ fn last_end(ended: &Option<SystemTime>) -> String {
 mod tests {
     use super::*;
 
-    const RDS: LoginContext = LoginContext { method: Method::Token, endpoint: EndpointKind::Rds };
-
     fn refused(text: &str) -> Error {
-        Error::connect("app@db:5432", RDS, ConnectionError::BadConnection(format!("{text}\n")))
+        let cause = ConnectionError::BadConnection(format!("{text}\n"));
+        Error::connect("app@db:5432", LoginKind::Rds, cause)
     }
 
     #[test]

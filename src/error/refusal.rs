@@ -83,67 +83,60 @@ pub(crate) enum Outlook {
     Permanent,
 }
 
-/// The texts of each cause. The first match counts, so the more specific texts come first.
-const TEXTS: &[(Refusal, &[&str])] = &[
+/// The texts of each cause, in which `...` stands for any text. The first match counts, so the more
+/// specific texts come first.
+const TEXTS: &[(Refusal, &str)] = &[
     // libpq's own, before any login.
-    (Refusal::RootFileMissing, &["root certificate file", "does not exist"]),
-    (Refusal::RootFileUnusable, &["could not read root certificate"]),
-    (Refusal::RootFileUnusable, &["could not load root certificate"]),
-    (Refusal::RootFileUnusable, &["could not load system root certificate"]),
-    (Refusal::UnknownAuthority, &["certificate verify failed"]),
-    (Refusal::UnknownAuthority, &["self-signed certificate"]),
-    (Refusal::UnknownAuthority, &["unable to get local issuer certificate"]),
-    (Refusal::WrongName, &["does not match host name"]),
-    (Refusal::NoTls, &["server does not support SSL"]),
-    (Refusal::NoPassword, &["no password supplied"]),
-    (Refusal::BadSetting, &["could not parse network address"]),
-    (Refusal::BadSetting, &["invalid integer value"]),
-    (Refusal::BadSetting, &["invalid", "value: \""]),
-    (Refusal::OtherRole, &["session is read-only"]),
-    (Refusal::OtherRole, &["session is not read-only"]),
-    (Refusal::OtherRole, &["server is in hot standby mode"]),
-    (Refusal::OtherRole, &["server is not in hot standby mode"]),
+    (Refusal::RootFileMissing, "root certificate file ... does not exist"),
+    (Refusal::RootFileUnusable, "could not read root certificate"),
+    (Refusal::RootFileUnusable, "could not load ... root certificate"),
+    (Refusal::UnknownAuthority, "certificate verify failed"),
+    (Refusal::UnknownAuthority, "self-signed certificate"),
+    (Refusal::UnknownAuthority, "unable to get local issuer certificate"),
+    (Refusal::WrongName, "does not match host name"),
+    (Refusal::NoTls, "server does not support SSL"),
+    (Refusal::NoPassword, "no password supplied"),
+    (Refusal::BadSetting, "could not parse network address"),
+    (Refusal::BadSetting, "invalid integer value"),
+    (Refusal::BadSetting, "invalid ... value: \""),
+    (Refusal::OtherRole, "session is ... read-only"),
+    (Refusal::OtherRole, "server is ... in hot standby mode"),
     // SQLSTATE 28P01, and libpq's require_auth: the server asks for SCRAM or MD5.
-    (Refusal::NoGrant, &["password authentication failed"]),
-    (Refusal::NoGrant, &["authentication method requirement"]),
+    (Refusal::NoGrant, "password authentication failed"),
+    (Refusal::NoGrant, "authentication method requirement"),
     // RDS Proxy.
-    (Refusal::ProxyToken, &["IAM authentication failed for the role"]),
-    (Refusal::NoEncryption, &["IAM is allowed only with SSL"]),
-    (Refusal::LoginRate, &["too many competing requests"]),
-    (Refusal::Truncated, &["string truncated"]),
+    (Refusal::ProxyToken, "IAM authentication failed for the role"),
+    (Refusal::NoEncryption, "IAM is allowed only with SSL"),
+    (Refusal::LoginRate, "too many competing requests"),
+    (Refusal::Truncated, "string truncated"),
     // SQLSTATE 28000: PAM on RDS, LDAP on LocalRds.
-    (Refusal::Token, &["authentication failed for user"]),
-    (Refusal::NoEntry, &["no pg_hba.conf entry", ", SSL encryption"]),
-    (Refusal::NoEncryption, &["no pg_hba.conf entry"]),
-    (Refusal::NoEncryption, &["pg_hba.conf rejects"]),
-    (Refusal::OtherMethod, &["requires a password"]),
-    (Refusal::NoLogin, &["is not permitted to log in"]),
-    (Refusal::NoConnect, &["permission denied for database"]),
+    (Refusal::Token, "authentication failed for user"),
+    (Refusal::NoEntry, "no pg_hba.conf entry ... , SSL encryption"),
+    (Refusal::NoEncryption, "no pg_hba.conf entry"),
+    (Refusal::NoEncryption, "pg_hba.conf rejects"),
+    (Refusal::OtherMethod, "requires a password"),
+    (Refusal::NoLogin, "is not permitted to log in"),
+    (Refusal::NoConnect, "permission denied for database"),
     // SQLSTATE 53300.
-    (Refusal::ConnectionLimit, &["remaining connection slots"]),
-    (Refusal::ConnectionLimit, &["too many clients"]),
-    (Refusal::RoleLimit, &["too many connections for"]),
+    (Refusal::ConnectionLimit, "remaining connection slots"),
+    (Refusal::ConnectionLimit, "too many clients"),
+    (Refusal::RoleLimit, "too many connections for"),
     // SQLSTATE 57P03, and 57P01: the server begins to shut down in the middle of the login.
-    (Refusal::Starting, &["the database system is starting up"]),
-    (Refusal::Starting, &["the database system is shutting down"]),
-    (Refusal::Starting, &["the database system is in recovery mode"]),
-    (Refusal::Starting, &["the database system is not yet accepting connections"]),
-    (Refusal::Starting, &["the database system is not accepting connections"]),
-    (Refusal::Starting, &["terminating connection due to administrator command"]),
-    (Refusal::NoSuchName, &["database \"", "does not exist"]),
-    (Refusal::NoSuchName, &["role \"", "does not exist"]),
-    (Refusal::NoResolver, &["could not translate host name", "Temporary failure"]),
-    (Refusal::UnknownHost, &["could not translate host name"]),
-    (Refusal::Timeout, &["timeout expired"]),
-    (Refusal::Timeout, &["Connection timed out"]),
-    (Refusal::NoRoute, &["No route to host"]),
-    (Refusal::NoRoute, &["Network is unreachable"]),
-    (Refusal::TcpRefused, &["Connection refused"]),
-    (Refusal::Closed, &["server closed the connection unexpectedly"]),
-    (Refusal::Closed, &["SSL connection has been closed unexpectedly"]),
-    (Refusal::Closed, &["EOF detected"]),
-    (Refusal::Closed, &["unexpected eof"]),
-    (Refusal::Closed, &["Connection reset by peer"]),
+    (Refusal::Starting, "the database system is"),
+    (Refusal::Starting, "terminating connection due to administrator command"),
+    (Refusal::NoSuchName, "database \" ... does not exist"),
+    (Refusal::NoSuchName, "role \" ... does not exist"),
+    (Refusal::NoResolver, "could not translate host name ... Temporary failure"),
+    (Refusal::UnknownHost, "could not translate host name"),
+    (Refusal::Timeout, "timeout expired"),
+    (Refusal::Timeout, "Connection timed out"),
+    (Refusal::NoRoute, "No route to host"),
+    (Refusal::NoRoute, "Network is unreachable"),
+    (Refusal::TcpRefused, "Connection refused"),
+    (Refusal::Closed, "closed ... unexpectedly"),
+    (Refusal::Closed, "EOF detected"),
+    (Refusal::Closed, "unexpected eof"),
+    (Refusal::Closed, "Connection reset by peer"),
 ];
 
 impl Refusal {
@@ -158,8 +151,8 @@ impl Refusal {
     }
 
     fn of_one_address(text: &str) -> Refusal {
-        let matches = |words: &&[&str]| words.iter().all(|word| text.contains(word));
-        let found = TEXTS.iter().find(|(_, words)| matches(words));
+        let matches = |known: &str| known.split(" ... ").all(|part| text.contains(part));
+        let found = TEXTS.iter().find(|(_, known)| matches(known));
         found.map_or(Refusal::Other, |(refusal, _)| *refusal)
     }
 
@@ -167,11 +160,7 @@ impl Refusal {
     fn rank(self) -> u8 {
         match self {
             Refusal::TcpRefused | Refusal::Starting => 0,
-            Refusal::Timeout
-            | Refusal::NoRoute
-            | Refusal::Closed
-            | Refusal::NoResolver
-            | Refusal::UnknownHost => 1,
+            _ if self.failure() == LoginFailure::Unreachable => 1,
             Refusal::Other => 2,
             _ => 3,
         }
@@ -179,7 +168,7 @@ impl Refusal {
 
     /// Whether a server or a proxy checked the token and refused it. Another key pair may succeed.
     pub(crate) fn is_of_token(self) -> bool {
-        matches!(self, Refusal::Token | Refusal::ProxyToken)
+        self.failure() == LoginFailure::RefusedToken
     }
 
     pub(crate) fn outlook(self) -> Outlook {
@@ -187,9 +176,7 @@ impl Refusal {
             Refusal::TcpRefused | Refusal::Starting => Outlook::Starting,
             Refusal::OtherRole => Outlook::OtherRole,
             // RDS reports a throttled login like a refused token.
-            Refusal::Token | Refusal::ProxyToken | Refusal::NoEntry | Refusal::Other => {
-                Outlook::Unknown
-            }
+            Refusal::Token | Refusal::ProxyToken | Refusal::Other => Outlook::Unknown,
             _ if self.is_transient() => Outlook::Unknown,
             _ => Outlook::Permanent,
         }
@@ -197,53 +184,30 @@ impl Refusal {
 
     /// Whether waiting helps.
     pub(crate) fn is_transient(self) -> bool {
-        matches!(
-            self,
-            Refusal::TcpRefused
-                | Refusal::Starting
-                | Refusal::OtherRole
-                | Refusal::ConnectionLimit
-                | Refusal::RoleLimit
-                | Refusal::LoginRate
-                | Refusal::NoResolver
-                | Refusal::Timeout
-                | Refusal::NoRoute
-                | Refusal::Closed
-                // An Aurora Serverless cluster says this while it resumes from auto-pause.
-                | Refusal::NoEntry
-        )
+        match self.failure() {
+            LoginFailure::Limit | LoginFailure::Role => true,
+            LoginFailure::Unreachable => self != Refusal::UnknownHost,
+            // An Aurora Serverless cluster says this while it resumes from auto-pause.
+            _ => self == Refusal::NoEntry,
+        }
     }
 
     /// What this refusal is counted as.
     pub(crate) fn failure(self) -> LoginFailure {
+        use Refusal::*;
         match self {
-            Refusal::Token | Refusal::ProxyToken => LoginFailure::RefusedToken,
-            Refusal::NoGrant
-            | Refusal::NoEncryption
-            | Refusal::NoEntry
-            | Refusal::Truncated
-            | Refusal::NoPassword
-            | Refusal::OtherMethod
-            | Refusal::NoLogin
-            | Refusal::NoConnect
-            | Refusal::NoSuchName => LoginFailure::RefusedUser,
-            Refusal::RootFileMissing
-            | Refusal::RootFileUnusable
-            | Refusal::UnknownAuthority
-            | Refusal::WrongName
-            | Refusal::NoTls => LoginFailure::Certificate,
-            Refusal::ConnectionLimit | Refusal::RoleLimit | Refusal::LoginRate => {
-                LoginFailure::Limit
+            Token | ProxyToken => LoginFailure::RefusedToken,
+            NoGrant | NoEncryption | NoEntry | Truncated | NoPassword | OtherMethod | NoLogin
+            | NoConnect | NoSuchName => LoginFailure::RefusedUser,
+            RootFileMissing | RootFileUnusable | UnknownAuthority | WrongName | NoTls => {
+                LoginFailure::Certificate
             }
-            Refusal::OtherRole => LoginFailure::Role,
-            Refusal::UnknownHost
-            | Refusal::NoResolver
-            | Refusal::Timeout
-            | Refusal::NoRoute
-            | Refusal::Starting
-            | Refusal::TcpRefused
-            | Refusal::Closed => LoginFailure::Unreachable,
-            Refusal::BadSetting | Refusal::Other => LoginFailure::Other,
+            ConnectionLimit | RoleLimit | LoginRate => LoginFailure::Limit,
+            OtherRole => LoginFailure::Role,
+            UnknownHost | NoResolver | Timeout | NoRoute | Starting | TcpRefused | Closed => {
+                LoginFailure::Unreachable
+            }
+            BadSetting | Other => LoginFailure::Other,
         }
     }
 }

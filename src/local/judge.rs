@@ -15,7 +15,7 @@ use percent_encoding::percent_decode_str;
 
 use super::clock::Clock;
 use super::refusal::Refusal;
-use crate::token::{Endpoint, LIFETIME, Service, dsql_action, encode, hex};
+use crate::token::{Endpoint, LIFETIME, dsql_action, encode, hex};
 
 /// How far the server's clock can be behind the clock of the signer.
 const LEEWAY: Duration = Duration::from_secs(5 * 60);
@@ -168,8 +168,7 @@ pub(crate) fn judge(
     now: SystemTime,
 ) -> Result<(), Refusal> {
     let request = Request::parse(token)?;
-    let service = endpoint.service();
-    let action = if service == Service::Dsql { dsql_action(user) } else { "connect" };
+    let action = if endpoint.is_dsql() { dsql_action(user) } else { "connect" };
     request.expect("Action", action)?;
     request.expect("X-Amz-Algorithm", "AWS4-HMAC-SHA256")?;
     request.expect("X-Amz-SignedHeaders", "host")?;
@@ -177,9 +176,9 @@ pub(crate) fn judge(
     let signed_at = request.signed_at()?;
     ensure(request.authority == endpoint.authority(), Refusal::Endpoint)?;
     // A DSQL token contains no user. Its action depends on the user instead.
-    ensure(service == Service::Dsql || request.value("DBUser")? == user, Refusal::User)?;
+    ensure(endpoint.is_dsql() || request.value("DBUser")? == user, Refusal::User)?;
     let scope = request.scope()?;
-    ensure(scope.service == service.name(), Refusal::Service)?;
+    ensure(scope.service == endpoint.service(), Refusal::Service)?;
     ensure(scope.region == endpoint.region(), Refusal::Region)?;
     let key_pair = key_pairs.iter().find(|pair| pair.access_key_id() == scope.key_id);
     let key_pair = key_pair.ok_or(Refusal::UnknownKeyPair)?;

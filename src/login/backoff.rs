@@ -127,11 +127,11 @@ mod tests {
     use diesel::ConnectionError;
 
     use super::*;
-    use crate::error::{EndpointKind, LoginContext, Method};
+    use crate::error::LoginKind;
 
     fn refused(text: &str) -> Error {
-        let context = LoginContext { method: Method::Token, endpoint: EndpointKind::Rds };
-        Error::connect("app@db:5432", context, ConnectionError::BadConnection(text.into()))
+        let cause = ConnectionError::BadConnection(text.into());
+        Error::connect("app@db:5432", LoginKind::Rds, cause)
     }
 
     const NO_GRANT: &str = "FATAL: password authentication failed for user \"app\"";

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use openssl::nid::Nid;
@@ -22,23 +22,15 @@ use crate::token::is_region;
 pub(crate) struct CaBundle {
     file: PathBuf,
     regions: Vec<String>,
-    last: Mutex<Option<(Stamp, Option<Arc<Trimmed>>)>>,
+    last: Mutex<Option<(Stamp, Option<Arc<InMemory>>)>>,
 }
 
-/// Identifies one state of a file.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    changed: (i64, i64),
-}
+/// Inode, size, and the time of the last change in seconds and nanoseconds.
+type Stamp = (u64, u64, i64, i64);
 
-/// A file in memory: nothing has to be removed when the process ends.
-#[derive(Debug)]
-pub(crate) struct Trimmed {
-    _file: File,
-    path: PathBuf,
-}
+/// A file in memory, and the path by which this process opens it. Nothing has to be removed when
+/// the process ends.
+type InMemory = (File, String);
 
 impl CaBundle {
     pub(crate) fn new(file: impl Into<PathBuf>, regions: Vec<String>) -> CaBundle {
@@ -47,8 +39,9 @@ impl CaBundle {
 
     /// Returns the shorter file. It is made again when the original has changed. Returns `None` if
     /// there is nothing to leave out, or if the system cannot do this.
-    pub(crate) fn trimmed(&self) -> Option<Arc<Trimmed>> {
-        let stamp = Stamp::of(&self.file).ok()?;
+    pub(crate) fn trimmed(&self) -> Option<Arc<InMemory>> {
+        let data = fs::metadata(&self.file).ok()?;
+        let stamp = (data.ino(), data.size(), data.ctime(), data.ctime_nsec());
         let known = self.last.lock().clone().filter(|(known, _)| *known == stamp);
         let trimmed = match known {
             Some((_, trimmed)) => trimmed,
@@ -60,13 +53,13 @@ impl CaBundle {
             }
         };
         // A process that changed its user may not be allowed to open the file again.
-        trimmed.filter(|trimmed| File::open(trimmed.path()).is_ok())
+        trimmed.filter(|in_memory| File::open(&in_memory.1).is_ok())
     }
 
-    fn trim(&self) -> Option<Arc<Trimmed>> {
+    fn trim(&self) -> Option<Arc<InMemory>> {
         let kept = without_other_regions(&fs::read(&self.file).ok()?, &self.regions)?;
-        match Trimmed::new(&kept) {
-            Ok(trimmed) => Some(Arc::new(trimmed)),
+        match in_memory(&kept) {
+            Ok(file) => Some(Arc::new(file)),
             Err(error) => {
                 let file = self.file.display();
                 log::debug!(
@@ -78,26 +71,11 @@ impl CaBundle {
     }
 }
 
-impl Stamp {
-    fn of(file: &Path) -> io::Result<Stamp> {
-        let data = fs::metadata(file)?;
-        let changed = (data.ctime(), data.ctime_nsec());
-        Ok(Stamp { inode: data.ino(), size: data.size(), changed })
-    }
-}
-
-impl Trimmed {
-    fn new(pem: &[u8]) -> io::Result<Trimmed> {
-        let mut file = File::from(memfd_create("diesel-rds-iam-ca-bundle", MemfdFlags::CLOEXEC)?);
-        file.write_all(pem)?;
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
-        Ok(Trimmed { _file: file, path })
-    }
-
-    /// Returns the path by which this process opens the file.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
+fn in_memory(pem: &[u8]) -> io::Result<InMemory> {
+    let mut file = File::from(memfd_create("diesel-rds-iam-ca-bundle", MemfdFlags::CLOEXEC)?);
+    file.write_all(pem)?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok((file, path))
 }
 
 /// Returns the certificates of these regions and those that name no region. Returns `None` if those
@@ -192,13 +170,13 @@ mod tests {
         assert!(roots.trimmed().is_none(), "the file does not exist");
         fs::write(&file, BUNDLE).unwrap();
         let first = roots.trimmed().unwrap();
-        assert_eq!(names(&fs::read(first.path()).unwrap()).len(), 5);
+        assert_eq!(names(&fs::read(&first.1).unwrap()).len(), 5);
         assert!(Arc::ptr_eq(&first, &roots.trimmed().unwrap()));
         fs::write(&file, [BUNDLE, BUNDLE].concat()).unwrap();
         let second = roots.trimmed().unwrap();
-        assert_eq!(names(&fs::read(second.path()).unwrap()).len(), 10);
+        assert_eq!(names(&fs::read(&second.1).unwrap()).len(), 10);
         assert_eq!(
-            names(&fs::read(first.path()).unwrap()).len(),
+            names(&fs::read(&first.1).unwrap()).len(),
             5,
             "a login in progress keeps its file"
         );

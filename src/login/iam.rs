@@ -1,6 +1,5 @@
 //! [`Iam`]: the login to one host with a new token.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -86,7 +85,8 @@ impl Iam {
         role: &str,
     ) -> Result<PgConnection, Error> {
         let trimmed = self.ca_bundle.as_ref().and_then(CaBundle::trimmed);
-        match self.establish(token, target, role, trimmed.as_ref().map(|file| file.path())) {
+        let file = trimmed.as_ref().map(|in_memory| in_memory.1.as_str());
+        match self.establish(token, target, role, file) {
             // The server may be in another region than we assume. The user trusts the whole bundle.
             Err(error)
                 if trimmed.is_some() && error.refusal() == Some(Refusal::UnknownAuthority) =>
@@ -102,12 +102,12 @@ impl Iam {
         token: &AuthToken,
         target: &Target,
         role: &str,
-        sslrootcert: Option<&Path>,
+        sslrootcert: Option<&str>,
     ) -> Result<PgConnection, Error> {
         let started = Instant::now();
-        let hostaddr = target.hostaddr(self.conninfo.is_balanced())?;
-        let (host, hostaddr) = (hostaddr.host_list(target.endpoint.host()), hostaddr.to_string());
-        let (port, file) = (target.host.port.to_string(), sslrootcert.map(Path::to_string_lossy));
+        let addresses = target.addresses(self.conninfo.is_balanced())?;
+        let host = vec![target.endpoint.host(); addresses.len()].join(",");
+        let (hostaddr, port) = (addresses.join(","), target.host.port.to_string());
         let mut settings = vec![
             ("host", host.as_str()),
             // Set also if it is empty: libpq would read PGHOSTADDR, which is for all hosts.
@@ -115,11 +115,11 @@ impl Iam {
             ("port", port.as_str()),
             ("target_session_attrs", role),
         ];
-        settings.extend(file.as_ref().map(|file| ("sslrootcert", file.as_ref())));
+        settings.extend(sslrootcert.map(|file| ("sslrootcert", file)));
         let connected =
             PgConnection::establish(&self.conninfo.with_password(token.as_str(), &settings));
-        let connection = connected
-            .map_err(|error| Error::connect(target.to_string(), target.context(), error))?;
+        let connection =
+            connected.map_err(|error| Error::connect(target.to_string(), target.login(), error))?;
         log::debug!("connected to {target} (took {:.1?})", started.elapsed());
         Ok(connection)
     }

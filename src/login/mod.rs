@@ -3,10 +3,10 @@
 pub(crate) mod backoff;
 #[cfg_attr(not(target_os = "linux"), path = "ca_bundle_elsewhere.rs")]
 pub(crate) mod ca_bundle;
+mod candidate;
 mod iam;
 mod inherited;
 mod region;
-mod round;
 mod target;
 
 use std::thread;
@@ -15,16 +15,16 @@ use std::time::{Duration, Instant};
 use diesel::{Connection, PgConnection};
 
 use crate::conninfo::PasswordConninfo;
-use crate::error::{EndpointKind, Error, LoginContext, Method};
+use crate::error::{Error, LoginKind};
 use crate::stats::Counters;
 use backoff::Backoff;
+use candidate::{Candidate, into_error, log_failure};
 pub(crate) use iam::Iam;
 pub(crate) use inherited::{ENDPOINTS, to_hand_on};
 pub(crate) use region::targets;
-use round::{Round, log_failure};
 #[cfg(feature = "doctor")]
 pub(crate) use target::RegionFrom;
-pub(crate) use target::{Hostaddr, Target};
+pub(crate) use target::Target;
 
 pub(crate) enum Login {
     /// With a new token for each connection.
@@ -37,7 +37,8 @@ pub(crate) enum Login {
 /// its `connection_timeout`.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
-const PREFER_STANDBY: &str = "prefer-standby";
+/// Between two rounds of the hosts.
+const PAUSE: Duration = Duration::from_millis(100);
 
 impl Login {
     /// Logs in, and retries while the server starts or has another role, for `connect_timeout` and
@@ -63,15 +64,25 @@ impl Login {
         backoff: &Backoff,
         counters: &Counters,
     ) -> Result<PgConnection, Error> {
-        let mut attempts = Attempts { login: self, round: self.round(), backoff, counters };
+        let roles = match self {
+            // libpq documents two rounds: first for a standby, then for any server.
+            Login::Iam(iam) if iam.conninfo.target_session_attrs() == "prefer-standby" => {
+                vec!["standby", "any"]
+            }
+            Login::Iam(iam) => vec![iam.conninfo.target_session_attrs()],
+            // libpq itself knows what the string asks for.
+            Login::Password(_) => vec!["any"],
+        };
+        let mut attempts = Attempts { candidates: self.candidates(), roles, backoff, counters };
         loop {
             if let Some(connection) = attempts.go_round()? {
                 return Ok(connection);
             }
-            if !attempts.round.may_change() || Instant::now() + round::PAUSE >= deadline {
-                return Err(attempts.round.into_error());
+            let may_change = attempts.candidates.iter().any(Candidate::may_change);
+            if !may_change || Instant::now() + PAUSE >= deadline {
+                return Err(into_error(attempts.candidates));
             }
-            thread::sleep(round::PAUSE);
+            thread::sleep(PAUSE);
         }
     }
 
@@ -83,20 +94,13 @@ impl Login {
         connect_timeout.map_or(LONGEST_RETRY, |timeout| timeout.min(LONGEST_RETRY))
     }
 
-    fn round(&self) -> Round<Destination<'_>> {
+    fn candidates(&self) -> Vec<Candidate<Destination<'_>>> {
         match self {
             Login::Iam(iam) => {
-                Round::new(iam.targets_in_order().into_iter().map(|it| Destination::Iam(iam, it)))
+                let destinations = iam.targets_in_order().into_iter();
+                destinations.map(|it| Candidate::new(Destination::Iam(iam, it))).collect()
             }
-            Login::Password(password) => Round::new([Destination::Password(password)]),
-        }
-    }
-
-    fn target_session_attrs(&self) -> &str {
-        match self {
-            Login::Iam(iam) => iam.conninfo.target_session_attrs(),
-            // libpq itself knows what the string asks for.
-            Login::Password(_) => "any",
+            Login::Password(conninfo) => vec![Candidate::new(Destination::Password(conninfo))],
         }
     }
 }
@@ -112,21 +116,19 @@ impl Destination<'_> {
     fn log_in(self, role: &str) -> Result<PgConnection, Error> {
         match self {
             Destination::Iam(iam, target) => iam.log_in(target, role),
-            Destination::Password(conninfo) => log_in_by_password(conninfo),
+            Destination::Password(conninfo) => PgConnection::establish(&conninfo.for_login)
+                .map_err(|error| {
+                    Error::connect("the database (without IAM)", LoginKind::Password, error)
+                }),
         }
     }
 }
 
-fn log_in_by_password(conninfo: &PasswordConninfo) -> Result<PgConnection, Error> {
-    let context = LoginContext { method: Method::Password, endpoint: EndpointKind::Other };
-    let connected = PgConnection::establish(&conninfo.for_login);
-    connected.map_err(|error| Error::connect("the database (without IAM)", context, error))
-}
-
 /// The attempts of one login.
 struct Attempts<'a> {
-    login: &'a Login,
-    round: Round<Destination<'a>>,
+    candidates: Vec<Candidate<Destination<'a>>>,
+    /// The values of `target_session_attrs` to try, in this order.
+    roles: Vec<&'a str>,
     backoff: &'a Backoff,
     counters: &'a Counters,
 }
@@ -135,22 +137,16 @@ impl Attempts<'_> {
     /// Tries the hosts in turn, until one accepts the login and has the right role. libpq could do
     /// so itself, but has one password for all hosts.
     fn go_round(&mut self) -> Result<Option<PgConnection>, Error> {
-        let wanted = self.login.target_session_attrs();
-        // libpq documents prefer-standby as two rounds: first for a standby, then for any server.
-        let first = if wanted == PREFER_STANDBY { "standby" } else { wanted };
-        for i in 0..self.round.len() {
-            if self.round.is_due(i, Instant::now())
-                && let Some(connection) = self.try_host(i, first)?
-            {
-                return Ok(Some(connection));
-            }
-        }
-        for i in 0..self.round.len() {
-            if wanted == PREFER_STANDBY
-                && self.round.is_in_other_role(i)
-                && let Some(connection) = self.try_host(i, "any")?
-            {
-                return Ok(Some(connection));
+        for (pass, role) in self.roles.clone().into_iter().enumerate() {
+            for i in 0..self.candidates.len() {
+                let candidate = &self.candidates[i];
+                let is_tried = match pass {
+                    0 => candidate.is_due(Instant::now()),
+                    _ => candidate.is_in_other_role(),
+                };
+                if is_tried && let Some(connection) = self.try_host(i, role)? {
+                    return Ok(Some(connection));
+                }
             }
         }
         Ok(None)
@@ -158,14 +154,14 @@ impl Attempts<'_> {
 
     /// Tries one host. Returns `Ok(None)` if it failed and another host may still succeed.
     fn try_host(&mut self, i: usize, role: &str) -> Result<Option<PgConnection>, Error> {
-        let outcome = self.round.host(i).log_in(role);
+        let outcome = self.candidates[i].host.log_in(role);
         self.counters.login(outcome.as_ref().err());
         match outcome {
             Ok(connection) => Ok(Some(connection)),
             Err(error @ (Error::Connect { .. } | Error::Resolve { .. })) => {
                 self.backoff.host_failed(&error);
-                log_failure(&error, self.round.len());
-                self.round.failed(i, error, Instant::now());
+                log_failure(&error, self.candidates.len() > 1);
+                self.candidates[i].failure = Some((error, Instant::now()));
                 Ok(None)
             }
             Err(error) => Err(error),

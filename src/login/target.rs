@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 
 use crate::conninfo::Host;
-use crate::error::{EndpointKind, Error, LoginContext, Method};
+use crate::error::{Error, LoginKind};
 use crate::token::{Endpoint, HostKind, HostName};
 
 /// A host to dial, and the endpoint that its token is signed for.
@@ -27,80 +27,35 @@ pub(crate) enum RegionFrom {
     Configuration,
 }
 
-impl fmt::Display for RegionFrom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            RegionFrom::Setting => "region_name",
-            RegionFrom::HostName => "the host name",
-            RegionFrom::Configuration => "AWS_REGION or the AWS profile",
-        })
-    }
-}
-
-/// libpq's `hostaddr`: the addresses to dial instead of resolving `host`.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Hostaddr {
-    /// libpq resolves the host.
-    Unset,
-    /// As the user gave it.
-    Given(String),
-    Resolved(Vec<IpAddr>),
-}
-
-impl Hostaddr {
-    /// Returns libpq's `host` for these addresses: the name once for each.
-    pub(crate) fn host_list(&self, name: &str) -> String {
-        let count = if let Hostaddr::Resolved(addresses) = self { addresses.len() } else { 1 };
-        vec![name; count].join(",")
-    }
-}
-
-impl fmt::Display for Hostaddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Hostaddr::Unset => Ok(()),
-            Hostaddr::Given(address) => f.write_str(address),
-            Hostaddr::Resolved(addresses) => {
-                let shown: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
-                f.write_str(&shown.join(","))
-            }
-        }
-    }
-}
-
 impl Target {
     /// Whether the dialled name is not the endpoint's: a CNAME, a tunnel, a port forward.
     pub(crate) fn dials_another_name(&self) -> bool {
         !HostName::parse(&self.host.name).is_ok_and(|name| name.as_str() == self.endpoint.host())
     }
 
-    /// Returns the addresses to dial. libpq checks the certificate against the endpoint's name, so
-    /// another dialled name is resolved here.
-    pub(crate) fn hostaddr(&self, is_balanced: bool) -> Result<Hostaddr, Error> {
-        if let Some(address) = &self.host.hostaddr {
-            return Ok(Hostaddr::Given(address.clone()));
-        }
-        if !is_balanced && !self.dials_another_name() {
-            return Ok(Hostaddr::Unset);
+    /// Returns libpq's `hostaddr` for each address to dial: empty if libpq resolves the host.
+    /// libpq checks the certificate against the endpoint's name, so another dialled name is
+    /// resolved here.
+    pub(crate) fn addresses(&self, is_balanced: bool) -> Result<Vec<String>, Error> {
+        if self.host.hostaddr.is_some() || !is_balanced && !self.dials_another_name() {
+            return Ok(vec![self.host.hostaddr.clone().unwrap_or_default()]);
         }
         let resolved = self.host.resolve();
         let mut addresses =
-            resolved.map_err(|error| Error::resolve(&self.host.name, self.context(), error))?;
+            resolved.map_err(|error| Error::resolve(&self.host.name, self.login(), error))?;
         if is_balanced {
             fastrand::shuffle(&mut addresses);
         }
-        Ok(Hostaddr::Resolved(addresses))
+        Ok(addresses.iter().map(IpAddr::to_string).collect())
     }
 
-    pub(crate) fn context(&self) -> LoginContext {
-        let kind = HostName::parse(self.endpoint.host()).map_or(HostKind::Other, |it| it.kind());
-        let endpoint = match kind {
-            HostKind::Proxy | HostKind::ProxyEndpoint => EndpointKind::Proxy,
-            HostKind::Dsql => EndpointKind::Dsql,
-            HostKind::Other => EndpointKind::Other,
-            _ => EndpointKind::Rds,
-        };
-        LoginContext { method: Method::Token, endpoint }
+    pub(crate) fn login(&self) -> LoginKind {
+        match self.endpoint.kind() {
+            HostKind::Proxy | HostKind::ProxyEndpoint => LoginKind::Proxy,
+            HostKind::Dsql => LoginKind::Dsql,
+            HostKind::Other => LoginKind::Other,
+            _ => LoginKind::Rds,
+        }
     }
 }
 

@@ -13,14 +13,7 @@ pub struct Endpoint {
     host: String,
     port: u16,
     region: String,
-    service: Service,
-}
-
-/// The service that an endpoint belongs to, by its name. Their tokens differ in form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Service {
-    Rds,
-    Dsql,
+    kind: HostKind,
 }
 
 pub(crate) const NOT_A_REGION: &str =
@@ -41,8 +34,8 @@ impl Endpoint {
         if !is_region(region) {
             return Err(Error::Config(NOT_A_REGION.into()));
         }
-        let service = if name.kind() == HostKind::Dsql { Service::Dsql } else { Service::Rds };
-        Ok(Endpoint { host: name.as_str().to_owned(), port, region: region.to_owned(), service })
+        let (host, kind) = (name.as_str().to_owned(), name.kind());
+        Ok(Endpoint { host, port, region: region.to_owned(), kind })
     }
 
     /// The host name, in lower case and without a trailing dot.
@@ -60,16 +53,23 @@ impl Endpoint {
         &self.region
     }
 
-    pub(crate) fn service(&self) -> Service {
-        self.service
+    pub(crate) fn kind(&self) -> HostKind {
+        self.kind
+    }
+
+    /// Whether this is Aurora DSQL, whose tokens have another form.
+    pub(crate) fn is_dsql(&self) -> bool {
+        self.kind == HostKind::Dsql
+    }
+
+    /// The name of the service in a token.
+    pub(crate) fn service(&self) -> &'static str {
+        if self.is_dsql() { "dsql" } else { "rds-db" }
     }
 
     /// Returns the host as it stands in a token: with the port for RDS, without it for DSQL.
     pub(crate) fn authority(&self) -> String {
-        match self.service {
-            Service::Rds => self.to_string(),
-            Service::Dsql => self.host.clone(),
-        }
+        if self.is_dsql() { self.host.clone() } else { self.to_string() }
     }
 }
 

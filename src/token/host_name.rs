@@ -9,7 +9,7 @@ pub(crate) struct HostName {
 }
 
 /// The kinds of endpoint that differ in AWS's host names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum HostKind {
     /// One DB instance.
     Instance,

@@ -4,15 +4,15 @@ mod endpoint;
 mod host_name;
 
 pub use endpoint::Endpoint;
-pub(crate) use endpoint::{NOT_A_REGION, Service};
+pub(crate) use endpoint::NOT_A_REGION;
 pub(crate) use host_name::{HostKind, HostName, is_region};
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_sigv4::sign::v4::{calculate_signature, generate_signing_key};
-use percent_encoding::percent_encode_byte;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, utc};
@@ -124,10 +124,10 @@ const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 /// slow.
 fn signed(endpoint: &Endpoint, user: &str, credentials: &Credentials, now: SystemTime) -> String {
     let date = utc(now).replace(['-', ':'], "");
-    let (region, service) = (endpoint.region(), endpoint.service().name());
+    let (region, service) = (endpoint.region(), endpoint.service());
     let scope = format!("{}/{region}/{service}/aws4_request", &date[..8]);
     let authority = endpoint.authority();
-    let query = query(endpoint.service(), user, credentials, &date, &scope);
+    let query = query(endpoint, user, credentials, &date, &scope);
     let request = format!("GET\n/\n{query}\nhost:{authority}\n\nhost\n{SHA256_OF_NOTHING}");
     let to_sign = format!("{ALGORITHM}\n{date}\n{scope}\n{}", hex(&Sha256::digest(request)));
     let key = generate_signing_key(credentials.secret_access_key(), now, region, service);
@@ -140,51 +140,34 @@ const SHA256_OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934
 
 /// Returns the parameters, sorted by name as SigV4 requires.
 fn query(
-    service: Service,
+    endpoint: &Endpoint,
     user: &str,
     credentials: &Credentials,
     date: &str,
     scope: &str,
 ) -> String {
-    let mut query = String::new();
-    let mut push = |name: &str, value: &str| {
-        let separator = if query.is_empty() { "" } else { "&" };
-        query.extend([separator, name, "="]);
-        push_encoded(&mut query, value);
+    let lifetime = LIFETIME.as_secs().to_string();
+    let credential = format!("{}/{scope}", credentials.access_key_id());
+    let mut parameters = match endpoint.is_dsql() {
+        true => vec![("Action", dsql_action(user))],
+        false => vec![("Action", "connect"), ("DBUser", user)],
     };
-    match service {
-        Service::Rds => {
-            push("Action", "connect");
-            push("DBUser", user);
-        }
-        Service::Dsql => push("Action", dsql_action(user)),
-    }
-    push("X-Amz-Algorithm", ALGORITHM);
-    push("X-Amz-Credential", &format!("{}/{scope}", credentials.access_key_id()));
-    push("X-Amz-Date", date);
-    push("X-Amz-Expires", &LIFETIME.as_secs().to_string());
+    parameters.extend([
+        ("X-Amz-Algorithm", ALGORITHM),
+        ("X-Amz-Credential", &credential),
+        ("X-Amz-Date", date),
+        ("X-Amz-Expires", &lifetime),
+    ]);
     if let Some(session_token) = credentials.session_token().filter(|token| !token.is_empty()) {
-        push("X-Amz-Security-Token", session_token);
+        parameters.push(("X-Amz-Security-Token", session_token));
     }
-    push("X-Amz-SignedHeaders", "host");
-    query
+    parameters.push(("X-Amz-SignedHeaders", "host"));
+    let encoded = parameters.iter().map(|(name, value)| format!("{name}={}", encode(value)));
+    encoded.collect::<Vec<_>>().join("&")
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-impl Service {
-    /// Returns the name that tokens are signed for.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Service::Rds => "rds-db",
-            Service::Dsql => "dsql",
-        }
-    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Returns the action that a DSQL token allows. Such a token contains no user.
@@ -192,25 +175,12 @@ pub(crate) fn dsql_action(user: &str) -> &'static str {
     if user == "admin" { "DbConnectAdmin" } else { "DbConnect" }
 }
 
+/// RFC 3986's reserved characters, and all others that are not unreserved.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// Percent-encodes all but RFC 3986's unreserved characters, as SigV4 requires.
 pub(crate) fn encode(text: &str) -> String {
-    let mut encoded = String::new();
-    push_encoded(&mut encoded, text);
-    encoded
-}
-
-/// Encodes byte by byte: percent_encoding's iterator is slow on session tokens, in which many bytes
-/// are reserved.
-fn push_encoded(to: &mut String, text: &str) {
-    to.reserve(3 * text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                to.push(char::from(byte))
-            }
-            reserved => to.push_str(percent_encode_byte(reserved)),
-        }
-    }
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 /// Returns the first four characters of the access key id, which are its kind (AKIA, ASIA). The
