@@ -61,8 +61,8 @@ impl Source {
         Source::Configured(configured, client)
     }
 
-    /// Loads credentials. `place` always names the place that is asked, for an answer that does not
-    /// come in time.
+    /// Loads credentials. `place` always names the place that is called, for an answer that does
+    /// not come in time.
     pub(super) async fn load(&self, place: &Mutex<String>) -> Result<Found, CredentialsError> {
         match self {
             Source::Provider(provider) => {
@@ -104,89 +104,57 @@ impl Configured {
         }
     }
 
-    /// Asks the places of the default chain. aws-config's own chain does not report what each place
-    /// said.
+    /// Calls the places of the default chain in turn, or only the profile that the builder set.
+    /// aws-config's own chain does not report what each place said.
     async fn load_from_places(
         &self,
         config: &ProviderConfig,
         place: &Mutex<String>,
     ) -> Result<Found, CredentialsError> {
-        let mut places = Places { current: place, said: Vec::new() };
-        let is_default_chain = self.profile.is_none();
+        let profile_name = profile_name(self.profile.as_deref());
+        let profile_label = format!("profile \"{profile_name}\"");
         let environment = EnvironmentVariableCredentialsProvider::new();
-        if is_default_chain && let Some(found) = places.ask("environment", &environment).await? {
-            return Ok(found);
-        }
-        let name = profile_name(self.profile.as_deref());
-        let label = format!("profile \"{name}\"");
-        let profile =
-            ProfileFileCredentialsProvider::builder().configure(config).profile_name(&name).build();
-        let found = places.ask(&label, &profile).await;
-        if let Some(found) = found.map_err(|error| with_mfa(error, &name))? {
-            return Ok(found);
-        }
-        places.said.extend(unreadable_files());
-        if !is_default_chain {
-            return Err(places.nothing());
-        }
+        let profile = ProfileFileCredentialsProvider::builder().configure(config);
+        let profile = profile.profile_name(&profile_name).build();
         let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(config).build();
-        if let Some(found) = places.ask("web identity", &web_identity).await? {
-            return Ok(found);
-        }
         let container = EcsCredentialsProvider::builder().configure(config).build();
-        if let Some(found) = places.ask("container", &container).await? {
-            return Ok(found);
-        }
         let instance = ImdsCredentialsProvider::builder().configure(config).build();
-        let found = places.ask("instance metadata", &instance).await?;
-        found.ok_or_else(|| places.nothing())
-    }
-}
-
-/// The places asked so far, and what they said.
-struct Places<'a> {
-    current: &'a Mutex<String>,
-    said: Vec<String>,
-}
-
-impl Places<'_> {
-    /// Asks one place. Returns `Ok(None)` if it is not set up, and the next is to be asked.
-    async fn ask(
-        &mut self,
-        name: &str,
-        provider: &impl ProvideCredentials,
-    ) -> Result<Option<Found>, CredentialsError> {
-        set_place(self.current, name);
-        match provider.provide_credentials().await {
-            Ok(credentials) => Ok(Some((credentials, name.to_owned()))),
-            Err(error @ CredentialsError::CredentialsNotLoaded(_)) => {
-                let reason = error.source().map_or("not set up".into(), chain);
-                self.said.push(format!("{name}: {reason}"));
-                Ok(None)
+        let mut places: Vec<(&str, &dyn ProvideCredentials)> = vec![
+            ("environment", &environment),
+            (&profile_label, &profile),
+            ("web identity", &web_identity),
+            ("container", &container),
+            ("instance metadata", &instance),
+        ];
+        places.retain(|(name, _)| self.profile.is_none() || *name == profile_label);
+        let mut said = Vec::new();
+        for (name, provider) in places {
+            set_place(place, name);
+            match provider.provide_credentials().await {
+                Ok(credentials) => return Ok((credentials, name.to_owned())),
+                Err(error @ CredentialsError::CredentialsNotLoaded(_)) => {
+                    let reason = error.source().map_or("not set up".into(), chain);
+                    said.push(format!("{name}: {reason}"));
+                }
+                Err(error) => {
+                    said.push(format!("{name}: {}", causes(&error)));
+                    let has_mfa = || profile_value(&profile_name, "mfa_serial").is_some();
+                    if name == profile_label && has_mfa() {
+                        said.push("the AWS SDK ignores its mfa_serial".to_owned());
+                    }
+                    return Err(CredentialsError::provider_error(said.join("; ")));
+                }
             }
-            Err(error) => {
-                self.said.push(format!("{name}: {}", causes(&error)));
-                Err(CredentialsError::provider_error(self.said.join("; ")))
+            if name == profile_label {
+                said.extend(unreadable_files());
             }
         }
-    }
-
-    fn nothing(&self) -> CredentialsError {
-        CredentialsError::not_loaded(self.said.join("; "))
+        Err(CredentialsError::not_loaded(said.join("; ")))
     }
 }
 
 fn set_place(place: &Mutex<String>, name: &str) {
     name.clone_into(&mut place.lock());
-}
-
-/// Adds the likely reason if the profile asks for a second factor.
-fn with_mfa(error: CredentialsError, profile: &str) -> CredentialsError {
-    if profile_value(profile, "mfa_serial").is_none() {
-        return error;
-    }
-    let text = format!("{}; the AWS SDK ignores its mfa_serial", causes(&error));
-    CredentialsError::provider_error(text)
 }
 
 /// Removes white space around a key pair, as a newline at the end of a Kubernetes secret. AWS' keys

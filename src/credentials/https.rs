@@ -9,12 +9,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
-    SharedHttpConnector,
+    HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector, http_client_fn,
 };
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
-use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use http::Uri;
 use hyper_tls::HttpsConnector;
@@ -35,33 +34,18 @@ use super::profile::{profile_name, profile_value};
 ///
 /// `profile` can have a `ca_bundle`.
 pub(super) fn client(profile: Option<String>) -> SharedHttpClient {
-    SharedHttpClient::new(NativeTls { profile })
-}
-
-#[derive(Debug)]
-struct NativeTls {
-    profile: Option<String>,
-}
-
-impl HttpClient for NativeTls {
-    fn http_connector(
-        &self,
-        settings: &HttpConnectorSettings,
-        _: &RuntimeComponents,
-    ) -> SharedHttpConnector {
+    http_client_fn(move |settings, _| {
         SharedHttpConnector::new(Connector {
-            connect: settings.connect_timeout(),
-            read: settings.read_timeout(),
-            profile: self.profile.clone(),
+            settings: settings.clone(),
+            profile: profile.clone(),
             client: OnceLock::new(),
         })
-    }
+    })
 }
 
 #[derive(Debug)]
 struct Connector {
-    connect: Option<Duration>,
-    read: Option<Duration>,
+    settings: HttpConnectorSettings,
     profile: Option<String>,
     client: OnceLock<HyperClient>,
 }
@@ -74,7 +58,7 @@ impl Connector {
             return Ok(client.clone());
         }
         let mut tcp = TcpConnector::new();
-        tcp.set_connect_timeout(self.connect);
+        tcp.set_connect_timeout(self.settings.connect_timeout());
         // Otherwise it refuses https://, which hyper-tls handles.
         tcp.enforce_http(false);
         let dialler = Dialler { tcp, proxies: Arc::new(Matcher::from_env()) };
@@ -105,23 +89,20 @@ impl Service<Uri> for Dialler {
     }
 
     fn call(&mut self, to: Uri) -> Self::Future {
-        let proxy = self.proxies.intercept(&to).filter(|_| to.scheme_str() == Some("https"));
-        let Some(proxy) = proxy else {
-            let connecting = self.tcp.call(to);
-            return Box::pin(async { Ok(connecting.await?) });
-        };
-        // Another kind of proxy would get the password in clear text.
-        if proxy.uri().scheme_str() != Some("http") {
-            return Box::pin(async {
-                Err("HTTPS_PROXY or ALL_PROXY names a proxy that is not http://".into())
-            });
-        }
-        let mut tunnel = Tunnel::new(proxy.uri().clone(), self.tcp.clone());
-        if let Some(auth) = proxy.basic_auth() {
-            tunnel = tunnel.with_auth(auth.clone());
-        }
-        let connecting = tunnel.call(to);
-        Box::pin(async { Ok(connecting.await?) })
+        let Dialler { mut tcp, proxies } = self.clone();
+        Box::pin(async move {
+            let proxy = proxies.intercept(&to).filter(|_| to.scheme_str() == Some("https"));
+            let Some(proxy) = proxy else { return Ok(tcp.call(to).await?) };
+            // Another kind of proxy would get the password in clear text.
+            if proxy.uri().scheme_str() != Some("http") {
+                return Err("HTTPS_PROXY or ALL_PROXY names a proxy that is not http://".into());
+            }
+            let mut tunnel = Tunnel::new(proxy.uri().clone(), tcp);
+            if let Some(auth) = proxy.basic_auth() {
+                tunnel = tunnel.with_auth(auth.clone());
+            }
+            Ok(tunnel.call(to).await?)
+        })
     }
 }
 
@@ -164,22 +145,17 @@ fn certificates(file: &Path) -> Result<Vec<Certificate>, String> {
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let (client, read) = (self.client(), self.read);
+        let client = self.client();
+        let limit = self.settings.read_timeout().unwrap_or(Duration::MAX);
         HttpConnectorFuture::new(async move {
             let client = client.map_err(ConnectorError::user)?;
             let request =
                 request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
-            let sent = client.request(request);
-            let response = match read {
-                Some(limit) => tokio::time::timeout(limit, sent)
-                    .await
-                    .map_err(|elapsed| ConnectorError::timeout(elapsed.into()))?,
-                None => sent.await,
-            };
-            let response = response
-                .map_err(|error| ConnectorError::io(error.into()))?
-                .map(SdkBody::from_body_1_x);
-            HttpResponse::try_from(response)
+            let response = tokio::time::timeout(limit, client.request(request))
+                .await
+                .map_err(|elapsed| ConnectorError::timeout(elapsed.into()))?
+                .map_err(|error| ConnectorError::io(error.into()))?;
+            HttpResponse::try_from(response.map(SdkBody::from_body_1_x))
                 .map_err(|error| ConnectorError::other(error.into(), None))
         })
     }
@@ -194,9 +170,9 @@ mod tests {
     #[test]
     fn a_server_that_never_answers_ends_in_a_timeout() {
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-        let read = Some(Duration::from_millis(50));
-        let client = OnceLock::new();
-        let connector = Connector { connect: None, read, profile: None, client };
+        let limit = Duration::from_millis(50);
+        let settings = HttpConnectorSettings::builder().read_timeout(limit).build();
+        let connector = Connector { settings, profile: None, client: OnceLock::new() };
         let request =
             HttpRequest::get(format!("http://{}/", silent.local_addr().unwrap())).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -19,7 +19,7 @@ use crate::error::Error;
 pub(crate) use chain::{Configured, Role, Source, configured_region};
 pub(crate) use profile::unreadable_files;
 use refresh::Refresh;
-use state::{Get, Now, Rotate, State};
+use state::{Get, Now, Rotate, State, is_same_key_pair};
 use worker::Worker;
 
 /// A caller waits this much longer than the worker, because the worker knows which source does not
@@ -82,13 +82,11 @@ impl CredentialsCache {
     /// Returns the cached credentials, or new ones if these have expired.
     pub(crate) fn get(&self) -> Result<Credentials, Error> {
         let now = self.shared.now();
-        let mut state = self.shared.state.lock();
+        let state = self.shared.state.lock();
         match state.get(now) {
             Get::Use(credentials) => Ok(credentials),
             Get::UseAndRefresh(credentials) => {
-                let is_first = state.begin_refresh(now);
-                drop(state);
-                self.start_refresh(is_first);
+                self.start_refresh(state, now);
                 Ok(credentials)
             }
             Get::Wait => self.wait_for_refresh(state, now),
@@ -116,16 +114,12 @@ impl CredentialsCache {
         let now = self.shared.now();
         let mut state = self.shared.state.lock();
         match state.rotate(refused, now) {
-            Rotate::Use(other) => return Some(other),
-            Rotate::TooSoon => return None,
-            Rotate::Wait => {
-                let _ = self.wait_for_refresh(state, now);
-            }
-        }
-        let now = self.shared.now();
-        match self.shared.state.lock().rotate(refused, now) {
             Rotate::Use(other) => Some(other),
-            _ => None,
+            Rotate::TooSoon => None,
+            Rotate::Wait => {
+                let new = self.wait_for_refresh(state, now).ok()?;
+                (!is_same_key_pair(&new, refused)).then_some(new)
+            }
         }
     }
 
@@ -137,13 +131,11 @@ impl CredentialsCache {
     /// Waits for the refresh in progress, or starts one.
     fn wait_for_refresh(
         &self,
-        mut state: MutexGuard<'_, State>,
+        state: MutexGuard<'_, State>,
         now: Now,
     ) -> Result<Credentials, Error> {
         let before = state.answers();
-        let is_first = state.begin_refresh(now);
-        drop(state);
-        self.start_refresh(is_first);
+        self.start_refresh(state, now);
         let is_unanswered = |state: &mut State| state.answers() == before;
         let limit = self.timeout.saturating_add(GRACE);
         let mut state = self.shared.state.lock();
@@ -161,12 +153,13 @@ impl CredentialsCache {
         self.shared.state.lock().outcome(now)
     }
 
-    /// Lets the worker call the source, if this caller began the refresh. Must be called without
-    /// the lock, which the answer takes.
-    fn start_refresh(&self, is_first: bool) {
-        if !is_first {
+    /// Lets the worker call the source, unless a refresh is in progress.
+    fn start_refresh(&self, mut state: MutexGuard<'_, State>, now: Now) {
+        if !state.begin_refresh(now) {
             return;
         }
+        // The answer takes the lock.
+        drop(state);
         let refresh = Refresh::new(self.shared.clone());
         match self.worker() {
             Ok(worker) => worker.run(refresh.run(self.source.clone(), self.timeout)),

@@ -38,19 +38,14 @@ pub(super) struct State {
     refreshing: Option<u32>,
     answers: u64,
     failed_answers: u64,
-    /// The last answer, if it was a failure.
-    failure: Option<Failure>,
+    /// The last answer and its time, if it was a failure.
+    failure: Option<(Arc<CredentialsError>, Instant)>,
     /// Refreshes that failed.
     refreshes: BackOff,
     /// Refreshes because a server refused the credentials. A login with the new ones ends the
     /// back-off; that the source returned other credentials does not, because some sources return
     /// new ones at each call.
     rotations: BackOff,
-}
-
-struct Failure {
-    error: Arc<CredentialsError>,
-    at: Instant,
 }
 
 /// The credentials in use.
@@ -174,7 +169,7 @@ impl State {
         let causes = causes(&error);
         // Without usable credentials the caller gets the error.
         let is_first = self.refreshes.failures() == 0 && self.usable(now).is_some();
-        self.failure = Some(Failure { error: Arc::new(error), at: now.instant });
+        self.failure = Some((Arc::new(error), now.instant));
         self.refreshes.failed(now.instant);
         match is_first {
             true => (
@@ -192,7 +187,7 @@ impl State {
         if let Some(current) = self.usable(now) {
             return Ok(current.credentials.clone());
         }
-        let failure = self.failure.as_ref().map(|failure| failure.error.clone());
+        let failure = self.failure.as_ref().map(|(error, _)| error.clone());
         let nothing = || Arc::new(CredentialsError::unhandled("the source returned none"));
         Err(self.error(failure.unwrap_or_else(nothing)))
     }
@@ -219,10 +214,10 @@ impl State {
     /// Returns the last failure, if another call of the source would come too soon after it. One
     /// retry may come at once.
     fn recent_failure(&self, now: Now) -> Option<Error> {
-        let failure = self.failure.as_ref()?;
-        let is_recent = now.instant.duration_since(failure.at) < PAUSE_WITHOUT_CREDENTIALS;
+        let (error, at) = self.failure.as_ref()?;
+        let is_recent = now.instant.duration_since(*at) < PAUSE_WITHOUT_CREDENTIALS;
         let is_repeated = self.refreshes.failures() > 1 && !self.is_refreshing(now);
-        (is_recent && is_repeated).then(|| self.error(failure.error.clone()))
+        (is_recent && is_repeated).then(|| self.error(error.clone()))
     }
 }
 
@@ -248,7 +243,7 @@ impl Current {
 
 /// Whether two credentials make the same tokens. A source can return the same key pair with another
 /// expiry.
-fn is_same_key_pair(a: &Credentials, b: &Credentials) -> bool {
+pub(super) fn is_same_key_pair(a: &Credentials, b: &Credentials) -> bool {
     a.access_key_id() == b.access_key_id()
         && a.secret_access_key() == b.secret_access_key()
         && a.session_token() == b.session_token()

@@ -1,14 +1,11 @@
 //! [`Worker`]: the thread that calls the sources of credentials.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use tokio::runtime::Builder;
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-
-type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
 
 /// A thread with a current-thread runtime, for all caches of the process. It ends when the last of
 /// them is dropped.
@@ -16,7 +13,9 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Callers wait for it and never block on a runtime themselves, because they may be inside of async
 /// code.
 pub(super) struct Worker {
-    tasks: UnboundedSender<Task>,
+    runtime: Handle,
+    /// Its drop ends the thread.
+    running: oneshot::Sender<()>,
     process: u32,
 }
 
@@ -34,35 +33,31 @@ impl Worker {
     }
 
     fn start() -> io::Result<Worker> {
-        let (tasks, mut received) = unbounded_channel::<Task>();
+        let (running, ended) = oneshot::channel();
         let (built, outcome) = std::sync::mpsc::channel();
         // The runtime is made on its thread to be dropped there: a runtime must not be dropped
         // inside async code.
         let serve = move || match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => {
-                let _ = built.send(Ok(()));
-                runtime.block_on(async {
-                    while let Some(task) = received.recv().await {
-                        tokio::spawn(task);
-                    }
-                });
+                let _ = built.send(Ok(runtime.handle().clone()));
+                let _ = runtime.block_on(ended);
             }
             // Such as without free file descriptors.
             Err(error) => drop(built.send(Err(error))),
         };
         std::thread::Builder::new().name("rds-iam-worker".into()).spawn(serve)?;
-        outcome.recv().map_err(io::Error::other)??;
-        Ok(Worker { tasks, process: std::process::id() })
+        let runtime = outcome.recv().map_err(io::Error::other)??;
+        Ok(Worker { runtime, running, process: std::process::id() })
     }
 
     /// Whether the thread runs. After a fork it does not: only the thread that forked is in the
     /// child.
     pub(super) fn is_running(&self) -> bool {
-        self.process == std::process::id() && !self.tasks.is_closed()
+        self.process == std::process::id() && !self.running.is_closed()
     }
 
     /// Runs `task` soon. Drops it if the thread has ended.
     pub(super) fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let _ = self.tasks.send(Box::pin(task));
+        self.runtime.spawn(task);
     }
 }

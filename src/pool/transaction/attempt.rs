@@ -1,8 +1,7 @@
 //! One attempt of a transaction, on one connection.
 
-use std::any::Any;
 use std::num::NonZeroU32;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::dsl::sql;
@@ -13,77 +12,60 @@ use diesel::{NullableExpressionMethods, PgConnection, QueryResult, RunQueryDsl};
 use super::error::TransactionError;
 use super::options::Options;
 use super::outcome::Written;
-use super::retries::Cause;
 use crate::connection::{Backend, Failure, IS_READ_WRITE, Lsn, Means, Record};
-
 use crate::error::{Retirement, one_line};
 
 /// How an attempt ended.
 pub(super) enum End<T, E> {
     Committed(T),
     /// The transaction is not in the database.
-    Failed {
-        cause: Cause,
-        error: TransactionError<E>,
-    },
+    Failed(Failure, TransactionError<E>),
     /// COMMIT was sent, and the connection was lost before the answer.
     AnswerLost {
         value: T,
         written: Written,
         error: QueryError,
     },
-    Panicked(Box<dyn Any + Send>),
 }
 
-fn failed<T, E>(cause: impl Into<Cause>, error: TransactionError<E>) -> End<T, E> {
-    End::Failed { cause: cause.into(), error }
-}
-
+/// # Panics
+/// If `run` panics. The connection is closed at its check-in.
 pub(super) fn attempt<T, E>(
     connection: &mut PgConnection,
     options: &Options,
     run: &mut impl FnMut(&mut PgConnection) -> Result<T, E>,
 ) -> End<T, E> {
-    let tracking = match begin(connection, options) {
-        Ok(tracking) => tracking,
-        Err(error) => return failed(Failure::of(&error), TransactionError::Database(error)),
+    let backend = match begin(connection, options) {
+        Ok(backend) => backend,
+        Err(error) => return End::Failed(Failure::of(&error), TransactionError::Database(error)),
     };
-    let outcome = catch_unwind(AssertUnwindSafe(|| run(connection)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(connection))).unwrap_or_else(|panic| {
+        roll_back(connection);
+        resume_unwind(panic)
+    });
     match outcome {
-        Err(panic) => {
-            roll_back(connection);
-            if let Some(record) = Record::of(connection) {
-                record.retire(Retirement::Panic);
-            }
-            End::Panicked(panic)
-        }
         Ok(_) if was_ended(connection) => {
             roll_back(connection);
-            failed(Cause::Other, TransactionError::EndedByClosure)
+            End::Failed(Failure::Other, TransactionError::EndedByClosure)
         }
-        Ok(Err(error)) => {
+        Err(error) => {
             let failure = noted_failure(connection).map_or(Failure::Other, |(failure, _)| failure);
-            let cause = cause_after_rollback(connection, options, failure);
-            failed(cause, TransactionError::Closure(error))
+            let failure = failure_after_rollback(connection, options, failure);
+            End::Failed(failure, TransactionError::Closure(error))
         }
-        Ok(Ok(value)) => commit(connection, options, tracking, value),
+        Ok(value) => commit(connection, options, backend, value),
     }
 }
 
-/// How the outcome can be found later: not at all for a transaction that writes nothing.
-enum Tracking {
-    ReadOnly,
-    By(Backend),
-}
-
-fn begin(connection: &mut PgConnection, options: &Options) -> QueryResult<Tracking> {
-    let tracking =
-        if options.is_read_only { Tracking::ReadOnly } else { Tracking::By(backend(connection)?) };
+/// Returns by what the outcome can be found later. Returns `None` for a transaction that writes
+/// nothing.
+fn begin(connection: &mut PgConnection, options: &Options) -> QueryResult<Option<Backend>> {
+    let backend = if options.is_read_only { None } else { Some(backend(connection)?) };
     AnsiTransactionManager::begin_transaction_sql(connection, &options.begin())?;
     if let Some(record) = Record::of(connection) {
         record.restart_progress();
     }
-    Ok(tracking)
+    Ok(backend)
 }
 
 /// Asks once for each connection. If the program replaced the record, once for each transaction.
@@ -128,63 +110,61 @@ fn roll_back(connection: &mut PgConnection) {
     }
 }
 
-fn cause_after_rollback(
+/// Rolls back. A server that refuses all writes, as a standby does after a failover, counts as lost.
+fn failure_after_rollback(
     connection: &mut PgConnection,
     options: &Options,
     failure: Failure,
-) -> Cause {
+) -> Failure {
     roll_back(connection);
-    match failure {
-        Failure::ReadOnly if options.is_read_only => Cause::Other,
-        Failure::ReadOnly => {
-            let accepts_writes = sql::<Bool>(IS_READ_WRITE).get_result::<bool>(connection);
-            Cause::ReadOnly { is_server: !accepts_writes.unwrap_or(false) }
-        }
-        other => other.into(),
+    if failure != Failure::ReadOnly {
+        return failure;
     }
+    if options.is_read_only {
+        return Failure::Other;
+    }
+    let accepts_writes = sql::<Bool>(IS_READ_WRITE).get_result::<bool>(connection);
+    if accepts_writes.unwrap_or(false) { Failure::ReadOnly } else { Failure::ConnectionLost }
 }
 
 fn commit<T, E>(
     connection: &mut PgConnection,
     options: &Options,
-    tracking: Tracking,
+    backend: Option<Backend>,
     value: T,
 ) -> End<T, E> {
-    let written = match before_commit(connection, options, &tracking) {
+    let written = match before_commit(connection, options, backend) {
         Ok(written) => written,
-        Err(end) => return end,
+        Err((failure, error)) => return End::Failed(failure, error),
     };
     let error = match AnsiTransactionManager::commit_transaction(connection) {
         Ok(()) => return End::Committed(value),
         Err(error) => error,
     };
-    match Failure::of(&error) {
-        Failure::ConnectionLost => {
-            log::debug!("no answer to COMMIT: {}", one_line(&error));
-            if let Some(record) = Record::of(connection) {
-                record.retire(Retirement::Closed);
-            }
-            End::AnswerLost { value, written, error }
-        }
-        _ => refused(connection, options, error),
+    if Failure::of(&error) != Failure::ConnectionLost {
+        let (failure, error) = refused(connection, options, error);
+        return End::Failed(failure, error);
     }
+    log::debug!("no answer to COMMIT: {}", one_line(&error));
+    if let Some(record) = Record::of(connection) {
+        record.retire(Retirement::Closed);
+    }
+    End::AnswerLost { value, written, error }
 }
 
 /// Checks that the transaction can be committed, and asks for its number.
-fn before_commit<T, E>(
+fn before_commit<E>(
     connection: &mut PgConnection,
     options: &Options,
-    tracking: &Tracking,
-) -> Result<Written, End<T, E>> {
+    backend: Option<Backend>,
+) -> Result<Written, (Failure, TransactionError<E>)> {
     match depth(connection) {
         Ok(Some(depth)) if depth.get() > 1 => {
             roll_back(connection);
-            return Err(failed(Cause::Other, TransactionError::SavepointLeftOpen));
+            return Err((Failure::Other, TransactionError::SavepointLeftOpen));
         }
         Ok(_) => {}
-        Err(error) => {
-            return Err(failed(Failure::of(&error), TransactionError::Database(error)));
-        }
+        Err(error) => return Err((Failure::of(&error), TransactionError::Database(error))),
     }
     let noted = noted_failure(connection);
     let has_record = Record::of(connection).is_some();
@@ -193,26 +173,20 @@ fn before_commit<T, E>(
     if (has_copied || noted.is_some())
         && let Err(error) = connection.batch_execute("SELECT 1")
     {
-        let is_aborted = Failure::of(&error) == Failure::Other;
+        if Failure::of(&error) != Failure::Other {
+            return Err(refused(connection, options, error));
+        }
+        let cause = noted.as_ref().map_or(Failure::Other, |(failure, _)| *failure);
+        let failure = failure_after_rollback(connection, options, cause);
         return Err(match noted {
-            Some((failure, text)) if is_aborted => {
-                let cause = cause_after_rollback(connection, options, failure);
-                failed(cause, TransactionError::IgnoredFailure { failure: text })
+            None if has_record => (failure, TransactionError::CopyLeftOpen),
+            noted => {
+                let text = noted.map_or_else(|| one_line(&error), |(_, text)| text);
+                (failure, TransactionError::IgnoredFailure { failure: text })
             }
-            None if is_aborted && has_record => {
-                roll_back(connection);
-                failed(Cause::Other, TransactionError::CopyLeftOpen)
-            }
-            None if is_aborted => {
-                roll_back(connection);
-                let failure = one_line(&error);
-                failed(Cause::Other, TransactionError::IgnoredFailure { failure })
-            }
-            _ => refused(connection, options, error),
         });
     }
-    let Tracking::By(backend) = tracking else { return Ok(Written::Nothing) };
-    let backend = *backend;
+    let Some(backend) = backend else { return Ok(Written::Nothing) };
     if backend.means == Means::Nothing {
         return Ok(Written::Unknown);
     }
@@ -224,9 +198,13 @@ fn before_commit<T, E>(
 }
 
 /// The server refused a statement of the transaction itself.
-fn refused<T, E>(connection: &mut PgConnection, options: &Options, error: QueryError) -> End<T, E> {
-    let cause = cause_after_rollback(connection, options, Failure::of(&error));
-    failed(cause, TransactionError::Database(error))
+fn refused<E>(
+    connection: &mut PgConnection,
+    options: &Options,
+    error: QueryError,
+) -> (Failure, TransactionError<E>) {
+    let failure = failure_after_rollback(connection, options, Failure::of(&error));
+    (failure, TransactionError::Database(error))
 }
 
 diesel::define_sql_function! {

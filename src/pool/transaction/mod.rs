@@ -7,19 +7,19 @@ mod outcome;
 mod retries;
 mod source;
 
-use std::panic::resume_unwind;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
 
 use super::{PerThread, Pool};
+use crate::connection::Failure;
 use crate::error::Error;
 use attempt::{End, attempt};
 pub use error::TransactionError;
 use options::Options;
 use outcome::{Outcome, find_outcome};
-use retries::{Cause, Next, Retries};
+use retries::Retries;
 use source::{CheckedOut, Source};
 
 const ATTEMPTS: u32 = 20;
@@ -132,7 +132,7 @@ impl<'a> TransactionBuilder<'a> {
     ///
     /// Defaults to the server's `default_transaction_isolation`.
     pub fn read_committed(mut self) -> Self {
-        self.options.isolation_level = Some("READ COMMITTED");
+        self.options.isolation_level = " ISOLATION LEVEL READ COMMITTED";
         self
     }
 
@@ -140,7 +140,7 @@ impl<'a> TransactionBuilder<'a> {
     ///
     /// Defaults to the server's `default_transaction_isolation`.
     pub fn repeatable_read(mut self) -> Self {
-        self.options.isolation_level = Some("REPEATABLE READ");
+        self.options.isolation_level = " ISOLATION LEVEL REPEATABLE READ";
         self
     }
 
@@ -148,7 +148,7 @@ impl<'a> TransactionBuilder<'a> {
     ///
     /// Defaults to the server's `default_transaction_isolation`.
     pub fn serializable(mut self) -> Self {
-        self.options.isolation_level = Some("SERIALIZABLE");
+        self.options.isolation_level = " ISOLATION LEVEL SERIALIZABLE";
         self
     }
 
@@ -211,18 +211,17 @@ impl<'a> TransactionBuilder<'a> {
             let mut connection =
                 self.connection(&mut retries).map_err(TransactionError::Connection)?;
             let end = attempt(&mut connection, &self.options, &mut run);
-            // Checked in before a pause, a login for the outcome, and a panic.
+            // Checked in before a pause and before a login for the outcome.
             drop(connection);
-            let (cause, error) = match end {
+            let (failure, error) = match end {
                 End::Committed(value) => return Ok(value),
-                End::Panicked(panic) => resume_unwind(panic),
-                End::Failed { cause, error } => (cause, error),
+                End::Failed(failure, error) => (failure, error),
                 End::AnswerLost { value, written, error } => {
                     let deadline = started.checked_add(self.time_limit);
                     match find_outcome(self.source, written, deadline) {
                         Outcome::Committed => return Ok(value),
                         Outcome::NotCommitted => {
-                            (Cause::ConnectionLost, TransactionError::Database(error))
+                            (Failure::ConnectionLost, TransactionError::Database(error))
                         }
                         Outcome::Unknown { xid, reason } => {
                             return Err(TransactionError::OutcomeUnknown { xid, reason });
@@ -230,14 +229,11 @@ impl<'a> TransactionBuilder<'a> {
                     }
                 }
             };
-            match retries.after(cause, Instant::now(), fastrand::f64()) {
-                Next::GiveUp => return Err(error),
-                Next::Retry(pause) => {
-                    let failures = retries.failures();
-                    log::debug!("transaction will be retried ({failures} failed, {cause:?})");
-                    thread::sleep(pause);
-                }
-            }
+            let Some(pause) = retries.after(failure, Instant::now(), fastrand::f64()) else {
+                return Err(error);
+            };
+            log::debug!("transaction will be retried ({} failed, {failure:?})", retries.failures());
+            thread::sleep(pause);
         }
     }
 
@@ -249,10 +245,12 @@ impl<'a> TransactionBuilder<'a> {
                 Ok(connection) => return Ok(connection),
                 Err(error) => error,
             };
-            let is_transient = error.is_transient() && error.login_failure().is_some();
-            match retries.after_login(is_transient, Instant::now(), fastrand::f64()) {
-                Next::GiveUp => return Err(error),
-                Next::Retry(pause) => thread::sleep(pause),
+            if !error.is_transient() || error.login_failure().is_none() {
+                return Err(error);
+            }
+            match retries.after_login(Instant::now(), fastrand::f64()) {
+                Some(pause) => thread::sleep(pause),
+                None => return Err(error),
             }
         }
     }

@@ -3,25 +3,17 @@
 /// How a transaction is begun. What is not set is up to the server.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Options {
-    pub(super) isolation_level: Option<&'static str>,
+    /// Empty, or the clause of BEGIN.
+    pub(super) isolation_level: &'static str,
     pub(super) is_read_only: bool,
     pub(super) is_deferrable: bool,
 }
 
 impl Options {
     pub(super) fn begin(&self) -> String {
-        let mut text = String::from("BEGIN");
-        if let Some(level) = self.isolation_level {
-            text.push_str(" ISOLATION LEVEL ");
-            text.push_str(level);
-        }
-        if self.is_read_only {
-            text.push_str(" READ ONLY");
-        }
-        if self.is_deferrable {
-            text.push_str(" DEFERRABLE");
-        }
-        text
+        let read_only = if self.is_read_only { " READ ONLY" } else { "" };
+        let deferrable = if self.is_deferrable { " DEFERRABLE" } else { "" };
+        format!("BEGIN{}{read_only}{deferrable}", self.isolation_level)
     }
 }
 
@@ -33,7 +25,7 @@ mod tests {
     fn each_option_is_in_the_statement() {
         assert_eq!(Options::default().begin(), "BEGIN");
         let all = Options {
-            isolation_level: Some("SERIALIZABLE"),
+            isolation_level: " ISOLATION LEVEL SERIALIZABLE",
             is_read_only: true,
             is_deferrable: true,
         };

@@ -70,6 +70,7 @@ pub(super) fn find_outcome(
             return Outcome::Unknown { xid: None, reason };
         }
     };
+    let unknown = |reason| Outcome::Unknown { xid: Some(xid), reason };
     let started = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
@@ -80,17 +81,16 @@ pub(super) fn find_outcome(
             Ok(Verdict::InProgress) => "the transaction is still in progress".to_owned(),
             Ok(Verdict::Standby) => "the server is a standby".to_owned(),
             Ok(Verdict::Forgotten) => {
-                let reason = "the server has forgotten the transaction".to_owned();
-                return Outcome::Unknown { xid: Some(xid), reason };
+                return unknown("the server has forgotten the transaction".to_owned());
             }
             Err(Error::Query(error)) if Failure::of(&error) == Failure::Other => {
-                return Outcome::Unknown { xid: Some(xid), reason: one_line(&error) };
+                return unknown(one_line(&error));
             }
             Err(error) => error.to_string(),
         };
         log::debug!("outcome of transaction {xid} is not known yet: {reason}");
         if deadline.is_some_and(|deadline| deadline <= Instant::now() + pause) {
-            return Outcome::Unknown { xid: Some(xid), reason };
+            return unknown(reason);
         }
         // The server reports no event for this.
         thread::sleep(pause);

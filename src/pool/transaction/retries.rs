@@ -20,39 +20,6 @@ pub(super) struct Retries {
     met_read_only: bool,
 }
 
-/// What to do after a failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
-    /// Run the transaction again after this pause.
-    Retry(Duration),
-    GiveUp,
-}
-
-/// How an attempt failed. The transaction is not in the database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cause {
-    Conflict,
-    ConnectionLost,
-    /// A write was refused. Whether the server itself refuses writes now, as a standby does after
-    /// a failover.
-    ReadOnly {
-        is_server: bool,
-    },
-    /// The user's own error, or one that the same transaction would meet again.
-    Other,
-}
-
-impl From<Failure> for Cause {
-    fn from(failure: Failure) -> Cause {
-        match failure {
-            Failure::Conflict => Cause::Conflict,
-            Failure::ConnectionLost => Cause::ConnectionLost,
-            Failure::ReadOnly => Cause::ReadOnly { is_server: false },
-            Failure::Other => Cause::Other,
-        }
-    }
-}
-
 impl Retries {
     pub(super) fn new(attempts: u32, time_limit: Duration, now: Instant) -> Retries {
         Retries {
@@ -74,36 +41,34 @@ impl Retries {
         self.failures
     }
 
-    /// Decides what to do after an attempt that did not commit. `jitter` is from 0 to 1.
-    pub(super) fn after(&mut self, cause: Cause, now: Instant, jitter: f64) -> Next {
+    /// Returns the pause before the next attempt, after one that did not commit. Returns `None` if
+    /// there must be none. `jitter` is from 0 to 1.
+    pub(super) fn after(
+        &mut self,
+        failure: Failure,
+        now: Instant,
+        jitter: f64,
+    ) -> Option<Duration> {
         self.failures += 1;
-        let can_succeed = match cause {
-            Cause::Conflict | Cause::ConnectionLost => true,
+        let can_succeed = match failure {
+            Failure::Conflict | Failure::ConnectionLost => true,
             // A server that was promoted in the meantime accepts the second attempt.
-            Cause::ReadOnly { is_server } => {
-                is_server || !std::mem::replace(&mut self.met_read_only, true)
-            }
-            Cause::Other => false,
+            Failure::ReadOnly => !std::mem::replace(&mut self.met_read_only, true),
+            Failure::Other => false,
         };
-        if can_succeed && self.failures < self.attempts {
-            self.at(pause(self.failures, jitter), now)
-        } else {
-            Next::GiveUp
-        }
+        let may_retry = can_succeed && self.failures < self.attempts;
+        may_retry.then(|| pause(self.failures, jitter)).filter(|pause| self.has_time(*pause, now))
     }
 
-    /// Decides what to do if there is no connection. This uses up no attempt, because the closure
-    /// was not run.
-    pub(super) fn after_login(&mut self, is_transient: bool, now: Instant, jitter: f64) -> Next {
+    /// Returns the pause before the next login, if there is no connection. This uses up no attempt,
+    /// because the closure was not run.
+    pub(super) fn after_login(&mut self, now: Instant, jitter: f64) -> Option<Duration> {
         self.refused_logins += 1;
-        if is_transient { self.at(pause(self.refused_logins, jitter), now) } else { Next::GiveUp }
+        Some(pause(self.refused_logins, jitter)).filter(|pause| self.has_time(*pause, now))
     }
 
-    fn at(&self, pause: Duration, now: Instant) -> Next {
-        match self.left(now) {
-            Some(left) if left <= pause => Next::GiveUp,
-            _ => Next::Retry(pause),
-        }
+    fn has_time(&self, pause: Duration, now: Instant) -> bool {
+        self.left(now).is_none_or(|left| left > pause)
     }
 }
 
@@ -121,29 +86,28 @@ mod tests {
 
     #[test]
     fn conflicts_and_lost_connections_are_retried_until_the_attempts_are_used_up() {
-        for cause in [Cause::Conflict, Cause::ConnectionLost, Cause::ReadOnly { is_server: true }] {
+        for failure in [Failure::Conflict, Failure::ConnectionLost] {
             let now = Instant::now();
             let mut retries = Retries::new(3, LIMIT, now);
-            assert_eq!(retries.after(cause, now, 1.0), Next::Retry(FIRST_PAUSE));
-            assert_eq!(retries.after(cause, now, 1.0), Next::Retry(FIRST_PAUSE * 2));
-            assert_eq!(retries.after(cause, now, 1.0), Next::GiveUp);
+            assert_eq!(retries.after(failure, now, 1.0), Some(FIRST_PAUSE));
+            assert_eq!(retries.after(failure, now, 1.0), Some(FIRST_PAUSE * 2));
+            assert_eq!(retries.after(failure, now, 1.0), None);
         }
     }
 
     #[test]
     fn other_errors_are_not_retried() {
         let now = Instant::now();
-        assert_eq!(Retries::new(9, LIMIT, now).after(Cause::Other, now, 0.0), Next::GiveUp);
-        assert_eq!(Retries::new(1, LIMIT, now).after(Cause::Conflict, now, 0.0), Next::GiveUp);
+        assert_eq!(Retries::new(9, LIMIT, now).after(Failure::Other, now, 0.0), None);
+        assert_eq!(Retries::new(1, LIMIT, now).after(Failure::Conflict, now, 0.0), None);
     }
 
     #[test]
     fn a_read_only_error_of_a_server_that_takes_writes_is_retried_once() {
         let now = Instant::now();
         let mut retries = Retries::new(9, LIMIT, now);
-        let cause = Cause::ReadOnly { is_server: false };
-        assert_eq!(retries.after(cause, now, 0.0), Next::Retry(Duration::ZERO));
-        assert_eq!(retries.after(cause, now, 0.0), Next::GiveUp);
+        assert_eq!(retries.after(Failure::ReadOnly, now, 0.0), Some(Duration::ZERO));
+        assert_eq!(retries.after(Failure::ReadOnly, now, 0.0), None);
     }
 
     #[test]
@@ -151,11 +115,11 @@ mod tests {
         let now = Instant::now();
         let mut retries = Retries::new(9, Duration::from_millis(10), now);
         let almost = now + Duration::from_millis(10) - Duration::from_nanos(1);
-        assert_eq!(retries.after(Cause::Conflict, almost, 0.0), Next::Retry(Duration::ZERO));
-        assert_eq!(retries.after(Cause::Conflict, almost, 1.0), Next::GiveUp);
+        assert_eq!(retries.after(Failure::Conflict, almost, 0.0), Some(Duration::ZERO));
+        assert_eq!(retries.after(Failure::Conflict, almost, 1.0), None);
         let end = now + Duration::from_millis(10);
-        assert_eq!(retries.after(Cause::Conflict, end, 0.0), Next::GiveUp);
-        assert_eq!(retries.after_login(true, end, 0.0), Next::GiveUp);
+        assert_eq!(retries.after(Failure::Conflict, end, 0.0), None);
+        assert_eq!(retries.after_login(end, 0.0), None);
     }
 
     #[test]
@@ -163,10 +127,9 @@ mod tests {
         let now = Instant::now();
         let mut retries = Retries::new(2, LIMIT, now);
         for _ in 0..10 {
-            assert!(matches!(retries.after_login(true, now, 0.5), Next::Retry(_)));
+            assert!(matches!(retries.after_login(now, 0.5), Some(_)));
         }
-        assert_eq!(retries.after_login(false, now, 0.5), Next::GiveUp);
-        assert!(matches!(retries.after(Cause::Conflict, now, 0.5), Next::Retry(_)));
+        assert!(matches!(retries.after(Failure::Conflict, now, 0.5), Some(_)));
     }
 
     #[test]
@@ -182,6 +145,6 @@ mod tests {
         let now = Instant::now();
         let mut retries = Retries::new(u32::MAX, Duration::MAX, now);
         assert_eq!(retries.left(now), None);
-        assert!(matches!(retries.after(Cause::Conflict, now, 1.0), Next::Retry(_)));
+        assert!(matches!(retries.after(Failure::Conflict, now, 1.0), Some(_)));
     }
 }

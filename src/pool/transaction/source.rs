@@ -1,15 +1,13 @@
 //! [`Source`]: where the connections of a transaction come from.
 
 use std::cell::RefCell;
-use std::ops::{Deref, DerefMut};
+use std::ops::DerefMut;
 use std::time::Duration;
 
 use diesel::PgConnection;
-use r2d2::PooledConnection;
 
 use crate::error::Error;
-use crate::manager::RdsConnectionManager;
-use crate::pool::{PerThread, PerThreadConnection, Pool};
+use crate::pool::{PerThread, Pool};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Source<'a> {
@@ -17,10 +15,7 @@ pub(super) enum Source<'a> {
     PerThread(&'a PerThread),
 }
 
-pub(super) enum CheckedOut<'a> {
-    Pool(PooledConnection<RdsConnectionManager>),
-    PerThread(PerThreadConnection<'a>),
-}
+pub(super) type CheckedOut<'a> = Box<dyn DerefMut<Target = PgConnection> + 'a>;
 
 impl<'a> Source<'a> {
     /// Checks out a connection. A pool waits for one for its own `connection_timeout`, or for
@@ -30,23 +25,20 @@ impl<'a> Source<'a> {
             Source::Pool(pool) => {
                 let own = pool.as_ref().connection_timeout();
                 let timeout = timeout.map_or(own, |timeout| timeout.min(own));
-                pool.get_timeout(timeout).map(CheckedOut::Pool)
+                Ok(Box::new(pool.get_timeout(timeout)?))
             }
-            Source::PerThread(connections) => connections.get().map(CheckedOut::PerThread),
-        }
-    }
-
-    fn manager(self) -> &'a RdsConnectionManager {
-        match self {
-            Source::Pool(pool) => pool.manager(),
-            Source::PerThread(connections) => connections.manager(),
+            Source::PerThread(connections) => Ok(Box::new(connections.get()?)),
         }
     }
 
     /// Returns `None` in the closure of another transaction of the same manager.
     pub(super) fn enter(self) -> Option<Entered> {
+        let manager = match self {
+            Source::Pool(pool) => pool.manager(),
+            Source::PerThread(connections) => connections.manager(),
+        };
         // The same for all clones of a manager.
-        let manager = std::ptr::from_ref(self.manager().backoff()).addr();
+        let manager = std::ptr::from_ref(manager.backoff()).addr();
         let is_new = OPEN.try_with(|open| {
             let mut open = open.borrow_mut();
             let is_new = !open.contains(&manager);
@@ -73,25 +65,5 @@ pub(super) struct Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         let _ = OPEN.try_with(|open| open.borrow_mut().retain(|it| *it != self.manager));
-    }
-}
-
-impl Deref for CheckedOut<'_> {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        match self {
-            CheckedOut::Pool(connection) => connection,
-            CheckedOut::PerThread(connection) => connection,
-        }
-    }
-}
-
-impl DerefMut for CheckedOut<'_> {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        match self {
-            CheckedOut::Pool(connection) => connection,
-            CheckedOut::PerThread(connection) => connection,
-        }
     }
 }
