@@ -78,7 +78,7 @@ impl LibpqLogin {
     fn new(iam: &Iam) -> Result<LibpqLogin, Error> {
         let (mut places, mut tokens, mut unresolved) = (Vec::new(), Vec::new(), None);
         for target in iam.targets_in_order() {
-            match places_of(target, iam.conninfo.is_balanced()) {
+            match places_of(target, iam.conninfo.is_balanced) {
                 Ok(of_this) => {
                     places.extend(of_this);
                     let host =
@@ -100,7 +100,7 @@ impl LibpqLogin {
             settings.insert(keyword.into(), list.join(","));
         }
         settings.retain(|keyword, list| keyword != "hostaddr" || list.chars().any(|c| c != ','));
-        let defaulted = iam.conninfo.defaulted().to_vec();
+        let defaulted = iam.conninfo.defaulted.clone();
         let endpoints = to_hand_on(iam.targets.iter());
         Ok(LibpqLogin { settings, defaulted, login: Kind::Iam { tokens, endpoints } })
     }

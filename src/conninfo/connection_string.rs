@@ -9,7 +9,7 @@ use super::iam::{IamConninfo, has_default};
 use super::keywords::Keywords;
 use super::libpq::{self, Setting, Settings};
 use super::redact::redacted;
-use super::variables::UntrimmedVariable;
+use super::variables::untrimmed_variables;
 use super::{c_string, host_of_uri, invalid, is_uri, malformed};
 use crate::connection::role_check;
 use crate::error::Error;
@@ -79,8 +79,8 @@ impl ConnectionString {
                 "this libpq is too old for load_balance_hosts; remove it, or update libpq to 16",
             );
         }
-        let untrimmed = UntrimmedVariable::all().into_iter();
-        if let Some(variable) = untrimmed.into_iter().find(UntrimmedVariable::ends_in_a_newline) {
+        let mut untrimmed = untrimmed_variables().into_iter();
+        if let Some(variable) = untrimmed.find(|it| it.value.ends_with(['\n', '\r'])) {
             return invalid(format!("{} ends in a newline; remove it", variable.name));
         }
         let all = self.complete()?;
@@ -96,9 +96,7 @@ impl ConnectionString {
 
     fn without_gssencmode(&self) -> String {
         let text = self.shown();
-        let is_set = |variable: &str| std::env::var_os(variable).is_some();
-        let has_service = self.explicit.contains_key("service") || is_set("PGSERVICE");
-        if has_service || self.explicit.contains_key("gssencmode") || is_set("PGGSSENCMODE") {
+        if self.is_set("service", "PGSERVICE") || self.is_set("gssencmode", "PGGSSENCMODE") {
             return text;
         }
         let separator = match () {
@@ -109,30 +107,38 @@ impl ConnectionString {
         format!("{text}{separator}gssencmode=disable")
     }
 
+    /// Whether the string has this keyword, or the environment its variable.
+    fn is_set(&self, keyword: &str, variable: &str) -> bool {
+        self.explicit.contains_key(keyword) || std::env::var_os(variable).is_some()
+    }
+
     fn shown(&self) -> String {
         self.text.as_deref().map_or("".into(), CStr::to_string_lossy).into_owned()
     }
 
     /// Returns the value of each of libpq's keywords.
     fn complete(&self) -> Result<Settings, Error> {
-        let untrimmed = UntrimmedVariable::all();
-        let has_service =
-            self.explicit.contains_key("service") || std::env::var_os("PGSERVICE").is_some();
+        let untrimmed = untrimmed_variables();
         // A service file wins over variables, but not over what we hand to libpq.
-        if let (true, Some(variable)) = (has_service, untrimmed.first()) {
+        if let Some(variable) = untrimmed.first()
+            && self.is_set("service", "PGSERVICE")
+        {
             return invalid(format!("{} ends in white space; remove it", variable.name));
         }
+        let trimmed = untrimmed.iter().map(|it| (it.keyword.as_str(), it.value.trim_end()));
         // libpq takes dbname=... as a connection string, and checks no database's name.
-        let (dbname, others): (Vec<_>, Vec<_>) =
-            untrimmed.iter().partition(|variable| variable.keyword == "dbname");
-        let variables: Vec<(CString, CString)> =
-            others.into_iter().filter_map(UntrimmedVariable::trimmed).collect();
+        let (dbname, others): (Vec<_>, Vec<_>) = trimmed.partition(|it| it.0 == "dbname");
+        let variables = others.into_iter().filter_map(|(keyword, value)| {
+            Some((CString::new(keyword).ok()?, CString::new(value).ok()?))
+        });
+        let variables: Vec<(CString, CString)> = variables.collect();
         let mut all = libpq::complete(self.text.as_deref(), &variables)
             .map_err(|complaint| redacted(&complaint, &self.shown()))?;
-        if let (Some(variable), false) = (dbname.first(), self.explicit.contains_key("dbname"))
+        if let Some((_, dbname)) = dbname.first()
+            && !self.explicit.contains_key("dbname")
             && let Some(setting) = all.get_mut("dbname")
         {
-            setting.value = Some(variable.value.trim_end().to_owned());
+            setting.value = Some((*dbname).to_owned());
         }
         Ok(all)
     }

@@ -17,11 +17,13 @@ use crate::error::Error;
 #[derive(Clone)]
 pub(crate) struct IamConninfo {
     settings: BTreeMap<String, String>,
-    hosts: Vec<Host>,
+    /// The hosts to dial, in the order of the string.
+    pub(crate) hosts: Vec<Host>,
     /// Keywords that have our default, because the user did not set them.
-    defaulted: Vec<&'static str>,
-    /// `load_balance_hosts=random`. This crate does it, because each host gets its own token.
-    is_balanced: bool,
+    pub(crate) defaulted: Vec<&'static str>,
+    /// `load_balance_hosts=random`: try the hosts, and the addresses of each, in random order. This
+    /// crate does it, because each host gets its own token.
+    pub(crate) is_balanced: bool,
     /// Keywords whose values are not shown.
     secret: Vec<String>,
 }
@@ -80,16 +82,6 @@ impl IamConninfo {
         self.settings.get(keyword).map(String::as_str)
     }
 
-    /// The hosts to dial, in the order of the string.
-    pub(crate) fn hosts(&self) -> &[Host] {
-        &self.hosts
-    }
-
-    /// Whether to try the hosts, and the addresses of each, in random order.
-    pub(crate) fn is_balanced(&self) -> bool {
-        self.is_balanced
-    }
-
     pub(crate) fn target_session_attrs(&self) -> &str {
         self.get("target_session_attrs").unwrap_or("any")
     }
@@ -125,11 +117,6 @@ impl IamConninfo {
     /// Returns the query whether the server still has the role of `target_session_attrs`.
     pub(crate) fn role_check(&self) -> Option<&'static str> {
         role_check(self.target_session_attrs())
-    }
-
-    /// Returns the keywords that the user did not set.
-    pub(crate) fn defaulted(&self) -> &[&'static str] {
-        &self.defaulted
     }
 
     /// Returns the settings for another program.

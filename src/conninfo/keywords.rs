@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::libpq::{self, Complaint};
+use super::libpq;
 use super::redact::redacted;
 use super::{c_string, host_of_uri, invalid, is_uri};
 use crate::error::Error;
@@ -29,14 +29,14 @@ impl Keywords {
     /// Takes our keywords out of `text`. Returns the rest, and the keywords. libpq unquotes the
     /// values.
     pub(super) fn take_from(text: &str) -> Result<(String, Keywords), Error> {
-        let (rest, pairs) = if is_uri(text) { cut_uri(text) } else { cut_key_value(text) };
-        let carrier =
-            if is_uri(text) { "postgresql:///?application_name=" } else { "application_name=" };
+        let (carrier, (rest, pairs)) = match is_uri(text) {
+            true => ("postgresql:///?application_name=", cut_uri(text)),
+            false => ("application_name=", cut_key_value(text)),
+        };
         let mut keywords = Keywords::default();
         for (keyword, raw) in pairs {
             let carried = c_string(&format!("{carrier}{raw}"))?;
-            let parsed = libpq::parse(&carried);
-            let parsed = parsed.map_err(|complaint: Complaint| redacted(&complaint, text))?;
+            let parsed = libpq::parse(&carried).map_err(|complaint| redacted(&complaint, text))?;
             let value = parsed.get("application_name").map(String::as_str).unwrap_or_default();
             keywords.set(keyword, value)?;
         }
@@ -44,10 +44,8 @@ impl Keywords {
     }
 
     fn find(keyword: &str) -> Option<&'static str> {
-        Self::ALL
-            .into_iter()
-            .find(|own| *own == keyword)
-            .filter(|own| *own != "load_balance_hosts" || !*BALANCES)
+        let own = Self::ALL.into_iter().find(|own| *own == keyword)?;
+        (own != "load_balance_hosts" || !*BALANCES).then_some(own)
     }
 
     /// Returns these keywords, completed by `others`. White space at the end of a value is removed:

@@ -2,6 +2,35 @@
 
 use super::is_uri;
 
+/// How such texts begin, in lower case, and what they are. The first match counts.
+const BEGINNINGS: &[(&[&str], &str)] = &[
+    (
+        &["\"", "'", "`", "\u{2018}", "\u{201c}"],
+        "it is in quotes; remove them, because docker --env-file and other readers of .env files \
+         keep them",
+    ),
+    (&["{"], "it is JSON; make a URI, postgres://USER@HOST:5432/DATABASE, from its fields"),
+    (&["$", "<", "%"], "it is a placeholder that was not replaced; set it to the URI itself"),
+    (&["psql ", "psql\t"], "it is a psql command; keep only the URI in it, without quotes"),
+    (&["jdbc:"], "it is a JDBC URL; write postgres://USER@HOST:5432/DATABASE"),
+    (&["arn:"], "it is an ARN, not the secret that the ARN names; set it to that secret"),
+    (
+        &["postgres://", "postgresql://"],
+        "its scheme is in upper case; write postgres:// in lower case",
+    ),
+    (&["postgres:", "postgresql:"], "its scheme lacks a slash; write postgres://"),
+    (
+        &["postgres+", "postgresql+"],
+        "its scheme names a driver after a +, as SQLAlchemy's do; write postgresql://",
+    ),
+];
+
+const ASSIGNMENT: &str =
+    "it begins with the name of a variable; keep only the value after =, without quotes";
+
+const NO_SCHEME: &str =
+    "it has no scheme; write postgres://USER@HOST:5432/DATABASE, or pairs keyword=value";
+
 /// Returns what `text` is instead of a connection string, and what to do. The answer contains no
 /// part of `text`.
 ///
@@ -16,52 +45,23 @@ pub(super) fn cause(text: &str) -> Option<&'static str> {
         let holds_uri = is_uri(value.trim_start_matches([' ', '"', '\'']));
         return (!first_word.is_empty() && holds_uri).then_some(ASSIGNMENT);
     }
-    if matches!(first_word, "export" | "set" | "DATABASE_URL") && text.contains("=") {
+    if matches!(first_word, "export" | "set" | "DATABASE_URL") && text.contains('=') {
         return Some(ASSIGNMENT);
     }
-    if first_word == "psql" && rest.starts_with(char::is_whitespace) {
-        return Some("it is a psql command; keep only the URI in it, without quotes");
+    let lower = text.to_ascii_lowercase();
+    let begins = |all: &[&str]| all.iter().any(|beginning| lower.starts_with(beginning));
+    if let Some((_, cause)) = BEGINNINGS.iter().find(|(all, _)| begins(all)) {
+        return Some(cause);
     }
-    match text.chars().next()? {
-        '"' | '\'' | '`' | '\u{2018}' | '\u{201c}' => Some(
-            "it is in quotes; remove them, because docker --env-file and other readers of .env \
-             files keep them",
-        ),
-        '{' => Some("it is JSON; make a URI, postgres://USER@HOST:5432/DATABASE, from its fields"),
-        '$' | '<' | '%' => {
-            Some("it is a placeholder that was not replaced; set it to the URI itself")
-        }
-        _ => scheme_cause(text),
-    }
-}
-
-const ASSIGNMENT: &str =
-    "it begins with the name of a variable; keep only the value after =, without quotes";
-
-const NO_SCHEME: &str =
-    "it has no scheme; write postgres://USER@HOST:5432/DATABASE, or pairs keyword=value";
-
-fn scheme_cause(text: &str) -> Option<&'static str> {
-    let Some((scheme, _)) = text.split_once(':').filter(|(scheme, _)| is_scheme(scheme)) else {
-        let authority = text.split(['=', ' ']).next().unwrap_or_default();
-        return authority.contains(['@', '/']).then_some(NO_SCHEME);
-    };
-    let lower = scheme.to_ascii_lowercase();
-    let is_postgres = |name: &str| matches!(name, "postgres" | "postgresql");
-    match lower.as_str() {
-        "jdbc" => Some("it is a JDBC URL; write postgres://USER@HOST:5432/DATABASE"),
-        "arn" => Some("it is an ARN, not the secret that the ARN names; set it to that secret"),
-        name if is_postgres(name) && name != scheme => {
-            Some("its scheme is in upper case; write postgres:// in lower case")
-        }
-        name if is_postgres(name) => Some("its scheme lacks a slash; write postgres://"),
-        name if name.split_once('+').is_some_and(|(first, _)| is_postgres(first)) => {
-            Some("its scheme names a driver after a +, as SQLAlchemy's do; write postgresql://")
-        }
-        _ if text.contains("://") => {
+    match text.split_once(':') {
+        Some((scheme, rest)) if is_scheme(scheme) && rest.starts_with("//") => {
             Some("its scheme is not PostgreSQL's; write postgres://USER@HOST:5432/DATABASE")
         }
-        _ => Some(NO_SCHEME),
+        Some((scheme, _)) if is_scheme(scheme) => Some(NO_SCHEME),
+        _ => {
+            let authority = text.split(['=', ' ']).next().unwrap_or_default();
+            authority.contains(['@', '/']).then_some(NO_SCHEME)
+        }
     }
 }
 

@@ -53,7 +53,7 @@ impl Iam {
     /// Returns the targets in the order to try them (libpq's `load_balance_hosts`).
     pub(crate) fn targets_in_order(&self) -> Vec<&Target> {
         let mut targets: Vec<&Target> = self.targets.iter().collect();
-        if self.conninfo.is_balanced() {
+        if self.conninfo.is_balanced {
             fastrand::shuffle(&mut targets);
         }
         targets
@@ -105,7 +105,7 @@ impl Iam {
         sslrootcert: Option<&str>,
     ) -> Result<PgConnection, Error> {
         let started = Instant::now();
-        let addresses = target.addresses(self.conninfo.is_balanced())?;
+        let addresses = target.addresses(self.conninfo.is_balanced)?;
         let host = vec![target.endpoint.host(); addresses.len()].join(",");
         let (hostaddr, port) = (addresses.join(","), target.host.port.to_string());
         let mut settings = vec![

@@ -14,7 +14,7 @@ pub(crate) fn targets(
     keywords: &Keywords,
     profile: Option<&str>,
 ) -> Result<Vec<Target>, Error> {
-    let hosts = conninfo.hosts();
+    let hosts = &conninfo.hosts;
     let names = match &keywords.iam_host {
         Some(list) => one_or_one_for_each("iam_host", list, hosts.len())?,
         None => hosts.iter().map(|host| host.name.as_str()).collect(),
