@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use crate::conninfo::{ConnectionString, libpq};
 use crate::error::Error;
-use crate::login::{ENDPOINTS, Iam, Login, Target, to_hand_on};
+use crate::login::{ENDPOINTS, Iam, Login, to_hand_on};
 use crate::manager::RdsConnectionManager;
 use crate::token::{AuthToken, encode};
 
@@ -33,28 +33,13 @@ pub struct LibpqLogin {
     settings: BTreeMap<String, String>,
     /// Keywords in `settings` that the user did not set.
     defaulted: Vec<&'static str>,
-    login: Kind,
-}
-
-#[derive(Clone)]
-enum Kind {
-    Iam {
-        /// One for each host of the connection string.
-        tokens: Vec<(Host, AuthToken)>,
-        /// The value of `RDS_IAM_ENDPOINTS`.
-        endpoints: Option<String>,
-    },
-    Password {
-        /// The URL with the user's own password, if it has one.
-        url: String,
-    },
-}
-
-/// A host as libpq looks it up in a passfile.
-#[derive(Clone, Debug, PartialEq)]
-struct Host {
-    name: String,
-    port: u16,
+    /// Host and port as libpq looks them up in a passfile, for each host of the connection string.
+    /// Empty with `rds_iam_auth=false`.
+    tokens: Vec<(String, u16, AuthToken)>,
+    /// The value of `RDS_IAM_ENDPOINTS`.
+    endpoints: Option<String>,
+    /// With `rds_iam_auth=false`: the URL with the user's own password, if it has one.
+    password_url: Option<String>,
 }
 
 impl RdsConnectionManager {
@@ -76,33 +61,42 @@ impl RdsConnectionManager {
 
 impl LibpqLogin {
     fn new(iam: &Iam) -> Result<LibpqLogin, Error> {
-        let (mut places, mut tokens, mut unresolved) = (Vec::new(), Vec::new(), None);
+        let (mut names, mut hostaddrs, mut ports) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut tokens, mut unresolved) = (Vec::new(), None);
         for target in iam.targets_in_order() {
-            match places_of(target, iam.conninfo.is_balanced) {
-                Ok(of_this) => {
-                    places.extend(of_this);
-                    let host =
-                        Host { name: target.endpoint.host().to_owned(), port: target.host.port };
-                    tokens.push((host, iam.token_for(&target.endpoint)?));
-                }
+            let addresses = match target.addresses(iam.conninfo.is_balanced) {
+                Ok(addresses) => addresses,
                 Err(error) => {
                     log::debug!("host {} left out: {error}", target.host);
                     unresolved = Some(error);
+                    continue;
                 }
+            };
+            let (name, port) = (target.endpoint.host(), target.host.port);
+            for address in addresses {
+                names.push(name);
+                hostaddrs.push(address);
+                ports.push(port.to_string());
             }
+            tokens.push((name.to_owned(), port, iam.token_for(&target.endpoint)?));
         }
         if let (Some(error), true) = (unresolved, tokens.is_empty()) {
             return Err(error);
         }
         let mut settings = iam.conninfo.for_others();
-        for (i, keyword) in PLACE.into_iter().enumerate() {
-            let list: Vec<&str> = places.iter().map(|place| place[i].as_str()).collect();
-            settings.insert(keyword.into(), list.join(","));
+        settings.insert("host".into(), names.join(","));
+        settings.insert("port".into(), ports.join(","));
+        settings.remove("hostaddr");
+        if hostaddrs.iter().any(|address| !address.is_empty()) {
+            settings.insert("hostaddr".into(), hostaddrs.join(","));
         }
-        settings.retain(|keyword, list| keyword != "hostaddr" || list.chars().any(|c| c != ','));
-        let defaulted = iam.conninfo.defaulted.clone();
-        let endpoints = to_hand_on(iam.targets.iter());
-        Ok(LibpqLogin { settings, defaulted, login: Kind::Iam { tokens, endpoints } })
+        Ok(LibpqLogin {
+            settings,
+            defaulted: iam.conninfo.defaulted.clone(),
+            tokens,
+            endpoints: to_hand_on(iam.targets.iter()),
+            password_url: None,
+        })
     }
 
     fn without_iam(conninfo: &str) -> Result<LibpqLogin, Error> {
@@ -122,7 +116,13 @@ impl LibpqLogin {
         } else {
             conninfo.to_owned()
         };
-        Ok(LibpqLogin { settings, defaulted: Vec::new(), login: Kind::Password { url } })
+        Ok(LibpqLogin {
+            settings,
+            defaulted: Vec::new(),
+            tokens: Vec::new(),
+            endpoints: None,
+            password_url: Some(url),
+        })
     }
 
     /// Returns a `DATABASE_URL` without a password and without our own keywords.
@@ -130,10 +130,7 @@ impl LibpqLogin {
     /// With `rds_iam_auth=false` it contains the password of the connection string, if that has
     /// one.
     pub fn database_url(&self) -> String {
-        match &self.login {
-            Kind::Iam { .. } => url(&self.settings, None),
-            Kind::Password { url } => url.clone(),
-        }
+        self.password_url.clone().unwrap_or_else(|| url(&self.settings, None))
     }
 
     /// Returns a `DATABASE_URL` that contains the token, for programs that read no password
@@ -158,8 +155,8 @@ impl LibpqLogin {
     /// Returns `None` with several hosts, because each needs its own token
     /// ([`passfile`](Self::passfile)), and with `rds_iam_auth=false`.
     pub fn token(&self) -> Option<&AuthToken> {
-        match self.tokens() {
-            [(_, token)] => Some(token),
+        match self.tokens.as_slice() {
+            [(_, _, token)] => Some(token),
             _ => None,
         }
     }
@@ -169,13 +166,13 @@ impl LibpqLogin {
     /// Name the file in `PGPASSFILE` and leave `PGPASSWORD` empty. libpq ignores a file that others
     /// than its owner can read.
     pub fn passfile(&self) -> String {
-        let lines = self.tokens().iter();
-        lines.map(|(host, token)| passfile_line(&host.name, host.port, token.as_str())).collect()
+        let lines = self.tokens.iter();
+        lines.map(|(host, port, token)| passfile_line(host, *port, token.as_str())).collect()
     }
 
     /// Returns when the first of the tokens expires. Returns `None` with `rds_iam_auth=false`.
     pub fn expires_at(&self) -> Option<SystemTime> {
-        self.tokens().iter().map(|(_, token)| token.expires_at()).min()
+        self.tokens.iter().map(|(_, _, token)| token.expires_at()).min()
     }
 
     /// Returns `DATABASE_URL` and libpq's PG* variables for all settings that have one.
@@ -193,9 +190,7 @@ impl LibpqLogin {
         let set = self.settings.iter();
         variables
             .extend(set.filter_map(|(keyword, value)| Some((variable(keyword)?, value.clone()))));
-        if let Kind::Iam { endpoints: Some(endpoints), .. } = &self.login {
-            variables.push((ENDPOINTS.to_owned(), endpoints.clone()));
-        }
+        variables.extend(self.endpoints.clone().map(|list| (ENDPOINTS.to_owned(), list)));
         variables
     }
 
@@ -204,30 +199,12 @@ impl LibpqLogin {
     pub fn overruling_variables() -> &'static [&'static str] {
         &["PGSERVICE", "PGSERVICEFILE", "PGHOSTADDR", "PGPASSWORD", "PGPASSFILE", ENDPOINTS]
     }
-
-    fn tokens(&self) -> &[(Host, AuthToken)] {
-        match &self.login {
-            Kind::Iam { tokens, .. } => tokens,
-            Kind::Password { .. } => &[],
-        }
-    }
 }
 
 /// Returns the line of a passfile for all databases and users of a host.
 pub(crate) fn passfile_line(host: &str, port: u16, password: &str) -> String {
     let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
     format!("{}:{port}:*:*:{}\n", escape(host), escape(password))
-}
-
-/// libpq's keywords for where to dial. Each takes a list.
-const PLACE: [&str; 3] = ["host", "hostaddr", "port"];
-
-/// Returns [`PLACE`]'s values for one host. A name that stands for another endpoint is resolved:
-/// one entry for each address.
-fn places_of(target: &Target, is_balanced: bool) -> Result<Vec<[String; 3]>, Error> {
-    let (name, port) = (target.endpoint.host(), target.host.port.to_string());
-    let addresses = target.addresses(is_balanced)?.into_iter();
-    Ok(addresses.map(|address| [name.to_owned(), address, port.clone()]).collect())
 }
 
 /// Returns a URL of these settings. A list of hosts, a socket's folder and an IPv6 address become
@@ -255,7 +232,7 @@ fn url(settings: &BTreeMap<String, String>, password: Option<&str>) -> String {
 /// Shows the tokens redacted, and no settings.
 impl fmt::Debug for LibpqLogin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LibpqLogin").field("tokens", &self.tokens()).finish_non_exhaustive()
+        f.debug_struct("LibpqLogin").field("tokens", &self.tokens).finish_non_exhaustive()
     }
 }
 

@@ -7,11 +7,20 @@ use super::text::causes;
 /// Returns what to do about what the sources of credentials said.
 pub(crate) fn credentials_cure(error: &CredentialsError) -> String {
     let text = causes(error);
-    let found = CURES.iter().find(|(word, _)| text.contains(word));
-    match found {
-        Some((_, cure)) => cure.replace("PROFILE", &profile(&text)),
-        None => without_a_known_text(error),
-    }
+    let known = CURES.iter().find(|(word, _)| text.contains(word));
+    let is_not_loaded = matches!(error, CredentialsError::CredentialsNotLoaded(_));
+    let cure = match known {
+        Some((_, cure)) => cure,
+        None if !is_not_loaded => "correct that source: the sources after it are not tried",
+        None if std::env::var_os("AWS_PROFILE").is_some() => {
+            "check AWS_PROFILE: that profile, or one that it refers to, has no credentials"
+        }
+        None => {
+            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the task or \
+             instance a role"
+        }
+    };
+    cure.replace("{profile}", &profile(&text))
 }
 
 /// The first match counts.
@@ -27,7 +36,7 @@ const CURES: &[(&str, &str)] = &[
     ),
     (
         "its mfa_serial",
-        "run `eval \"$(aws configure export-credentials --profile PROFILE --format env)\"`",
+        "run `eval \"$(aws configure export-credentials --profile {profile} --format env)\"`",
     ),
     // The connection is accepted, and the answer does not come back.
     (
@@ -36,11 +45,11 @@ const CURES: &[(&str, &str)] = &[
          --instance-id ID --http-put-response-hop-limit 2",
     ),
     ("cargo feature", "build diesel-rds-iam with the feature that this text names"),
-    ("SSO token has expired", "run `aws sso login --profile PROFILE`"),
-    ("login/cache", "run `aws login --profile PROFILE`"),
-    ("reauthenticate", "run `aws login --profile PROFILE`"),
-    ("sso/cache", "run `aws sso login --profile PROFILE`"),
-    ("UnauthorizedException", "run `aws sso login --profile PROFILE`"),
+    ("SSO token has expired", "run `aws sso login --profile {profile}`"),
+    ("login/cache", "run `aws login --profile {profile}`"),
+    ("reauthenticate", "run `aws login --profile {profile}`"),
+    ("sso/cache", "run `aws sso login --profile {profile}`"),
+    ("UnauthorizedException", "run `aws sso login --profile {profile}`"),
     (
         "gave credentials that ended",
         "refresh that source (aws sso login, or the role that it uses) and check this machine's \
@@ -51,7 +60,7 @@ const CURES: &[(&str, &str)] = &[
     ("panicked", "check the provider that the builder got"),
     (
         "was not defined",
-        "no profile \"PROFILE\" in ~/.aws/config: add it, or choose one that `aws configure \
+        "no profile \"{profile}\" in ~/.aws/config: add it, or choose one that `aws configure \
          list-profiles` shows",
     ),
     (
@@ -73,20 +82,6 @@ fn profile(text: &str) -> String {
     let in_text = undefined.or_else(|| between("profile \"", '"')).map(str::to_owned);
     let variable = || std::env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
     in_text.or_else(variable).unwrap_or_else(|| "default".into())
-}
-
-fn without_a_known_text(error: &CredentialsError) -> String {
-    let cure = match error {
-        CredentialsError::CredentialsNotLoaded(_) if std::env::var_os("AWS_PROFILE").is_some() => {
-            "check AWS_PROFILE: that profile, or one that it refers to, has no credentials"
-        }
-        CredentialsError::CredentialsNotLoaded(_) => {
-            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the task or \
-             instance a role"
-        }
-        _ => "correct that source: the sources after it are not tried",
-    };
-    cure.to_owned()
 }
 
 #[cfg(test)]

@@ -110,7 +110,7 @@ fn roll_back(connection: &mut PgConnection) {
     }
 }
 
-/// Rolls back. A server that refuses all writes, as a standby does after a failover, counts as lost.
+/// Rolls back. A server that refuses all writes, as a standby does, counts as a lost connection.
 fn failure_after_rollback(
     connection: &mut PgConnection,
     options: &Options,
