@@ -50,7 +50,7 @@ pub(super) fn check_numbers(all: &Settings) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn check_ports(ports: &str) -> Result<(), Error> {
+fn check_ports(ports: &str) -> Result<(), Error> {
     let is_port =
         |port: &str| port.is_empty() || port.trim().parse::<u16>().is_ok_and(|port| port > 0);
     if ports.split(',').all(is_port) {
@@ -156,6 +156,13 @@ mod tests {
             ("!md5,!password", false),
         ] {
             assert_eq!(allows_password(list), expected, "{list}");
+        }
+    }
+
+    #[test]
+    fn each_port_of_a_list_is_checked() {
+        for (ports, expected) in [("", true), ("1,", true), ("1, 65535", true), ("1,0", false)] {
+            assert_eq!(check_ports(ports).is_ok(), expected, "{ports}");
         }
     }
 

@@ -151,7 +151,7 @@ impl ConnectionString {
         check_numbers(&all)?;
         check_region(self.keywords.region_name.as_deref().unwrap_or_default())?;
         let chosen = self.chosen_of(&all);
-        IamConninfo::new(chosen, all, self.keywords.load_balance_hosts.clone())
+        IamConninfo::new(chosen, &all, self.keywords.load_balance_hosts.clone())
     }
 
     /// Returns what the user chose in the string, in variables or in a service file.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::checks::check_iam;
 use super::connection_string::seconds;
 use super::hosts::{self, Host};
-use super::libpq::Settings;
+use super::libpq::{self, Settings};
 use super::{invalid, render};
 use crate::connection::role_check;
 use crate::error::Error;
@@ -24,8 +24,6 @@ pub(crate) struct IamConninfo {
     /// `load_balance_hosts=random`: try the hosts, and the addresses of each, in random order. This
     /// crate does it, because each host gets its own token.
     pub(crate) is_balanced: bool,
-    /// Keywords whose values are not shown.
-    secret: Vec<String>,
 }
 
 /// What is set if the user sets nothing, and why.
@@ -54,7 +52,7 @@ impl IamConninfo {
     /// Adds our defaults to the settings that the user chose. `all` is what libpq made of them.
     pub(super) fn new(
         chosen: BTreeMap<String, String>,
-        all: Settings,
+        all: &Settings,
         load_balance_hosts: Option<String>,
     ) -> Result<IamConninfo, Error> {
         let mut settings = chosen;
@@ -69,13 +67,12 @@ impl IamConninfo {
         if let Some(name) = program() {
             settings.entry("fallback_application_name".into()).or_insert(name);
         }
-        let secret = all.into_iter().filter(|(_, it)| it.secret).map(|(keyword, _)| keyword);
         let is_balanced =
             is_balanced(load_balance_hosts.or(settings.remove("load_balance_hosts")))?;
         let list = |keyword: &str| settings.get(keyword).map(String::as_str).unwrap_or_default();
         let hosts = hosts::hosts(list("host"), list("hostaddr"), list("port"))?;
         check_iam(&settings)?;
-        Ok(IamConninfo { hosts, defaulted, is_balanced, secret: secret.collect(), settings })
+        Ok(IamConninfo { settings, hosts, defaulted, is_balanced })
     }
 
     fn get(&self, keyword: &str) -> Option<&str> {
@@ -141,9 +138,10 @@ impl IamConninfo {
 /// Shows the settings as key/value, without secrets.
 impl fmt::Display for IamConninfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = libpq::keywords();
         let shown = self.settings.iter().map(|(keyword, value)| {
-            let is_secret = self.secret.contains(keyword);
-            (keyword.as_str(), if is_secret { "***" } else { value.as_str() })
+            let is_shown = known.get(keyword).is_some_and(|setting| !setting.secret);
+            (keyword.as_str(), if is_shown { value.as_str() } else { "***" })
         });
         f.write_str(&render(shown.collect()))
     }

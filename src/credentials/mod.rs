@@ -161,21 +161,14 @@ impl CredentialsCache {
         // The answer takes the lock.
         drop(state);
         let refresh = Refresh::new(self.shared.clone());
-        match self.worker() {
-            Ok(worker) => worker.run(refresh.run(self.source.clone(), self.timeout)),
+        match Worker::shared() {
+            Ok(worker) => {
+                worker.run(refresh.run(self.source.clone(), self.timeout));
+                *self.worker.lock() = Some(worker);
+            }
             Err(error) => refresh.answer(Err(CredentialsError::provider_error(format!(
                 "could not start the credentials thread: {error}"
             )))),
         }
-    }
-
-    fn worker(&self) -> std::io::Result<Arc<Worker>> {
-        let mut kept = self.worker.lock();
-        let worker = match &*kept {
-            Some(worker) if worker.is_running() => worker.clone(),
-            _ => Worker::shared()?,
-        };
-        *kept = Some(worker.clone());
-        Ok(worker)
     }
 }

@@ -52,7 +52,7 @@ impl Worker {
 
     /// Whether the thread runs. After a fork it does not: only the thread that forked is in the
     /// child.
-    pub(super) fn is_running(&self) -> bool {
+    fn is_running(&self) -> bool {
         self.process == std::process::id() && !self.running.is_closed()
     }
 

@@ -171,7 +171,7 @@ impl Evidence {
 
     /// Returns what the endpoint's name says about it.
     pub(super) fn kind(&self) -> HostKind {
-        self.endpoint.kind()
+        self.endpoint.name().kind()
     }
 
     /// Whether the token is signed for a name that AWS assigned.
@@ -201,8 +201,11 @@ impl Evidence {
 
     /// Returns the region in the endpoint's name if the token is signed for another one.
     pub(super) fn other_region(&self) -> Option<String> {
-        let name = HostName::parse(self.endpoint.host()).ok()?;
-        name.region().filter(|region| *region != self.endpoint.region()).map(str::to_owned)
+        self.endpoint
+            .name()
+            .region()
+            .filter(|region| *region != self.endpoint.region())
+            .map(str::to_owned)
     }
 
     /// Whether the host is this machine, as with a tunnel or a port forward.

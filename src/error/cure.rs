@@ -18,129 +18,114 @@ impl LoginKind {
     /// Returns what to do, as an instruction.
     pub(crate) fn cure(self, refusal: Refusal) -> &'static str {
         use LoginKind::{Dsql, Password, Proxy, Rds};
+        use Refusal::*;
         match (refusal, self) {
-            (Refusal::Token | Refusal::ProxyToken, Password) => {
+            (Token | ProxyToken, Password) => {
                 "remove rds_iam_auth=false to log in with a token, or run REVOKE rds_iam FROM \
                  this user"
             }
-            (Refusal::Token | Refusal::ProxyToken, Rds) => {
+            (Token | ProxyToken, Rds) => {
                 "allow rds-db:connect for this user in the IAM policy of the AWS identity; \
                  `rds-iam doctor` checks the other causes"
             }
-            (Refusal::Token | Refusal::ProxyToken, Proxy) => {
+            (Token | ProxyToken, Proxy) => {
                 "allow rds-db:connect for this user on the proxy's prx- id in the IAM policy; \
                  `rds-iam doctor` checks the other causes"
             }
-            (Refusal::Token | Refusal::ProxyToken, Dsql) => {
+            (Token | ProxyToken, Dsql) => {
                 "allow dsql:DbConnect (dsql:DbConnectAdmin for admin) in the IAM policy, and run \
                  AWS IAM GRANT for this user"
             }
-            (Refusal::Token | Refusal::ProxyToken, LoginKind::Other) => {
+            (Token | ProxyToken, LoginKind::Other) => {
                 "set iam_host= and region_name= to the endpoint's own name and region, as the RDS \
                  console shows them; then allow rds-db:connect in the IAM policy"
             }
-            (Refusal::NoGrant, Password) => {
+            (NoGrant, Password) => {
                 "check the password and the user; remove rds_iam_auth=false to log in with a token"
             }
-            (Refusal::NoGrant, _) => {
+            (NoGrant, _) => {
                 "run GRANT rds_iam TO this user; check that the user exists and that IAM \
                  authentication is turned on"
             }
-            (Refusal::NoEncryption, Password) => "set sslmode=verify-full",
+            (NoEncryption, Password) => "set sslmode=verify-full",
             // A login with a token always uses TLS.
-            (Refusal::NoEncryption, _) => {
+            (NoEncryption, _) => {
                 "connect to the RDS endpoint itself: something in between ends TLS"
             }
-            (Refusal::NoEntry, LoginKind::Other | Password) => {
+            (NoEntry, LoginKind::Other | Password) => {
                 "check that the server's pg_hba.conf admits this user to this database"
             }
-            (Refusal::NoEntry, _) => {
+            (NoEntry, _) => {
                 "retry for 30 seconds: an Aurora Serverless cluster says this while it resumes \
                  from auto-pause; RDS refuses replication connections always"
             }
-            (Refusal::Truncated, _) => {
+            (Truncated, _) => {
                 "raise the pooler's limit for passwords to 64 KiB, or connect without the pooler"
             }
-            (Refusal::RootFileMissing, Proxy | Dsql) => {
+            (RootFileMissing, Proxy | Dsql) => {
                 "download AmazonRootCA1.pem from Amazon Trust Services and set sslrootcert= to \
                  its path"
             }
-            (Refusal::RootFileMissing, _) => {
+            (RootFileMissing, _) => {
                 "download the RDS CA bundle (global-bundle.pem) and set sslrootcert= to its path"
             }
-            (Refusal::RootFileUnusable, _) => {
+            (RootFileUnusable, _) => {
                 "make the file readable for this user, and check that it contains PEM certificates"
             }
-            (Refusal::UnknownAuthority, Rds) => {
-                "set sslrootcert= to the RDS CA bundle (global-bundle.pem)"
-            }
-            (Refusal::UnknownAuthority, Proxy | Dsql) => {
+            (UnknownAuthority, Rds) => "set sslrootcert= to the RDS CA bundle (global-bundle.pem)",
+            (UnknownAuthority, Proxy | Dsql) => {
                 "set sslrootcert= to AmazonRootCA1.pem: this endpoint's certificate is not \
                  signed by the RDS CA bundle"
             }
-            (Refusal::UnknownAuthority, _) => {
+            (UnknownAuthority, _) => {
                 "set sslrootcert= to the CA that signed the server's certificate (for RDS: \
                  global-bundle.pem)"
             }
-            (Refusal::WrongName, Password) => "connect by a name that the certificate contains",
-            (Refusal::WrongName, _) => {
+            (WrongName, Password) => "connect by a name that the certificate contains",
+            (WrongName, _) => {
                 "set iam_host= to the endpoint's name in the RDS console: the host is a CNAME, an \
                  address or a tunnel"
             }
-            (Refusal::NoTls, Password) => "turn on TLS on the server, or set sslmode=disable",
-            (Refusal::NoTls, _) => {
-                "connect to the RDS endpoint itself: a token is sent only over TLS"
-            }
-            (Refusal::ConnectionLimit, _) => {
+            (NoTls, Password) => "turn on TLS on the server, or set sslmode=disable",
+            (NoTls, _) => "connect to the RDS endpoint itself: a token is sent only over TLS",
+            (ConnectionLimit, _) => {
                 "lower max_size of all programs together, or raise max_connections (RDS Proxy \
                  shares connections)"
             }
-            (Refusal::RoleLimit, _) => {
+            (RoleLimit, _) => {
                 "lower max_size of all programs together, or raise the CONNECTION LIMIT of the \
                  role or database"
             }
-            (Refusal::LoginRate, _) => "log in less often: keep connections in a pool",
-            (Refusal::NoPassword, _) => {
+            (LoginRate, _) => "log in less often: keep connections in a pool",
+            (NoPassword, _) => {
                 "add the password, or remove rds_iam_auth=false to log in with a token"
             }
-            (Refusal::OtherMethod, _) => {
+            (OtherMethod, _) => {
                 "check the authentication method of this user in the server's pg_hba.conf"
             }
-            (Refusal::NoLogin, _) => "run ALTER ROLE ... LOGIN for this user",
-            (Refusal::NoConnect, _) => "run GRANT CONNECT ON DATABASE ... TO this user",
-            (Refusal::NoSuchName, _) => "check the names of database and user",
-            (Refusal::BadSetting, _) => "correct this setting in the connection string",
-            (Refusal::OtherRole, _) => {
-                "check target_session_attrs, and which of the servers is the writer"
-            }
-            (Refusal::UnknownHost, _) => {
-                "check the host name, and that this network's DNS knows it"
-            }
-            (Refusal::NoResolver, _) => {
-                "retry: DNS did not answer; check the resolver of this machine"
-            }
-            (Refusal::Timeout, Rds) => {
+            (NoLogin, _) => "run ALTER ROLE ... LOGIN for this user",
+            (NoConnect, _) => "run GRANT CONNECT ON DATABASE ... TO this user",
+            (NoSuchName, _) => "check the names of database and user",
+            (BadSetting, _) => "correct this setting in the connection string",
+            (OtherRole, _) => "check target_session_attrs, and which of the servers is the writer",
+            (UnknownHost, _) => "check the host name, and that this network's DNS knows it",
+            (NoResolver, _) => "retry: DNS did not answer; check the resolver of this machine",
+            (Timeout, Rds) => {
                 "check the security group and the port; an Aurora Serverless cluster resumes \
                  from auto-pause within 30 seconds: retry, or set connect_timeout=30"
             }
-            (Refusal::Timeout, _) => {
-                "check the security group, the VPC and the port from this network"
-            }
-            (Refusal::NoRoute, _) => {
-                "check the route and the VPC from this network to the database"
-            }
-            (Refusal::Starting, _) => {
-                "wait until the server is up; check its log if this continues"
-            }
-            (Refusal::TcpRefused, _) => "check host and port, and that the server is running",
-            (Refusal::Closed, Rds) => {
+            (Timeout, _) => "check the security group, the VPC and the port from this network",
+            (NoRoute, _) => "check the route and the VPC from this network to the database",
+            (Starting, _) => "wait until the server is up; check its log if this continues",
+            (TcpRefused, _) => "check host and port, and that the server is running",
+            (Closed, Rds) => {
                 "retry: the server stops, fails over or resumes from auto-pause; check its log if \
                  this continues"
             }
-            (Refusal::Closed, _) => {
+            (Closed, _) => {
                 "retry: the server, or something before it, closed the connection; check its log"
             }
-            (Refusal::Other, _) => "check the server's log for the cause",
+            (Other, _) => "check the server's log for the cause",
         }
     }
 }

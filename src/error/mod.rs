@@ -210,13 +210,9 @@ impl From<diesel::result::Error> for Error {
 }
 
 impl Error {
-    pub(crate) fn connect(
-        target: impl Into<String>,
-        login: LoginKind,
-        cause: ConnectionError,
-    ) -> Error {
+    pub(crate) fn connect(target: String, login: LoginKind, cause: ConnectionError) -> Error {
         let cure = login.cure(Refusal::of(&cause.to_string())).to_owned();
-        Error::Connect { target: target.into(), cause, cure }
+        Error::Connect { target, cause, cure }
     }
 
     pub(crate) fn resolve(host: &str, login: LoginKind, cause: io::Error) -> Error {
@@ -316,7 +312,7 @@ mod tests {
 
     fn refused(text: &str) -> Error {
         let cause = ConnectionError::BadConnection(format!("{text}\n"));
-        Error::connect("app@db:5432", LoginKind::Rds, cause)
+        Error::connect("app@db:5432".into(), LoginKind::Rds, cause)
     }
 
     #[test]

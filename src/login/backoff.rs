@@ -1,5 +1,6 @@
 //! [`Backoff`]: the failed logins of a manager since its last success.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -19,7 +20,7 @@ struct Streak {
     started: Option<Instant>,
     last: Option<LastError>,
     /// The causes that were reported at error level.
-    reported: Vec<LoginFailure>,
+    reported: BTreeSet<LoginFailure>,
     /// The wait before the next login, and which failures caused it.
     pause: Option<(Outlook, BackOff)>,
 }
@@ -92,11 +93,7 @@ impl Backoff {
         streak.failures += 1;
         streak.started.get_or_insert(now);
         streak.pause = streak.next_pause(error.outlook(), now);
-        let is_new = !streak.reported.contains(&cause);
-        if is_new {
-            streak.reported.push(cause);
-        }
-        is_new
+        streak.reported.insert(cause)
     }
 
     pub(crate) fn last_error(&self) -> Option<LastError> {
@@ -131,7 +128,7 @@ mod tests {
 
     fn refused(text: &str) -> Error {
         let cause = ConnectionError::BadConnection(text.into());
-        Error::connect("app@db:5432", LoginKind::Rds, cause)
+        Error::connect("app@db:5432".into(), LoginKind::Rds, cause)
     }
 
     const NO_GRANT: &str = "FATAL: password authentication failed for user \"app\"";

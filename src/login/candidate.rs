@@ -67,7 +67,7 @@ mod tests {
 
     fn failure(text: &str) -> Error {
         let cause = ConnectionError::BadConnection(text.into());
-        Error::connect("app@db:5432", LoginKind::Rds, cause)
+        Error::connect("app@db:5432".into(), LoginKind::Rds, cause)
     }
 
     #[test]

@@ -17,7 +17,7 @@ fn find(list: &str, name: &HostName) -> Option<Endpoint> {
         let (host_and_port, region) = item.split_once('/')?;
         let (host, port) = host_and_port.rsplit_once(':')?;
         let endpoint = Endpoint::new(host, port.parse().ok()?, region).ok()?;
-        (endpoint.host() == name.as_str()).then_some(endpoint)
+        (endpoint.name() == name).then_some(endpoint)
     })
 }
 
@@ -27,9 +27,7 @@ pub(crate) fn to_hand_on<'a>(targets: impl Iterator<Item = &'a Target>) -> Optio
     let mut items: Vec<String> = targets
         .filter(|target| {
             let Target { host, endpoint, .. } = target;
-            let name = HostName::parse(endpoint.host()).ok();
-            let region = name.as_ref().and_then(HostName::region);
-            host.port != endpoint.port() || region != Some(endpoint.region())
+            host.port != endpoint.port() || endpoint.name().region() != Some(endpoint.region())
         })
         .map(|Target { endpoint, .. }| format!("{endpoint}/{}", endpoint.region()))
         .collect();

@@ -116,10 +116,11 @@ impl Destination<'_> {
     fn log_in(self, role: &str) -> Result<PgConnection, Error> {
         match self {
             Destination::Iam(iam, target) => iam.log_in(target, role),
-            Destination::Password(conninfo) => PgConnection::establish(&conninfo.for_login)
-                .map_err(|error| {
-                    Error::connect("the database (without IAM)", LoginKind::Password, error)
-                }),
+            Destination::Password(conninfo) => {
+                let target = "the database (without IAM)".to_owned();
+                let connected = PgConnection::establish(&conninfo.for_login);
+                connected.map_err(|error| Error::connect(target, LoginKind::Password, error))
+            }
         }
     }
 }

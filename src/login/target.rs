@@ -30,7 +30,7 @@ pub(crate) enum RegionFrom {
 impl Target {
     /// Whether the dialled name is not the endpoint's: a CNAME, a tunnel, a port forward.
     pub(crate) fn dials_another_name(&self) -> bool {
-        !HostName::parse(&self.host.name).is_ok_and(|name| name.as_str() == self.endpoint.host())
+        HostName::parse(&self.host.name).as_ref() != Ok(self.endpoint.name())
     }
 
     /// Returns libpq's `hostaddr` for each address to dial: empty if libpq resolves the host.
@@ -50,7 +50,7 @@ impl Target {
     }
 
     pub(crate) fn login(&self) -> LoginKind {
-        match self.endpoint.kind() {
+        match self.endpoint.name().kind() {
             HostKind::Proxy | HostKind::ProxyEndpoint => LoginKind::Proxy,
             HostKind::Dsql => LoginKind::Dsql,
             HostKind::Other => LoginKind::Other,

@@ -10,10 +10,9 @@ use crate::error::Error;
 /// The host is the database's own name in RDS, not a CNAME or the local end of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
-    host: String,
+    name: HostName,
     port: u16,
     region: String,
-    kind: HostKind,
 }
 
 pub(crate) const NOT_A_REGION: &str =
@@ -34,13 +33,12 @@ impl Endpoint {
         if !is_region(region) {
             return Err(Error::Config(NOT_A_REGION.into()));
         }
-        let (host, kind) = (name.as_str().to_owned(), name.kind());
-        Ok(Endpoint { host, port, region: region.to_owned(), kind })
+        Ok(Endpoint { name, port, region: region.to_owned() })
     }
 
     /// The host name, in lower case and without a trailing dot.
     pub fn host(&self) -> &str {
-        &self.host
+        self.name.as_str()
     }
 
     /// The port.
@@ -53,13 +51,13 @@ impl Endpoint {
         &self.region
     }
 
-    pub(crate) fn kind(&self) -> HostKind {
-        self.kind
+    pub(crate) fn name(&self) -> &HostName {
+        &self.name
     }
 
     /// Whether this is Aurora DSQL, whose tokens have another form.
     pub(crate) fn is_dsql(&self) -> bool {
-        self.kind == HostKind::Dsql
+        self.name.kind() == HostKind::Dsql
     }
 
     /// The name of the service in a token.
@@ -69,13 +67,13 @@ impl Endpoint {
 
     /// Returns the host as it stands in a token: with the port for RDS, without it for DSQL.
     pub(crate) fn authority(&self) -> String {
-        if self.is_dsql() { self.host.clone() } else { self.to_string() }
+        if self.is_dsql() { self.host().to_owned() } else { self.to_string() }
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
+        write!(f, "{}:{}", self.host(), self.port)
     }
 }
 

@@ -1,7 +1,7 @@
 //! [`HostName`]: what an AWS host name says about the endpoint.
 
 /// A host name, and what AWS's naming scheme says about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct HostName {
     name: String,
     kind: HostKind,

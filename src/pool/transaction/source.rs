@@ -1,6 +1,7 @@
 //! [`Source`]: where the connections of a transaction come from.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::DerefMut;
 use std::time::Duration;
 
@@ -39,14 +40,7 @@ impl<'a> Source<'a> {
         };
         // The same for all clones of a manager.
         let manager = std::ptr::from_ref(manager.backoff()).addr();
-        let is_new = OPEN.try_with(|open| {
-            let mut open = open.borrow_mut();
-            let is_new = !open.contains(&manager);
-            if is_new {
-                open.push(manager);
-            }
-            is_new
-        });
+        let is_new = OPEN.try_with(|open| open.borrow_mut().insert(manager));
         // In the destructor of a thread-local nothing is known.
         is_new.unwrap_or(true).then(|| Entered { manager })
     }
@@ -54,7 +48,7 @@ impl<'a> Source<'a> {
 
 thread_local! {
     /// The managers with a transaction on this thread.
-    static OPEN: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    static OPEN: RefCell<BTreeSet<usize>> = const { RefCell::new(BTreeSet::new()) };
 }
 
 /// A transaction runs on this thread, until the drop.
@@ -64,6 +58,6 @@ pub(super) struct Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        let _ = OPEN.try_with(|open| open.borrow_mut().retain(|it| *it != self.manager));
+        let _ = OPEN.try_with(|open| open.borrow_mut().remove(&self.manager));
     }
 }
