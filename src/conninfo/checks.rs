@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 
 use super::libpq::Settings;
 use super::{host_of_uri, invalid, is_uri};
@@ -51,8 +52,7 @@ pub(super) fn check_numbers(all: &Settings) -> Result<(), Error> {
 }
 
 fn check_ports(ports: &str) -> Result<(), Error> {
-    let is_port =
-        |port: &str| port.is_empty() || port.trim().parse::<u16>().is_ok_and(|port| port > 0);
+    let is_port = |port: &str| port.is_empty() || port.trim().parse::<NonZeroU16>().is_ok();
     if ports.split(',').all(is_port) {
         return Ok(());
     }

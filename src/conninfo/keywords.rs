@@ -1,5 +1,6 @@
 //! [`Keywords`]: our own, taken out of a connection string before libpq gets it.
 
+use std::num::NonZeroU16;
 use std::sync::LazyLock;
 
 use super::libpq;
@@ -66,30 +67,25 @@ impl Keywords {
     fn set(&mut self, keyword: &str, value: &str) -> Result<(), Error> {
         let some = (!value.is_empty()).then(|| value.to_owned());
         match keyword {
-            "rds_iam_auth" => self.rds_iam_auth = Some(parse_bool(value)?),
             "region_name" => self.region_name = some,
             "iam_host" => self.iam_host = some,
             "load_balance_hosts" => self.load_balance_hosts = some,
-            _ => self.iam_port = some.map(|port| parse_port(&port)).transpose()?,
+            "rds_iam_auth" => match value.trim().to_ascii_lowercase().parse() {
+                Ok(on) => self.rds_iam_auth = Some(on),
+                Err(_) => return invalid("rds_iam_auth must be \"true\" or \"false\""),
+            },
+            _ => match value.trim().parse::<NonZeroU16>() {
+                Ok(port) => self.iam_port = Some(port.get()),
+                Err(_) if value.is_empty() => self.iam_port = None,
+                Err(_) => {
+                    return invalid(
+                        "iam_port is not a number from 1 to 65535; set it to the port of the RDS \
+                         endpoint",
+                    );
+                }
+            },
         }
         Ok(())
-    }
-}
-
-fn parse_bool(value: &str) -> Result<bool, Error> {
-    match value.trim().to_ascii_lowercase().as_str() {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        _ => invalid("rds_iam_auth must be \"true\" or \"false\""),
-    }
-}
-
-fn parse_port(value: &str) -> Result<u16, Error> {
-    match value.trim().parse() {
-        Ok(port) if port > 0 => Ok(port),
-        _ => invalid(
-            "iam_port is not a number from 1 to 65535; set it to the port of the RDS endpoint",
-        ),
     }
 }
 

@@ -15,17 +15,22 @@ use super::outcome::Written;
 use crate::connection::{Backend, Failure, IS_READ_WRITE, Lsn, Means, Record};
 use crate::error::{Retirement, one_line};
 
-/// How an attempt ended.
-pub(super) enum End<T, E> {
+/// How an attempt ended that sent COMMIT.
+pub(super) enum End<T> {
     Committed(T),
-    /// The transaction is not in the database.
-    Failed(Failure, TransactionError<E>),
-    /// COMMIT was sent, and the connection was lost before the answer.
+    /// The connection was lost before the answer.
     AnswerLost {
         value: T,
         written: Written,
         error: QueryError,
     },
+}
+
+/// Why the transaction is not in the database.
+pub(super) type Failed<E> = (Failure, TransactionError<E>);
+
+fn failed<E>(error: QueryError) -> Failed<E> {
+    (Failure::of(&error), TransactionError::Database(error))
 }
 
 /// # Panics
@@ -34,11 +39,8 @@ pub(super) fn attempt<T, E>(
     connection: &mut PgConnection,
     options: &Options,
     run: &mut impl FnMut(&mut PgConnection) -> Result<T, E>,
-) -> End<T, E> {
-    let backend = match begin(connection, options) {
-        Ok(backend) => backend,
-        Err(error) => return End::Failed(Failure::of(&error), TransactionError::Database(error)),
-    };
+) -> Result<End<T>, Failed<E>> {
+    let backend = begin(connection, options).map_err(failed)?;
     let outcome = catch_unwind(AssertUnwindSafe(|| run(connection))).unwrap_or_else(|panic| {
         roll_back(connection);
         resume_unwind(panic)
@@ -46,12 +48,12 @@ pub(super) fn attempt<T, E>(
     match outcome {
         Ok(_) if was_ended(connection) => {
             roll_back(connection);
-            End::Failed(Failure::Other, TransactionError::EndedByClosure)
+            Err((Failure::Other, TransactionError::EndedByClosure))
         }
         Err(error) => {
             let failure = noted_failure(connection).map_or(Failure::Other, |(failure, _)| failure);
             let failure = failure_after_rollback(connection, options, failure);
-            End::Failed(failure, TransactionError::Closure(error))
+            Err((failure, TransactionError::Closure(error)))
         }
         Ok(value) => commit(connection, options, backend, value),
     }
@@ -132,24 +134,19 @@ fn commit<T, E>(
     options: &Options,
     backend: Option<Backend>,
     value: T,
-) -> End<T, E> {
-    let written = match before_commit(connection, options, backend) {
-        Ok(written) => written,
-        Err((failure, error)) => return End::Failed(failure, error),
-    };
-    let error = match AnsiTransactionManager::commit_transaction(connection) {
-        Ok(()) => return End::Committed(value),
-        Err(error) => error,
+) -> Result<End<T>, Failed<E>> {
+    let written = before_commit(connection, options, backend)?;
+    let Err(error) = AnsiTransactionManager::commit_transaction(connection) else {
+        return Ok(End::Committed(value));
     };
     if Failure::of(&error) != Failure::ConnectionLost {
-        let (failure, error) = refused(connection, options, error);
-        return End::Failed(failure, error);
+        return Err(refused(connection, options, error));
     }
     log::debug!("no answer to COMMIT: {}", one_line(&error));
     if let Some(record) = Record::of(connection) {
         record.retire(Retirement::Closed);
     }
-    End::AnswerLost { value, written, error }
+    Ok(End::AnswerLost { value, written, error })
 }
 
 /// Checks that the transaction can be committed, and asks for its number.
@@ -157,14 +154,10 @@ fn before_commit<E>(
     connection: &mut PgConnection,
     options: &Options,
     backend: Option<Backend>,
-) -> Result<Written, (Failure, TransactionError<E>)> {
-    match depth(connection) {
-        Ok(Some(depth)) if depth.get() > 1 => {
-            roll_back(connection);
-            return Err((Failure::Other, TransactionError::SavepointLeftOpen));
-        }
-        Ok(_) => {}
-        Err(error) => return Err((Failure::of(&error), TransactionError::Database(error))),
+) -> Result<Written, Failed<E>> {
+    if depth(connection).map_err(failed)?.is_some_and(|depth| depth.get() > 1) {
+        roll_back(connection);
+        return Err((Failure::Other, TransactionError::SavepointLeftOpen));
     }
     let noted = noted_failure(connection);
     let has_record = Record::of(connection).is_some();
@@ -198,11 +191,7 @@ fn before_commit<E>(
 }
 
 /// The server refused a statement of the transaction itself.
-fn refused<E>(
-    connection: &mut PgConnection,
-    options: &Options,
-    error: QueryError,
-) -> (Failure, TransactionError<E>) {
+fn refused<E>(connection: &mut PgConnection, options: &Options, error: QueryError) -> Failed<E> {
     let failure = failure_after_rollback(connection, options, Failure::of(&error));
     (failure, TransactionError::Database(error))
 }

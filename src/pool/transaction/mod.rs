@@ -18,7 +18,7 @@ use crate::error::Error;
 use attempt::{End, attempt};
 pub use error::TransactionError;
 use options::Options;
-use outcome::{Outcome, find_outcome};
+use outcome::is_committed;
 use retries::Retries;
 use source::{CheckedOut, Source};
 
@@ -210,24 +210,18 @@ impl<'a> TransactionBuilder<'a> {
         loop {
             let mut connection =
                 self.connection(&mut retries).map_err(TransactionError::Connection)?;
-            let end = attempt(&mut connection, &self.options, &mut run);
+            let ended = attempt(&mut connection, &self.options, &mut run);
             // Checked in before a pause and before a login for the outcome.
             drop(connection);
-            let (failure, error) = match end {
-                End::Committed(value) => return Ok(value),
-                End::Failed(failure, error) => (failure, error),
-                End::AnswerLost { value, written, error } => {
-                    let deadline = started.checked_add(self.time_limit);
-                    match find_outcome(self.source, written, deadline) {
-                        Outcome::Committed => return Ok(value),
-                        Outcome::NotCommitted => {
-                            (Failure::ConnectionLost, TransactionError::Database(error))
-                        }
-                        Outcome::Unknown { xid, reason } => {
-                            return Err(TransactionError::OutcomeUnknown { xid, reason });
-                        }
+            let (failure, error) = match ended {
+                Ok(End::Committed(value)) => return Ok(value),
+                Ok(End::AnswerLost { value, written, error }) => {
+                    if is_committed(self.source, written, started.checked_add(self.time_limit))? {
+                        return Ok(value);
                     }
+                    (Failure::ConnectionLost, TransactionError::Database(error))
                 }
+                Err(failed) => failed,
             };
             let Some(pause) = retries.after(failure, Instant::now(), fastrand::f64()) else {
                 return Err(error);

@@ -7,6 +7,7 @@ use diesel::dsl::sql;
 use diesel::sql_types::{Bool, Nullable, Text};
 use diesel::{PgConnection, QueryResult, RunQueryDsl};
 
+use super::error::TransactionError;
 use super::source::Source;
 use crate::connection::{Backend, Failure, Lsn, Means, Record};
 use crate::error::{Error, Retirement, one_line};
@@ -25,14 +26,6 @@ pub(super) enum Written {
     Xid { xid: u64, lsn: Option<Lsn>, backend: Backend },
     /// The server cannot tell.
     Unknown,
-}
-
-/// What became of a transaction.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    Committed,
-    NotCommitted,
-    Unknown { xid: Option<u64>, reason: String },
 }
 
 /// What a server says about a transaction.
@@ -56,41 +49,44 @@ enum Verdict {
     Forgotten,
 }
 
-/// Asks on other connections, until there is an answer or the deadline. Asks at least once.
-pub(super) fn find_outcome(
+/// Returns whether the transaction committed. Queries on other connections until there is an answer
+/// or the deadline, at least once.
+///
+/// # Errors
+/// [`TransactionError::OutcomeUnknown`].
+pub(super) fn is_committed<E>(
     source: Source<'_>,
     written: Written,
     deadline: Option<Instant>,
-) -> Outcome {
+) -> Result<bool, TransactionError<E>> {
+    let unknown = |xid, reason| Err(TransactionError::OutcomeUnknown { xid, reason });
     let (xid, lsn, backend) = match written {
-        Written::Nothing => return Outcome::NotCommitted,
+        Written::Nothing => return Ok(false),
         Written::Xid { xid, lsn, backend } => (xid, lsn, backend),
         Written::Unknown => {
-            let reason = "this server has no numbers of transactions".to_owned();
-            return Outcome::Unknown { xid: None, reason };
+            return unknown(None, "this server has no numbers of transactions".to_owned());
         }
     };
-    let unknown = |reason| Outcome::Unknown { xid: Some(xid), reason };
     let started = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let reason = match ask(source, left, xid, lsn, backend, started.elapsed() >= PATIENCE) {
-            Ok(Verdict::Committed) => return Outcome::Committed,
-            Ok(Verdict::NotCommitted) => return Outcome::NotCommitted,
+            Ok(Verdict::Committed) => return Ok(true),
+            Ok(Verdict::NotCommitted) => return Ok(false),
             Ok(Verdict::InProgress) => "the transaction is still in progress".to_owned(),
             Ok(Verdict::Standby) => "the server is a standby".to_owned(),
             Ok(Verdict::Forgotten) => {
-                return unknown("the server has forgotten the transaction".to_owned());
+                return unknown(Some(xid), "the server has forgotten the transaction".to_owned());
             }
             Err(Error::Query(error)) if Failure::of(&error) == Failure::Other => {
-                return unknown(one_line(&error));
+                return unknown(Some(xid), one_line(&error));
             }
             Err(error) => error.to_string(),
         };
         log::debug!("outcome of transaction {xid} is not known yet: {reason}");
         if deadline.is_some_and(|deadline| deadline <= Instant::now() + pause) {
-            return unknown(reason);
+            return unknown(Some(xid), reason);
         }
         // The server reports no event for this.
         thread::sleep(pause);
