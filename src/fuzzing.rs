@@ -17,7 +17,7 @@ pub fn read_by_libpq(conninfo: &str) -> Option<BTreeMap<String, String>> {
 
 /// Returns the string that libpq gets for a login without IAM.
 pub fn without_iam(conninfo: &str) -> Option<String> {
-    Some(ConnectionString::parse(conninfo).ok()?.without_iam().ok()?.text)
+    Some(ConnectionString::parse(conninfo).ok()?.without_iam().ok()?.string.text())
 }
 
 /// Returns the string that libpq gets for a login with this token.

@@ -54,7 +54,7 @@ impl RdsConnectionManager {
     pub fn libpq_login(&self) -> Result<LibpqLogin, Error> {
         match &*self.login {
             Login::Iam(iam) => LibpqLogin::new(iam),
-            Login::Password(password) => LibpqLogin::without_iam(&password.text),
+            Login::Password(password) => LibpqLogin::without_iam(&password.string),
         }
     }
 }
@@ -99,12 +99,7 @@ impl LibpqLogin {
         })
     }
 
-    fn without_iam(conninfo: &str) -> Result<LibpqLogin, Error> {
-        let string = if conninfo.is_empty() {
-            ConnectionString::from_variables()
-        } else {
-            ConnectionString::parse(conninfo)?
-        };
+    fn without_iam(string: &ConnectionString) -> Result<LibpqLogin, Error> {
         let mut settings = string.chosen_settings()?;
         settings.retain(|_, value| !value.is_empty());
         let url = if string.needs_files_or_variables() {
@@ -114,7 +109,7 @@ impl LibpqLogin {
             let password = in_url.remove("password").filter(|_| string.has_password());
             url(&in_url, password.as_deref())
         } else {
-            conninfo.to_owned()
+            string.text()
         };
         Ok(LibpqLogin {
             settings,

@@ -1,14 +1,14 @@
-//! A connection string: what libpq gets of it holds what it said, and nothing of our own keywords.
+//! A connection string: libpq gets all its settings, and none of our keywords.
 #![no_main]
 
 use diesel_rds_iam::fuzzing::{read_by_libpq, with_token, without_iam};
 use libfuzzer_sys::fuzz_target;
 
-/// The last is libpq's own from version 16 on.
+/// The last one is a keyword of libpq from version 16 on.
 const OUR_OWN: &[&str] =
     &["rds_iam_auth", "region_name", "iam_host", "iam_port", "load_balance_hosts"];
 
-/// Read before a token is signed, or without a meaning beside one.
+/// Keywords that are read before a token is signed, or have no effect for a login with a token.
 const NOT_HANDED_ON: &[&str] =
     &["load_balance_hosts", "passfile", "password", "service", "servicefile"];
 
@@ -17,10 +17,9 @@ const TOKEN: &str = r"db.example.com:5432/?A='b'&C=\%2F";
 fuzz_target!(|conninfo: &str| {
     let plain = without_iam(conninfo);
     if let Some(plain) = &plain {
-        // That it parses says that none of our keywords is in it: libpq refuses those that it does
-        // not know.
+        // libpq refuses unknown keywords, so a string that it parses has none of ours.
         let read = read_by_libpq(plain).expect("libpq reads what it gets");
-        // White space at the ends is cut off, as secret stores add it.
+        // White space at the ends is removed, because secret stores add it.
         let is_blank = |c: char| c.is_whitespace() || c.is_control() || c == '\u{feff}';
         let is_trimmed = conninfo.trim_matches(is_blank) == conninfo;
         if is_trimmed && !OUR_OWN.iter().any(|keyword| conninfo.contains(keyword)) {
@@ -35,7 +34,7 @@ fuzz_target!(|conninfo: &str| {
     for (keyword, value) in
         said.iter().filter(|(keyword, _)| !NOT_HANDED_ON.contains(&keyword.as_str()))
     {
-        // What is empty can stand for libpq's default, or for ours.
+        // An empty value can mean libpq's default, or ours.
         assert!(value.is_empty() || read.get(keyword) == Some(value), "{keyword}");
     }
 });

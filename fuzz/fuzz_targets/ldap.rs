@@ -1,5 +1,5 @@
-//! What PostgreSQL could say to the stand-in: only a token that was signed lets in, and only its
-//! own user.
+//! Messages that PostgreSQL could send to the stand-in: it admits only a user with a token that was
+//! signed for this user.
 #![no_main]
 
 use std::cell::RefCell;
@@ -16,7 +16,7 @@ use tokio_util::codec::Decoder;
 
 const USER: &str = "app";
 
-/// A stand-in whose clock stands still, so that the tokens of the corpus stay good.
+/// A stand-in whose clock stands still, so that the tokens of the corpus stay valid.
 struct StandIn {
     endpoint: Endpoint,
     key_pair: Credentials,
@@ -32,7 +32,7 @@ static STAND_IN: LazyLock<StandIn> = LazyLock::new(|| {
     StandIn { endpoint, key_pair, now, token }
 });
 
-/// In another order they are the same request.
+/// Parameters in another order are the same request.
 fn sorted(token: &str) -> Vec<&str> {
     let mut parts: Vec<&str> = token.split(['?', '&']).collect();
     parts.sort_unstable();

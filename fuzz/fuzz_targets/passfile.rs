@@ -1,4 +1,4 @@
-//! A passfile: libpq finds each host's password in it, whatever the password holds.
+//! A passfile: libpq finds the password of each host in it, with any characters in the password.
 #![no_main]
 
 use std::ffi::{CStr, CString};
@@ -20,8 +20,8 @@ struct Entry<'a> {
     password: &'a str,
 }
 
-/// One of those that a login can have: a token has no control characters, for which there is no way
-/// into the file.
+/// An entry that a login can have. A token has no control characters, and a passfile cannot contain
+/// them.
 fn entry(line: &str) -> Option<Entry<'_>> {
     let parts: Vec<&str> = line.splitn(3, '|').collect();
     let [host, port, password] = parts[..] else { return None };
@@ -30,7 +30,7 @@ fn entry(line: &str) -> Option<Entry<'_>> {
     fits.then_some(Entry { host, port, password })
 }
 
-// Lines `HOST|PORT|PASSWORD`. Of two for the same place the first holds.
+// Lines `HOST|PORT|PASSWORD`. The first line for a host and port counts.
 fuzz_target!(|input: &str| {
     let entries: Vec<Entry> = input.lines().filter_map(entry).collect();
     let line = |entry: &Entry| passfile_line(entry.host, entry.port, entry.password);
@@ -44,7 +44,7 @@ fuzz_target!(|input: &str| {
     }
 });
 
-/// libpq looks for the password before it refuses our `gssencmode`, and that before it dials.
+/// libpq searches the password, then refuses our `gssencmode`, and does not dial.
 fn found_by_libpq(host: &str, port: u16) -> String {
     let text = |text: &str| CString::new(text).expect("no NUL");
     let (host, port, file) =
@@ -53,7 +53,7 @@ fn found_by_libpq(host: &str, port: u16) -> String {
     let values = [&host, &port, c"app", &file, c"none of libpq's"].map(CStr::as_ptr);
     let [keywords, values] = [keywords, values].map(|list| [&list[..], &[ptr::null()]].concat());
     // SAFETY: both lists end in NULL, hold strings that end in NUL, and live through the call. The
-    // password is libpq's until PQfinish, and copied before.
+    // password belongs to libpq until PQfinish, and is copied before that.
     unsafe {
         let conn = PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0);
         let password = CStr::from_ptr(PQpass(conn)).to_str().expect("as it was written").to_owned();

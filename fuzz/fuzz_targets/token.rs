@@ -1,5 +1,5 @@
-//! A token: its parts are what went in, and the stand-in admits it; with one bit changed it does
-//! not.
+//! A token: it contains what was signed, and the stand-in admits it. The stand-in refuses it if one
+//! bit is changed.
 #![no_main]
 
 use std::time::{Duration, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use diesel_rds_iam::fuzzing::is_admitted;
 use diesel_rds_iam::{Credentials, Endpoint, presign};
 use libfuzzer_sys::fuzz_target;
 
-// `HOST|PORT|PLACE|SESSION TOKEN|USER`, where the place is that of the bit.
+// `HOST|PORT|PLACE|SESSION TOKEN|USER`. The place is the position of the changed bit.
 fuzz_target!(|input: &str| {
     let parts: Vec<&str> = input.splitn(5, '|').collect();
     let [host, port, place, session_token, user] = parts[..] else { return };
@@ -46,7 +46,7 @@ fn check_parts(token: &str, endpoint: &Endpoint, user: &str, session_token: Opti
     assert!(signature.0 == "X-Amz-Signature" && signed.is_sorted(), "as SigV4 sorts them");
 }
 
-/// Of ASCII, which it stays.
+/// Changes a bit of an ASCII text, which stays ASCII.
 fn with_one_bit_changed(token: &str, place: usize) -> String {
     let mut bytes = token.as_bytes().to_vec();
     bytes[place / 7 % token.len()] ^= 1 << (place % 7);

@@ -29,10 +29,9 @@ const PINNED: &[&str] = &["host", "port", "user", "dbname"];
 
 /// The settings of a login without IAM (`rds_iam_auth=false`).
 pub(crate) struct PasswordConninfo {
-    /// The string for libpq: as it came, without our keywords.
-    pub(crate) text: String,
-    /// The same, with `gssencmode=disable` if nothing sets it. The Kerberos library aborts a
-    /// program that ends while a thread is inside it.
+    pub(crate) string: ConnectionString,
+    /// The string for libpq, with `gssencmode=disable` if nothing sets it. The Kerberos library
+    /// aborts a program that ends while a thread is inside it.
     pub(crate) for_login: String,
     pub(crate) connect_timeout: Option<Duration>,
     /// The query whether the server still has the role of `target_session_attrs`.
@@ -87,7 +86,7 @@ impl ConnectionString {
         check_numbers(&all)?;
         let value = |keyword: &str| all.get(keyword)?.value.as_deref();
         Ok(PasswordConninfo {
-            text: self.shown(),
+            string: self.clone(),
             for_login: self.without_gssencmode(),
             connect_timeout: value("connect_timeout").and_then(seconds),
             role_check: value("target_session_attrs").and_then(role_check),
@@ -95,7 +94,7 @@ impl ConnectionString {
     }
 
     fn without_gssencmode(&self) -> String {
-        let text = self.shown();
+        let text = self.text();
         if self.is_set("service", "PGSERVICE") || self.is_set("gssencmode", "PGGSSENCMODE") {
             return text;
         }
@@ -112,7 +111,8 @@ impl ConnectionString {
         self.explicit.contains_key(keyword) || std::env::var_os(variable).is_some()
     }
 
-    fn shown(&self) -> String {
+    /// Returns the string as it came, without our keywords.
+    pub(crate) fn text(&self) -> String {
         self.text.as_deref().map_or("".into(), CStr::to_string_lossy).into_owned()
     }
 
@@ -133,7 +133,7 @@ impl ConnectionString {
         });
         let variables: Vec<(CString, CString)> = variables.collect();
         let mut all = libpq::complete(self.text.as_deref(), &variables)
-            .map_err(|complaint| redacted(&complaint, &self.shown()))?;
+            .map_err(|complaint| redacted(&complaint, &self.text()))?;
         if let Some((_, dbname)) = dbname.first()
             && !self.explicit.contains_key("dbname")
             && let Some(setting) = all.get_mut("dbname")
@@ -317,7 +317,7 @@ mod tests {
             let string = ConnectionString::parse(conninfo).unwrap();
             assert_eq!(string.keywords.rds_iam_auth, Some(false));
             let conninfo = string.without_iam().unwrap();
-            assert_eq!(conninfo.text, rest);
+            assert_eq!(string.text(), rest);
             let parsed = libpq::parse(&c_string(&conninfo.for_login).unwrap()).ok().unwrap();
             assert_eq!(parsed["gssencmode"], "disable", "{rest}");
             assert_eq!(parsed.len(), string.explicit.len() + 1, "{rest}");

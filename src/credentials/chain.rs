@@ -21,7 +21,7 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use parking_lot::Mutex;
 
 use super::https;
-use super::profile::{profile_name, profile_value, unreadable_files};
+use super::profile::{profile_name, profile_value, unreadable_files, variable};
 use crate::error::{causes, chain};
 use crate::token::is_region;
 
@@ -194,10 +194,6 @@ impl Role {
 
 /// Returns the region of AWS_REGION, AWS_DEFAULT_REGION or the profile. An empty value is not set.
 async fn region_of_configuration(profile: Option<&str>) -> Option<String> {
-    let variable = |name| {
-        let value = std::env::var(name).ok()?.trim().to_owned();
-        (!value.is_empty()).then_some(value)
-    };
     if let Some(region) = variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION")) {
         return Some(region);
     }
@@ -210,11 +206,11 @@ async fn region_of_configuration(profile: Option<&str>) -> Option<String> {
 /// Runs on another thread: the caller may be inside of async code, which must not block on a
 /// runtime.
 pub(crate) fn configured_region(profile: Option<&str>) -> Option<String> {
-    let ask = || {
+    let read = || {
         let runtime = tokio::runtime::Builder::new_current_thread().build().ok()?;
         runtime.block_on(region_of_configuration(profile))
     };
-    std::thread::scope(|scope| scope.spawn(ask).join().ok().flatten())
+    std::thread::scope(|scope| scope.spawn(read).join().ok().flatten())
 }
 
 #[cfg(test)]

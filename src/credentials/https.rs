@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::profile::{profile_name, profile_value};
+use super::profile::{profile_name, profile_value, variable};
 
 /// Returns a client that sets up TLS at the first request: loading the system's roots costs 90 ms
 /// of CPU, and a program with keys in its environment makes no request.
@@ -109,8 +109,7 @@ impl Service<Uri> for Dialler {
 /// Returns the file of additional root certificates, as the AWS CLI finds it: for a proxy that
 /// inspects TLS.
 fn ca_bundle(profile: Option<&str>) -> Option<PathBuf> {
-    let variable = std::env::var("AWS_CA_BUNDLE").ok().map(|path| path.trim().to_owned());
-    let set = variable.filter(|path| !path.is_empty());
+    let set = variable("AWS_CA_BUNDLE");
     set.or_else(|| profile_value(&profile_name(profile), "ca_bundle")).map(Into::into)
 }
 

@@ -23,10 +23,15 @@ pub(crate) fn unreadable_files() -> Vec<String> {
     unreadable.collect()
 }
 
+/// Returns the value of a variable, without white space around it. An empty one counts as not set.
+pub(super) fn variable(name: &str) -> Option<String> {
+    let value = std::env::var(name).ok()?.trim().to_owned();
+    (!value.is_empty()).then_some(value)
+}
+
 /// Returns the name of the profile: `setting`, AWS_PROFILE, or `default`.
 pub(super) fn profile_name(setting: Option<&str>) -> String {
-    let variable = std::env::var("AWS_PROFILE").ok();
-    let set = setting.map(str::to_owned).or(variable).map(|name| name.trim().to_owned());
+    let set = setting.map(|name| name.trim().to_owned()).or_else(|| variable("AWS_PROFILE"));
     set.filter(|name| !name.is_empty()).unwrap_or_else(|| "default".into())
 }
 

@@ -49,7 +49,7 @@ impl Examination<'_> {
         let mut examination = Examination { report, on_step };
         match &**login {
             Login::Iam(iam) => examination.by_token(login, iam),
-            Login::Password(password) => examination.by_password(login, &password.text),
+            Login::Password(password) => examination.by_password(login, &password.string),
         }
         examination.report
     }
@@ -78,9 +78,9 @@ impl Examination<'_> {
     }
 
     /// With `rds_iam_auth=false` there is no region and no token, and libpq does the rest.
-    fn by_password(&mut self, login: &Arc<Login>, conninfo: &str) {
-        let given = ConnectionString::parse(conninfo).and_then(|given| given.chosen_settings());
-        let user = given.unwrap_or_default().remove("user").unwrap_or_default();
+    fn by_password(&mut self, login: &Arc<Login>, string: &ConnectionString) {
+        let settings = string.chosen_settings().unwrap_or_default();
+        let user = settings.get("user").cloned().unwrap_or_default();
         self.report.user = Some(user.clone());
         self.step("connection string", None, || {
             Finding::new(Ok(())).with("IAM", "off (rds_iam_auth=false)")

@@ -1,4 +1,4 @@
-//! The cache in front of the sources: who waits, who asks, what is kept.
+//! The cache of AWS key pairs: when it calls its source, who waits for it, which pair stays in use.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,20 +20,22 @@ use crate::support::{
 
 const URL: &str = "postgres://app@db.abc.eu-west-1.rds.amazonaws.com/app";
 
-/// A source that counts its calls and does as it is told.
+/// A source of credentials that counts its calls and returns what a closure returns.
 #[derive(Clone)]
-pub(crate) struct Told {
+pub(crate) struct FakeSource {
     calls: Arc<AtomicUsize>,
     does: Arc<dyn Fn(usize) -> ProviderResult + Send + Sync>,
     takes: Duration,
-    /// Closed, it holds back all calls but the first.
+    /// All calls but the first wait for a permit.
     gate: Arc<Semaphore>,
 }
 
-impl Told {
+impl FakeSource {
     /// The argument is the number of calls before this one.
-    pub(crate) fn to(does: impl Fn(usize) -> ProviderResult + Send + Sync + 'static) -> Told {
-        Told {
+    pub(crate) fn new(
+        does: impl Fn(usize) -> ProviderResult + Send + Sync + 'static,
+    ) -> FakeSource {
+        FakeSource {
             calls: Arc::default(),
             does: Arc::new(does),
             takes: Duration::ZERO,
@@ -41,8 +43,8 @@ impl Told {
         }
     }
 
-    fn to_fail_after_the_first(end: SystemTime) -> Told {
-        Told::to(move |number| match number {
+    fn failing_after_the_first_call(end: SystemTime) -> FakeSource {
+        FakeSource::new(move |number| match number {
             0 => Ok(numbered(0, Some(end))),
             _ => Err(CredentialsError::provider_error("the source is down")),
         })
@@ -53,13 +55,13 @@ impl Told {
     }
 }
 
-impl fmt::Debug for Told {
+impl fmt::Debug for FakeSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Told")
+        f.write_str("FakeSource")
     }
 }
 
-impl ProvideCredentials for Told {
+impl ProvideCredentials for FakeSource {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
     where
         Self: 'a,
@@ -73,7 +75,7 @@ impl ProvideCredentials for Told {
     }
 }
 
-/// A clock that only the test moves, both ways.
+/// A clock that only the test moves, forward and back.
 #[derive(Clone, Debug)]
 pub(crate) struct WallClock(Arc<Mutex<SystemTime>>);
 
@@ -97,12 +99,12 @@ impl TimeSource for WallClock {
     }
 }
 
-/// Credentials whose key id tells which call gave them.
+/// Credentials whose key id contains the number of the call that returned them.
 pub(crate) fn numbered(number: usize, end: Option<SystemTime>) -> Credentials {
     Credentials::new(format!("AKIA{number}"), "local-rds-secret-told", None, end, "test")
 }
 
-fn manager(source: &Told, clock: &WallClock) -> RdsConnectionManager {
+fn manager(source: &FakeSource, clock: &WallClock) -> RdsConnectionManager {
     log();
     let builder = RdsConnectionManager::builder().credentials_provider(source.clone());
     builder
@@ -112,7 +114,7 @@ fn manager(source: &Told, clock: &WallClock) -> RdsConnectionManager {
         .unwrap()
 }
 
-/// The number of the call whose credentials sign now.
+/// Returns the number of the call whose credentials sign tokens now.
 fn signs_with(manager: &RdsConnectionManager) -> usize {
     let token = manager.token().unwrap();
     let after = token.as_str().split_once("X-Amz-Credential=AKIA").unwrap().1;
@@ -120,10 +122,10 @@ fn signs_with(manager: &RdsConnectionManager) -> usize {
 }
 
 #[test]
-fn while_they_are_fresh_nobody_is_asked() {
+fn while_they_are_valid_the_source_is_not_called_again() {
     let clock = WallClock::new();
     let end = clock.now() + minutes(60);
-    let source = Told::to(move |number| Ok(numbered(number, Some(end))));
+    let source = FakeSource::new(move |number| Ok(numbered(number, Some(end))));
     let manager = manager(&source, &clock);
     for _ in 0..100 {
         assert_eq!(signs_with(&manager), 0);
@@ -134,9 +136,9 @@ fn while_they_are_fresh_nobody_is_asked() {
 }
 
 #[test]
-fn two_hundred_threads_on_a_cold_cache_ask_once() {
+fn two_hundred_threads_on_an_empty_cache_call_the_source_once() {
     let clock = WallClock::new();
-    let mut source = Told::to(|number| Ok(numbered(number, None)));
+    let mut source = FakeSource::new(|number| Ok(numbered(number, None)));
     source.takes = Duration::from_millis(300);
     let manager = manager(&source, &clock);
     thread::scope(|scope| {
@@ -148,16 +150,17 @@ fn two_hundred_threads_on_a_cold_cache_ask_once() {
 }
 
 #[test]
-fn near_their_end_they_are_refreshed_behind_the_callers_back() {
+fn near_their_expiry_they_are_refreshed_in_the_background() {
     let clock = WallClock::new();
     let now = clock.now();
-    let mut source =
-        Told::to(move |number| Ok(numbered(number, Some(now + minutes(60 * (number as u64 + 1))))));
+    let mut source = FakeSource::new(move |number| {
+        Ok(numbered(number, Some(now + minutes(60 * (number as u64 + 1)))))
+    });
     source.gate = Arc::new(Semaphore::new(0));
     let manager = manager(&source, &clock);
     assert_eq!(signs_with(&manager), 0);
     clock.forward(minutes(58));
-    // The source hangs, and callers do not.
+    // The source does not answer, and callers do not wait for it.
     for _ in 0..10 {
         assert_eq!(signs_with(&manager), 0);
     }
@@ -170,20 +173,19 @@ fn near_their_end_they_are_refreshed_behind_the_callers_back() {
 fn a_failed_refresh_keeps_the_old_pair_and_backs_off() {
     let clock = WallClock::new();
     let end = clock.now() + minutes(60);
-    let source = Told::to_fail_after_the_first(end);
+    let source = FakeSource::failing_after_the_first_call(end);
     let manager = manager(&source, &clock);
     assert_eq!(signs_with(&manager), 0);
     clock.forward(minutes(58));
     assert_eq!(signs_with(&manager), 0);
     soon("the source is called again", || source.calls() == 2);
-    // The failure is answered soon after the call; from then on the source is left alone for a
-    // second.
+    // The call fails soon. After that the source is not called for a second.
     let started = Instant::now();
     while started.elapsed() < Duration::from_millis(500) {
         assert_eq!(signs_with(&manager), 0);
     }
     assert_eq!(source.calls(), 2);
-    // The next failure is of the same streak; then the pause is two seconds.
+    // The next failure belongs to the same streak. The pause after it is two seconds.
     soon("the 3rd call", || signs_with(&manager) == 0 && source.calls() == 3);
     let third = Instant::now();
     soon("the 4th call", || signs_with(&manager) == 0 && source.calls() == 4);
@@ -191,7 +193,7 @@ fn a_failed_refresh_keeps_the_old_pair_and_backs_off() {
 }
 
 #[test]
-fn a_streak_of_failures_is_warned_of_once() {
+fn a_streak_of_failures_logs_one_warning() {
     let shown = in_a_child(
         "credentials::a_failed_refresh_keeps_the_old_pair_and_backs_off",
         &[("RUST_LOG", "debug")],
@@ -208,10 +210,10 @@ fn a_streak_of_failures_is_warned_of_once() {
 }
 
 #[test]
-fn an_ended_pair_is_never_signed_with_and_the_error_says_why_there_is_no_other() {
+fn an_expired_pair_never_signs_and_the_error_says_why_there_is_no_other() {
     let clock = WallClock::new();
     let end = clock.now() + minutes(60);
-    let source = Told::to_fail_after_the_first(end);
+    let source = FakeSource::failing_after_the_first_call(end);
     let manager = manager(&source, &clock);
     assert_eq!(signs_with(&manager), 0);
     clock.forward(minutes(60));
@@ -226,7 +228,7 @@ fn an_ended_pair_is_never_signed_with_and_the_error_says_why_there_is_no_other()
 fn a_machine_that_slept_wakes_up_with_new_credentials() {
     let clock = WallClock::new();
     let now = clock.now();
-    let source = Told::to(move |number| {
+    let source = FakeSource::new(move |number| {
         Ok(numbered(number, Some(now + minutes(60 * (10 * number as u64 + 1)))))
     });
     let manager = manager(&source, &clock);
@@ -239,7 +241,7 @@ fn a_machine_that_slept_wakes_up_with_new_credentials() {
 fn a_clock_that_was_set_back_does_not_prolong_credentials() {
     let clock = WallClock::new();
     let now = clock.now();
-    let source = Told::to(move |number| Ok(numbered(number, Some(now + minutes(60)))));
+    let source = FakeSource::new(move |number| Ok(numbered(number, Some(now + minutes(60)))));
     let manager = manager(&source, &clock);
     assert_eq!(signs_with(&manager), 0);
     clock.back(minutes(120));
@@ -247,8 +249,8 @@ fn a_clock_that_was_set_back_does_not_prolong_credentials() {
 }
 
 #[test]
-fn each_waiter_on_a_hung_source_gets_an_error_in_time() {
-    let mut source = Told::to(|number| Ok(numbered(number, None)));
+fn each_thread_that_waits_for_a_hanging_source_gets_an_error_in_time() {
+    let mut source = FakeSource::new(|number| Ok(numbered(number, None)));
     source.takes = Duration::from_secs(3600);
     let builder = RdsConnectionManager::builder().credentials_provider(source);
     let manager = builder.credentials_timeout(Duration::from_millis(300)).build(URL).unwrap();
@@ -265,9 +267,9 @@ fn each_waiter_on_a_hung_source_gets_an_error_in_time() {
 }
 
 #[test]
-fn a_source_that_panics_is_an_error_and_can_come_back() {
-    let source = Told::to(|number| {
-        if number == 0 { panic!("a bug of somebody else") } else { Ok(numbered(number, None)) }
+fn a_source_that_panics_is_an_error_and_is_called_again() {
+    let source = FakeSource::new(|number| {
+        if number == 0 { panic!("a bug in the provider") } else { Ok(numbered(number, None)) }
     });
     let manager = manager(&source, &WallClock::new());
     let text = manager.token().unwrap_err().to_string();
@@ -276,8 +278,8 @@ fn a_source_that_panics_is_an_error_and_can_come_back() {
 }
 
 #[test]
-fn a_source_that_failed_is_asked_again_at_once() {
-    let source = Told::to(|number| match number {
+fn a_source_that_failed_is_called_again_at_once() {
+    let source = FakeSource::new(|number| match number {
         0 => Err(CredentialsError::provider_error("not yet")),
         _ => Ok(numbered(number, None)),
     });
@@ -287,8 +289,8 @@ fn a_source_that_failed_is_asked_again_at_once() {
 }
 
 #[test]
-fn credentials_come_from_one_origin() {
-    let source = Told::to(|number| Ok(numbered(number, None)));
+fn contradicting_settings_of_credentials_are_refused() {
+    let source = FakeSource::new(|number| Ok(numbered(number, None)));
     let with_both =
         RdsConnectionManager::builder().credentials_provider(source).assume_role("arn").build(URL);
     assert!(
@@ -299,10 +301,10 @@ fn credentials_come_from_one_origin() {
 }
 
 #[test]
-fn a_refused_pair_is_refreshed_once_and_a_new_one_tried_once() {
+fn a_refused_pair_is_refreshed_once_and_the_new_one_is_used_once() {
     let rds = start(LocalRds::builder());
     rds.add_key_pair(numbered(1, None));
-    let source = Told::to(|number| Ok(numbered(number.min(1), None)));
+    let source = FakeSource::new(|number| Ok(numbered(number.min(1), None)));
     let manager = rds
         .manager_builder()
         .credentials_provider(source.clone())
@@ -317,7 +319,7 @@ fn a_refused_pair_is_refreshed_once_and_a_new_one_tried_once() {
 #[test]
 fn a_pair_that_stays_refused_costs_neither_logins_nor_calls() {
     let rds = start(LocalRds::builder());
-    let source = Told::to(|_| Ok(numbered(0, None)));
+    let source = FakeSource::new(|_| Ok(numbered(0, None)));
     let manager = rds
         .manager_builder()
         .credentials_provider(source.clone())
@@ -331,11 +333,11 @@ fn a_pair_that_stays_refused_costs_neither_logins_nor_calls() {
 }
 
 #[test]
-fn all_who_were_refused_at_once_get_the_new_pair() {
+fn all_threads_that_were_refused_at_once_get_the_new_pair() {
     let rds = start(LocalRds::builder());
     rds.add_key_pair(numbered(1, None));
-    let mut source = Told::to(|number| Ok(numbered(number.min(1), None)));
-    // Long enough for all to be refused before the answer comes.
+    let mut source = FakeSource::new(|number| Ok(numbered(number.min(1), None)));
+    // All threads are refused before the source answers.
     source.takes = Duration::from_millis(500);
     let manager = rds
         .manager_builder()
@@ -352,11 +354,11 @@ fn all_who_were_refused_at_once_get_the_new_pair() {
 }
 
 #[test]
-fn a_second_rotation_soon_after_the_first_is_noticed_too() {
+fn a_second_rotation_soon_after_the_first_is_also_used() {
     let rds = start(LocalRds::builder());
     let newest = Arc::new(AtomicUsize::new(0));
     let current = newest.clone();
-    let source = Told::to(move |_| Ok(numbered(current.load(Ordering::SeqCst), None)));
+    let source = FakeSource::new(move |_| Ok(numbered(current.load(Ordering::SeqCst), None)));
     let manager =
         rds.manager_builder().credentials_provider(source).build(rds.database_url()).unwrap();
     for number in 0..4 {
@@ -368,8 +370,8 @@ fn a_second_rotation_soon_after_the_first_is_noticed_too() {
 }
 
 #[test]
-fn a_source_that_fails_at_once_is_not_hammered() {
-    let source = Told::to(|_| Err(CredentialsError::provider_error("down")));
+fn a_source_that_fails_at_once_is_called_a_few_times_only() {
+    let source = FakeSource::new(|_| Err(CredentialsError::provider_error("down")));
     let manager = manager(&source, &WallClock::new());
     let started = Instant::now();
     let mut errors = 0;
@@ -381,17 +383,16 @@ fn a_source_that_fails_at_once_is_not_hammered() {
     assert!((2..=8).contains(&source.calls()), "{} calls", source.calls());
 }
 
-/// Found by a stranger: without file descriptors the worker could not start, and all who came later
-/// hung.
+/// Once, the worker thread could not start without file descriptors, and all later callers hung.
 #[test]
-fn without_file_descriptors_there_is_an_error_and_later_none() {
+fn without_file_descriptors_a_token_is_an_error_until_there_are_some() {
     in_a_child_with_descriptors("credentials::out_of_descriptors", 64, &[]);
 }
 
 #[test]
-#[ignore = "runs as a process of its own, with few file descriptors"]
+#[ignore = "runs in a separate process, with few file descriptors"]
 fn out_of_descriptors() {
-    let source = Told::to(|number| Ok(numbered(number, None)));
+    let source = FakeSource::new(|number| Ok(numbered(number, None)));
     let manager = manager(&source, &WallClock::new());
     let open = || std::fs::File::open("/dev/null");
     let files: Vec<_> = std::iter::from_fn(|| open().ok()).collect();
@@ -403,7 +404,7 @@ fn out_of_descriptors() {
     soon("a token can be signed", || manager.token().is_ok());
 }
 
-/// A logger that uses the manager it logs about must not wait for itself.
+/// A logger can use the manager that it logs about without a deadlock.
 #[test]
 fn a_logger_may_use_the_manager() {
     in_a_child("credentials::logs_through_itself", &[]);
@@ -428,20 +429,20 @@ impl log::Log for LogsIntoADatabase {
 }
 
 #[test]
-#[ignore = "runs as a process of its own, which has one logger only"]
+#[ignore = "runs in a separate process, because a process has one logger"]
 fn logs_through_itself() {
     log::set_logger(&LogsIntoADatabase).unwrap();
     log::set_max_level(log::LevelFilter::Trace);
-    let source = Told::to(|number| Ok(numbered(number, None)));
+    let source = FakeSource::new(|number| Ok(numbered(number, None)));
     let builder = RdsConnectionManager::builder().credentials_provider(source);
     LOGS_INTO.set(builder.credentials_timeout(Duration::from_secs(2)).build(URL).unwrap()).unwrap();
     assert_eq!(signs_with(LOGS_INTO.get().unwrap()), 0);
 }
 
 #[test]
-fn a_server_that_cannot_be_reached_costs_no_refresh() {
+fn a_server_that_cannot_be_reached_causes_no_refresh() {
     let rds = start(LocalRds::builder());
-    let source = Told::to(|number| Ok(numbered(number, None)));
+    let source = FakeSource::new(|number| Ok(numbered(number, None)));
     let manager = rds
         .manager_builder()
         .credentials_provider(source.clone())
@@ -453,14 +454,14 @@ fn a_server_that_cannot_be_reached_costs_no_refresh() {
 }
 
 #[test]
-fn a_changed_credentials_file_is_noticed_without_a_restart() {
+fn a_changed_credentials_file_is_used_without_a_restart() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let path = file.path().to_str().unwrap();
     in_a_child("credentials::after_the_file_has_changed", &[("AWS_SHARED_CREDENTIALS_FILE", path)]);
 }
 
 #[test]
-#[ignore = "runs as a process of its own, with a home of its own"]
+#[ignore = "runs in a separate process, with a separate home folder"]
 fn after_the_file_has_changed() {
     let rds = start(LocalRds::builder());
     let write = |key: &Credentials| {
@@ -481,7 +482,7 @@ fn after_the_file_has_changed() {
     assert_eq!(last_verdict(&rds), Ok(()));
 }
 
-/// The names of this process's threads that are ours.
+/// Returns how many threads of this process are ours.
 #[cfg(target_os = "linux")]
 fn workers() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
@@ -502,13 +503,13 @@ fn a_hundred_managers_have_one_thread_that_ends_with_them() {
 
 #[test]
 #[cfg(target_os = "linux")]
-#[ignore = "runs as a process of its own, whose threads can be counted"]
+#[ignore = "runs in a separate process, because it counts threads"]
 fn one_thread() {
     let managers: Vec<_> = (0..100).map(|_| RdsConnectionManager::new(URL).unwrap()).collect();
-    assert_eq!(workers(), 0, "a thread before anything was asked for");
+    assert_eq!(workers(), 0, "a thread before the first token");
     assert!(managers.iter().all(|manager| signs_with(manager) == 7));
-    // A database per tenant, each with a role or a source of its own.
-    let source = || Told::to(|number| Ok(numbered(number, None)));
+    // One manager per tenant, each with another source.
+    let source = || FakeSource::new(|number| Ok(numbered(number, None)));
     let tenants: Vec<_> = (0..20)
         .map(|_| RdsConnectionManager::builder().credentials_provider(source()).build(URL).unwrap())
         .collect();
@@ -517,30 +518,30 @@ fn one_thread() {
     drop(managers);
     drop(tenants);
     soon("the worker threads end", || workers() == 0);
-    // And a new one starts when it is needed.
+    // A new thread starts when it is needed.
     let manager = RdsConnectionManager::new(URL).unwrap();
     assert_eq!(signs_with(&manager), 7);
     assert_eq!(workers(), 1);
 }
 
-/// What a program does with managers, wherever it stands.
+/// What a program does with a manager, on any thread.
 fn build_connect_and_drop(rds: &LocalRds) {
     let manager = rds.manager_builder().build(rds.database_url()).unwrap();
     manager.token().unwrap();
     manager.connect().unwrap();
     drop(manager);
-    // The region is asked of AWS configuration, on a runtime of its own.
+    // This reads the region from the AWS configuration, which needs a runtime.
     let _ = RdsConnectionManager::new("postgres://app@db.example.com/app");
 }
 
 #[test]
-fn never_in_the_way_of_a_plain_thread() {
+fn a_manager_works_on_a_plain_thread() {
     let rds = start(LocalRds::builder());
     thread::scope(|scope| scope.spawn(|| build_connect_and_drop(&rds)).join().unwrap());
 }
 
 #[test]
-fn never_in_the_way_of_spawn_blocking() {
+fn a_manager_works_in_spawn_blocking() {
     let rds = start(LocalRds::builder());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -549,14 +550,14 @@ fn never_in_the_way_of_spawn_blocking() {
 }
 
 #[test]
-fn never_in_the_way_of_a_current_thread_runtime() {
+fn a_manager_works_in_a_current_thread_runtime() {
     let rds = start(LocalRds::builder());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { build_connect_and_drop(&rds) });
 }
 
 #[test]
-fn never_in_the_way_of_a_multi_thread_runtime() {
+fn a_manager_works_in_a_multi_thread_runtime() {
     let rds = start(LocalRds::builder());
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -1,6 +1,5 @@
-//! Tokens and URLs of ours against those who do not know us: AWS's own Python library, and Python's
-//! own reading of URLs. (What libpq reads in a connection string is held against ours in
-//! src/conninfo.)
+//! Compares our tokens with those of AWS's Python library, and what Python reads in our URLs with
+//! what went into them. The unit tests of src/conninfo compare with libpq.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -14,14 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::moto::python_bin;
 
-/// Hands `cases` to a program in Python, as JSON, and takes its answers. They hold tokens, so
-/// nobody sees them.
-fn ask_python<Case: Serialize, Answer: for<'a> Deserialize<'a>>(
+/// Runs a program in Python with `cases` as JSON, and returns its answers. Does not show them,
+/// because they contain tokens.
+fn run_python<Case: Serialize, Answer: for<'a> Deserialize<'a>>(
     program: &str,
     cases: &[Case],
 ) -> Vec<Answer> {
     let mut python = Command::new(python_bin().join("python3"));
-    // A profile that this machine may have is nothing to botocore here.
+    // botocore must not use a profile of this machine.
     python.args(["-c", program]).env_remove("AWS_PROFILE");
     let mut python = python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     python.stdin.take().unwrap().write_all(&serde_json::to_vec(cases).unwrap()).unwrap();
@@ -52,8 +51,8 @@ struct Token {
     seconds: u64,
 }
 
-/// The names that RDS gives, others, and either as people write them. (Of letters that are not
-/// ASCII's there is no host: it is refused before anything is signed.)
+/// Names of RDS and other names, also in upper case and with a trailing dot. ASCII only: other
+/// names are refused before anything is signed.
 fn hosts() -> impl Strategy<Value = String> {
     let of_rds = "[a-z][a-z0-9-]{0,62}\\.(cluster-|cluster-ro-|proxy-)?\
          [a-z0-9]{12}\\.eu-west-1\\.rds\\.amazonaws\\.com";
@@ -86,7 +85,7 @@ prop_compose! {
     }
 }
 
-/// Its clock is a stub: botocore asks the system's otherwise.
+/// Its clock is a stub, because botocore signs with the time of the system.
 const BOTOCORE: &str = "
 import datetime, json, sys
 import botocore.auth, botocore.credentials, botocore.session
@@ -108,11 +107,11 @@ json.dump([token(case) for case in json.load(sys.stdin.buffer)], sys.stdout)
 fn botocore_signs_2_000_tokens_as_we_do() {
     let mut cases = some(2_000, tokens());
     let ours: Vec<String> = cases.iter().map(sign).collect();
-    // botocore takes a host as it is written.
+    // botocore signs the host as it is written.
     cases.iter_mut().for_each(|case| {
         case.host = Endpoint::new(&case.host, 1, "eu-west-1").unwrap().host().to_owned()
     });
-    let theirs: Vec<String> = ask_python(BOTOCORE, &cases);
+    let theirs: Vec<String> = run_python(BOTOCORE, &cases);
     for ((ours, theirs), case) in ours.iter().zip(&theirs).zip(&cases) {
         assert!(sorted(ours) == sorted(theirs), "{case:?}");
     }
@@ -181,7 +180,7 @@ prop_compose! {
     }
 }
 
-/// `rds-iam exec --in-url` hands on these.
+/// The URLs of `rds-iam exec --in-url`.
 #[test]
 fn pythons_urllib_reads_500_urls_as_they_were_meant() {
     let (mut cases, mut urls) = (some(500, parts()), Vec::new());
@@ -189,10 +188,10 @@ fn pythons_urllib_reads_500_urls_as_they_were_meant() {
         let login = manager_of(case).libpq_login().unwrap();
         urls.push(login.database_url_with_token().unwrap());
         case.password = login.token().unwrap().as_str().to_owned();
-        // As it is signed for.
+        // The form in which the host is signed.
         case.host = Endpoint::new(&case.host, 1, "eu-west-1").unwrap().host().to_owned();
     }
-    let read: Vec<Parts> = ask_python(URLLIB, &urls);
+    let read: Vec<Parts> = run_python(URLLIB, &urls);
     for (case, read) in cases.iter().zip(&read) {
         // Without the passwords.
         assert!(case == read, "{:?}", (&case.user, &case.host, &case.dbname, &case.options));

@@ -9,7 +9,7 @@ use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Credentials, PerThread, RdsConnectionManager};
 use proptest::prelude::*;
 
-use crate::credentials::{Told, WallClock, numbered};
+use crate::credentials::{FakeSource, WallClock, numbered};
 use crate::sources::Stage;
 use crate::support::cloud::{self, Cloud, Request, reply};
 use crate::support::{in_a_child, log, minutes, start, write_private};
@@ -274,7 +274,8 @@ fn forks() {
     log();
     let clock = WallClock::new();
     let now = diesel_rds_iam::aws::TimeSource::now(&clock);
-    let source = Told::to(move |i| Ok(numbered(i, Some(now + minutes(60 * (i as u64 + 1))))));
+    let source =
+        FakeSource::new(move |i| Ok(numbered(i, Some(now + minutes(60 * (i as u64 + 1))))));
     let manager = RdsConnectionManager::builder()
         .credentials_provider(source)
         .time_source(clock.clone())
@@ -336,7 +337,7 @@ fn without_a_session_of_aws_login_the_error_names_the_command() {
     stage.set("AWS_PROFILE", "mine");
     stage.set("EXPECTED", "profile \"mine\": ");
     stage.set("CURE", "run `aws login --profile mine`");
-    stage.run("sources::tells_what_is_wrong");
+    stage.run("sources::the_error_names_the_cause");
 }
 
 /// In a container on EC2, the answer to the request for a token does not pass the second hop.
@@ -353,7 +354,7 @@ fn an_instance_whose_hop_limit_is_1_is_told_from_a_missing_role() {
     stage.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url());
     stage.set("EXPECTED", "instance metadata: ");
     stage.set("CURE", "--http-put-response-hop-limit 2");
-    stage.run("sources::tells_what_is_wrong");
+    stage.run("sources::the_error_names_the_cause");
 }
 
 #[test]
@@ -372,7 +373,7 @@ fn a_profile_with_mfa_serial_is_told_from_a_missing_permission() {
     stage.set("AWS_PROFILE", "admin");
     stage.set("EXPECTED", "; the AWS SDK ignores its mfa_serial; run ");
     stage.set("CURE", "aws configure export-credentials --profile admin --format env");
-    stage.run("sources::tells_what_is_wrong");
+    stage.run("sources::the_error_names_the_cause");
 }
 
 /// Behind a proxy that inspects TLS, with its own authority.
@@ -477,7 +478,7 @@ const MOST_CALLS: usize = 3;
 #[test]
 fn the_same_pair_with_a_new_expiry_is_not_tried_again() {
     let rds = start(LocalRds::builder());
-    let source = Told::to(|i| {
+    let source = FakeSource::new(|i| {
         let end = std::time::SystemTime::now() + minutes(60 + i as u64);
         Ok(Credentials::new("AKIASAME", "local-rds-secret-same", None, Some(end), "test"))
     });

@@ -1,4 +1,4 @@
-//! Each source of the default chain, over real http or files, up to a login.
+//! Each source of the default chain, by HTTP or files, up to a login.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::support::{
     current_user, in_a_child, in_a_network_of_its_own, log, start, write_private,
 };
 
-/// A server that trusts one role's credentials and nothing else, and a home for files.
+/// A server that trusts the credentials of one role only, and a home folder.
 pub(crate) struct Stage {
     pub(crate) rds: Arc<LocalRds>,
     pub(crate) role: Credentials,
@@ -40,13 +40,13 @@ impl Stage {
         self.environment.push((name.to_owned(), value.into()));
     }
 
-    /// The base credentials of a role, in the environment: good for STS, not for the server.
+    /// Sets the base credentials of a role. STS accepts them, the server does not.
     pub(crate) fn set_keys(&mut self) {
         self.set("AWS_ACCESS_KEY_ID", "AKIABASE");
         self.set("AWS_SECRET_ACCESS_KEY", "local-rds-secret-base");
     }
 
-    /// A web identity, as on EKS, that this STS knows.
+    /// Sets a web identity, as on EKS, that this STS accepts.
     fn set_web_identity(&mut self, sts: &Cloud) {
         self.set("AWS_ENDPOINT_URL_STS", sts.url());
         self.set("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/r");
@@ -101,7 +101,7 @@ fn the_shared_credentials_file_by_profile() {
 }
 
 #[test]
-#[ignore = "runs as a process of its own"]
+#[ignore = "runs in a separate process"]
 fn a_profile_of_the_builder() {
     log();
     let manager = RdsConnectionManager::builder().profile("mine").build_from_env().unwrap();
@@ -226,7 +226,7 @@ fn a_container_by_relative_uri_as_on_ecs() {
 }
 
 #[test]
-#[ignore = "runs in a network of its own, which has the address of ECS' metadata service"]
+#[ignore = "runs in a separate network, with the address of the metadata service of ECS"]
 fn on_ecs() {
     let stage = Stage::new();
     let role = stage.role.clone();
@@ -250,7 +250,7 @@ fn instance_metadata_version_2() {
 }
 
 #[test]
-#[ignore = "runs as a process of its own"]
+#[ignore = "runs in a separate process"]
 fn a_role_of_the_builder() {
     log();
     let manager = RdsConnectionManager::builder()
@@ -296,8 +296,8 @@ fn https_goes_through_the_proxy_and_is_verified() {
 }
 
 #[test]
-#[ignore = "runs as a process of its own, with the environment that the other tests give it"]
-fn tells_what_is_wrong() {
+#[ignore = "runs in a separate process, with the environment of the other tests"]
+fn the_error_names_the_cause() {
     log();
     let text = RdsConnectionManager::from_env().unwrap().token().unwrap_err().to_string();
     let expected = std::env::var("EXPECTED").unwrap();
@@ -307,7 +307,7 @@ fn tells_what_is_wrong() {
     assert!(!text.contains("local-rds-secret"), "{text}");
 }
 
-/// Files in the home, as name and contents, and what the error has to say.
+/// Name and contents of a file in the home folder, and what the error must contain.
 const BAD_FILES: &[(&str, &str, &str)] = &[
     (".aws/config", "[default\nregion", "profile \"default\": "),
     (".aws/config", "[default]\naws_access_key_id=AKIA1\n", "profile \"default\": "),
@@ -335,7 +335,7 @@ fn bad_files_name_the_profile() {
         let mut stage = Stage::new();
         stage.write(name, contents);
         stage.set("EXPECTED", *expected);
-        stage.run("sources::tells_what_is_wrong");
+        stage.run("sources::the_error_names_the_cause");
     }
 }
 
@@ -344,11 +344,11 @@ fn a_file_that_cannot_be_read_is_not_one_that_is_absent() {
     let mut stage = Stage::new();
     stage.write(".aws/credentials/not-a-file", "");
     stage.set("EXPECTED", "/.aws/credentials: Is a directory");
-    stage.run("sources::tells_what_is_wrong");
+    stage.run("sources::the_error_names_the_cause");
 }
 
 #[test]
-fn what_earlier_places_said_is_told_with_a_later_failure() {
+fn the_error_of_a_later_place_contains_those_of_earlier_ones() {
     let mut stage = Stage::new();
     stage.set("AWS_PROFILE", "typo");
     stage.set("AWS_EC2_METADATA_DISABLED", "false");
@@ -356,7 +356,7 @@ fn what_earlier_places_said_is_told_with_a_later_failure() {
     stage.set("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url());
     stage.set("EXPECTED", "profile \"typo\": ");
     stage.set("CURE", "instance metadata: ");
-    stage.run("sources::tells_what_is_wrong");
+    stage.run("sources::the_error_names_the_cause");
 }
 
 #[test]
@@ -368,7 +368,7 @@ fn a_proxy_of_another_kind_gets_no_password() {
 }
 
 #[test]
-#[ignore = "runs as a process of its own, with the environment that the other tests give it"]
+#[ignore = "runs in a separate process, with the environment of the other tests"]
 fn has_no_proxy() {
     log();
     let manager = RdsConnectionManager::builder()
@@ -385,7 +385,7 @@ fn a_profile_that_does_not_exist_is_named() {
     stage.write(".aws/config", "[default]\n");
     stage.set("AWS_PROFILE", "nowhere");
     stage.set("EXPECTED", "profile \"nowhere\": ");
-    stage.run("sources::tells_what_is_wrong");
+    stage.run("sources::the_error_names_the_cause");
 }
 
 #[test]
@@ -402,13 +402,13 @@ fn a_broken_sts_is_named() {
         let sts = Cloud::start(move |_: &Request| reply(status, body));
         stage.set_web_identity(&sts);
         stage.set("EXPECTED", expected);
-        stage.run("sources::tells_what_is_wrong");
+        stage.run("sources::the_error_names_the_cause");
         assert!(sts.calls() > 0);
     }
 }
 
 #[test]
-fn an_sts_that_says_nothing_or_hangs_is_an_error_in_time() {
+fn an_sts_that_closes_the_connection_or_hangs_is_an_error_in_time() {
     let quiet = |_: &Request| cloud::hang_up();
     let hangs = |_: &Request| {
         std::thread::park();
@@ -421,13 +421,13 @@ fn an_sts_that_says_nothing_or_hangs_is_an_error_in_time() {
         let mut stage = Stage::new();
         stage.set_web_identity(&sts);
         stage.set("EXPECTED", expected);
-        stage.run("sources::tells_what_is_wrong");
+        stage.run("sources::the_error_names_the_cause");
         assert!(sts.calls() > 0);
     }
 }
 
 #[test]
-#[ignore = "runs as a process of its own, with the environment that the other tests give it"]
+#[ignore = "runs in a separate process, with the environment of the other tests"]
 fn recovers() {
     let rds = start(LocalRds::builder());
     let role = role_credentials("ROLE");
@@ -440,12 +440,12 @@ fn recovers() {
         .unwrap();
     let text = manager.token().unwrap_err().to_string();
     assert!(text.contains("role arn:aws:iam::111122223333:role/r: "), "{text}");
-    sts.now_plays(cloud::sts(role));
+    sts.now_answers(cloud::sts(role));
     manager.connect().unwrap();
 }
 
 #[test]
-fn a_source_that_is_mended_is_used_at_once() {
+fn a_source_that_works_again_is_used_at_once() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("http://127.0.0.1:{port}");
     let keys =
@@ -454,7 +454,7 @@ fn a_source_that_is_mended_is_used_at_once() {
 }
 
 #[test]
-fn odd_characters_in_a_key_id_are_signed_as_they_are() {
+fn odd_characters_in_a_key_id_are_signed_unchanged() {
     let mut stage = Stage::new();
     let odd = Credentials::new("AK/IA+ é", "local-rds-secret-odd", None, None, "test");
     stage.rds.add_key_pair(odd.clone());
@@ -464,7 +464,7 @@ fn odd_characters_in_a_key_id_are_signed_as_they_are() {
 }
 
 #[test]
-#[ignore = "runs as a process of its own, with the environment that the other tests give it"]
+#[ignore = "runs in a separate process, with the environment of the other tests"]
 fn signs() {
     log();
     let token = RdsConnectionManager::from_env().unwrap().token().unwrap();

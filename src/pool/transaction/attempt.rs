@@ -70,7 +70,7 @@ fn begin(connection: &mut PgConnection, options: &Options) -> QueryResult<Option
     Ok(backend)
 }
 
-/// Asks once for each connection. If the program replaced the record, once for each transaction.
+/// Queries it once for each connection, or for each transaction if the program replaced the record.
 fn backend(connection: &mut PgConnection) -> QueryResult<Backend> {
     if let Some(known) = Record::of(connection).and_then(|record| record.backend()) {
         return Ok(known);
@@ -149,7 +149,7 @@ fn commit<T, E>(
     Ok(End::AnswerLost { value, written, error })
 }
 
-/// Checks that the transaction can be committed, and asks for its number.
+/// Checks that the transaction can be committed, and queries its number.
 fn before_commit<E>(
     connection: &mut PgConnection,
     options: &Options,

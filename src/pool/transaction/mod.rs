@@ -183,8 +183,8 @@ impl<'a> TransactionBuilder<'a> {
     }
 
     /// How long after the start of [`run`](Self::run) an attempt may start, and a lost outcome is
-    /// asked for. An attempt that runs is not interrupted: set `statement_timeout` for that. After
-    /// a lost answer the outcome is asked for at least once.
+    /// queried. An attempt that runs is not interrupted: set `statement_timeout` for that. After a
+    /// lost answer the outcome is queried at least once.
     ///
     /// Defaults to 60 seconds.
     pub fn time_limit(mut self, time_limit: Duration) -> Self {

@@ -71,7 +71,7 @@ pub(super) fn is_committed<E>(
     let mut pause = FIRST_PAUSE;
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let reason = match ask(source, left, xid, lsn, backend, started.elapsed() >= PATIENCE) {
+        let reason = match query(source, left, xid, lsn, backend, started.elapsed() >= PATIENCE) {
             Ok(Verdict::Committed) => return Ok(true),
             Ok(Verdict::NotCommitted) => return Ok(false),
             Ok(Verdict::InProgress) => "the transaction is still in progress".to_owned(),
@@ -94,7 +94,7 @@ pub(super) fn is_committed<E>(
     }
 }
 
-fn ask(
+fn query(
     source: Source<'_>,
     left: Option<Duration>,
     xid: u64,

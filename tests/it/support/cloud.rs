@@ -1,4 +1,4 @@
-//! The little servers that play STS, SSO, the container's and the instance's metadata service.
+//! Small servers in the place of STS, SSO, and the metadata services of containers and instances.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use diesel_rds_iam::Credentials;
 pub(crate) struct Request {
     /// Method and target, as `GET /path`.
     pub(crate) line: String,
-    /// As they came, names in lower case.
+    /// In their order, names in lower case.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: String,
 }
@@ -48,7 +48,7 @@ pub(crate) struct Reply {
     pub(crate) headers: Vec<(&'static str, String)>,
 }
 
-/// Ends the connection without a word.
+/// Closes the connection without an answer.
 pub(crate) fn hang_up() -> Reply {
     reply(0, "")
 }
@@ -59,7 +59,7 @@ pub(crate) fn reply(status: u16, body: impl Into<String>) -> Reply {
 
 pub(crate) type Play = Box<dyn Fn(&Request) -> Reply + Send + Sync>;
 
-/// An http server that plays one part. Its threads end with the process.
+/// An HTTP server that answers by a closure. Its threads end with the process.
 pub(crate) struct Cloud {
     address: SocketAddr,
     calls: Arc<AtomicUsize>,
@@ -100,12 +100,12 @@ impl Cloud {
         format!("http://{}", self.address)
     }
 
-    /// How many requests came.
+    /// Returns the number of requests.
     pub(crate) fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn now_plays(&self, play: impl Fn(&Request) -> Reply + Send + Sync + 'static) {
+    pub(crate) fn now_answers(&self, play: impl Fn(&Request) -> Reply + Send + Sync + 'static) {
         *self.play.lock().unwrap() = Arc::new(Box::new(play));
     }
 }
@@ -140,7 +140,7 @@ fn answer_all(
     }
 }
 
-/// A proxy for https that answers in the place of every host, by the certificate in these files.
+/// A proxy for HTTPS that answers in the place of each host, with the certificate in these files.
 pub(crate) fn https_proxy(
     certificate: &str,
     key: &str,
@@ -167,7 +167,7 @@ pub(crate) fn https_proxy(
     cloud
 }
 
-/// One stream for both directions, one request at a time.
+/// Answers one request.
 fn serve_tls(
     mut stream: openssl::ssl::SslStream<TcpStream>,
     calls: &AtomicUsize,
@@ -184,7 +184,7 @@ fn serve_tls(
     )
 }
 
-/// Credentials as a role's: with a session token and an end.
+/// Returns credentials as a role has them: with a session token and an expiry.
 pub(crate) fn role_credentials(name: &str) -> Credentials {
     let end = SystemTime::now() + Duration::from_secs(3600);
     let secret = format!("local-rds-secret-{name}");
@@ -252,7 +252,7 @@ pub(crate) fn json(credentials: &Credentials) -> String {
     .to_string()
 }
 
-/// IMDSv2: nothing without its own token.
+/// IMDSv2, which answers only requests with its token.
 pub(crate) fn imds(credentials: Credentials) -> impl Fn(&Request) -> Reply + Send + Sync {
     const ROLES: &str = "GET /latest/meta-data/iam/security-credentials";
     move |request| {

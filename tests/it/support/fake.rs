@@ -1,4 +1,5 @@
-//! A server that plays PostgreSQL over TLS as far as a login, and then says what it was told to.
+//! A server that speaks PostgreSQL's protocol over TLS up to the password, and then sends a fixed
+//! answer.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -26,15 +27,15 @@ pub(crate) struct FakePostgres {
 const DAY: i64 = 24 * 60 * 60;
 
 impl FakePostgres {
-    /// With a certificate for localhost that holds on these days, counted from today. Whoever has
-    /// sent a password gets `answer`, and is hung up on.
+    /// Starts it with a certificate for localhost that is valid on these days, counted from today.
+    /// After the password it sends `answer` and closes the connection.
     pub(crate) fn start(days: Range<i64>, answer: Vec<u8>) -> FakePostgres {
         let (acceptor, roots) = acceptor(days);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                // A client that does not like the certificate breaks off.
+                // A client that refuses the certificate closes the connection.
                 let _ = serve(stream, &acceptor, &answer);
             }
         });
@@ -49,20 +50,20 @@ pub(crate) fn error_response(sqlstate: &str, text: &str) -> Vec<u8> {
     [b"E".as_slice(), &length.to_be_bytes(), fields.as_bytes()].concat()
 }
 
-const ASK_FOR_PASSWORD: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
+const PASSWORD_REQUEST: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
 
 fn serve(mut stream: TcpStream, acceptor: &SslAcceptor, answer: &[u8]) -> std::io::Result<()> {
     read_message(&mut stream)?;
     stream.write_all(b"S")?;
     let mut stream = acceptor.accept(stream).map_err(std::io::Error::other)?;
     read_message(&mut stream)?;
-    stream.write_all(ASK_FOR_PASSWORD)?;
+    stream.write_all(PASSWORD_REQUEST)?;
     stream.read_exact(&mut [0])?;
     read_message(&mut stream)?;
     stream.write_all(answer)
 }
 
-/// A length that counts itself, and what it counts.
+/// Reads a length, which includes itself, and that many bytes.
 fn read_message(stream: &mut impl Read) -> std::io::Result<()> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
