@@ -23,7 +23,8 @@ pub enum TransactionError<E> {
     /// was reached.
     Database(diesel::result::Error),
 
-    /// The answer to COMMIT was lost, and the outcome could not be queried within the time limit. The transaction is in the database completely, or not at all.
+    /// The answer to COMMIT was lost, and the outcome could not be queried within the time limit.
+    /// The transaction is in the database completely, or not at all.
     #[non_exhaustive]
     OutcomeUnknown {
         /// The number of the transaction, for `SELECT pg_xact_status('...')`. `None` if the server
