@@ -24,7 +24,7 @@ pub(crate) fn unreadable_files() -> Vec<String> {
 }
 
 /// Returns the name of the profile: `setting`, AWS_PROFILE, or `default`.
-pub(super) fn profile_name(setting: Option<&str>) -> String {
+pub(crate) fn profile_name(setting: Option<&str>) -> String {
     let variable = std::env::var("AWS_PROFILE").ok();
     let set = setting.map(str::to_owned).or(variable).map(|name| name.trim().to_owned());
     set.filter(|name| !name.is_empty()).unwrap_or_else(|| "default".into())

@@ -3,7 +3,7 @@
 use super::inherited::inherited;
 use super::target::{RegionFrom, Target};
 use crate::conninfo::{Host, IamConninfo, Keywords, invalid, one_or_one_for_each, signed_host};
-use crate::credentials::{configured_region, unreadable_files};
+use crate::credentials::{configured_region, profile_name, unreadable_files};
 use crate::error::Error;
 use crate::token::{Endpoint, HostKind, HostName, is_region};
 
@@ -83,10 +83,11 @@ fn region_of_configuration(name: &HostName, profile: Option<&str>) -> Result<Str
             Err(Error::Region { host, reason })
         }
         None => {
-            let mut reasons = vec![
-                "the host name contains none, and neither AWS_REGION nor the AWS profile names one"
-                    .to_owned(),
-            ];
+            let mut reasons = vec![format!(
+                "the host name contains none, and neither AWS_REGION nor the AWS profile {:?} \
+                 names one",
+                profile_name(profile)
+            )];
             reasons.extend(unreadable_files());
             Err(Error::Region { host, reason: reasons.join("; ") })
         }

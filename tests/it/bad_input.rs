@@ -150,7 +150,7 @@ const WITHOUT_REGION: &[(&str, &str)] = &[
     (
         "postgres://app@db.example.com/app",
         "no AWS region for db.example.com: the host name contains none, and neither AWS_REGION \
-         nor the AWS profile names one; set region_name= in the connection string",
+         nor the AWS profile \"default\" names one; set region_name= in the connection string",
     ),
     (
         "postgres://app@my.global-abc123.global.rds.amazonaws.com/app",
