@@ -2,7 +2,7 @@
 
 use aws_credential_types::provider::error::CredentialsError;
 
-use super::text::causes;
+use super::text::{causes, one_line};
 
 /// Returns what to do about what the sources of credentials said.
 pub(crate) fn credentials_cure(error: &CredentialsError) -> String {
@@ -10,7 +10,7 @@ pub(crate) fn credentials_cure(error: &CredentialsError) -> String {
     let found = CURES.iter().find(|(word, _)| text.contains(word));
     match found {
         Some((_, cure)) => cure.replace("PROFILE", &profile(&text)),
-        None => without_a_known_text(error),
+        None => without_a_known_text(error, &text),
     }
 }
 
@@ -35,7 +35,10 @@ const CURES: &[(&str, &str)] = &[
         "give the instance's containers a second hop: aws ec2 modify-instance-metadata-options \
          --instance-id ID --http-put-response-hop-limit 2",
     ),
+    // The last source: all others have no credentials.
+    ("instance metadata: failed", NO_SOURCE),
     ("cargo feature", "build diesel-rds-iam with the feature that this text names"),
+    ("failed to load the cached SSO token", "run `aws sso login --profile PROFILE`"),
     ("SSO token has expired", "run `aws sso login --profile PROFILE`"),
     ("login/cache", "run `aws login --profile PROFILE`"),
     ("reauthenticate", "run `aws login --profile PROFILE`"),
@@ -45,6 +48,11 @@ const CURES: &[(&str, &str)] = &[
         "gave credentials that ended",
         "refresh that source (aws sso login, or the role that it uses) and check this machine's \
          clock",
+    ),
+    (
+        "external process exited",
+        "run the command of credential_process in profile \"PROFILE\" by hand, and correct what it \
+         reports",
     ),
     ("no answer within", "check why that source does not answer, or raise credentials_timeout"),
     ("the given provider", "check the provider that the builder got"),
@@ -75,18 +83,24 @@ fn profile(text: &str) -> String {
     in_text.or_else(variable).unwrap_or_else(|| "default".into())
 }
 
-fn without_a_known_text(error: &CredentialsError) -> String {
-    let cure = match error {
-        CredentialsError::CredentialsNotLoaded(_) if std::env::var_os("AWS_PROFILE").is_some() => {
-            "check AWS_PROFILE: that profile, or one that it refers to, has no credentials"
+const NO_SOURCE: &str = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give \
+                         the task or instance a role";
+
+fn without_a_known_text(error: &CredentialsError, text: &str) -> String {
+    if !matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
+        return "correct that source: the sources after it are not tried".into();
+    }
+    let is_set = |name| std::env::var(name).is_ok_and(|value| !value.trim().is_empty());
+    match profile(text) {
+        _ if is_set("AWS_ACCESS_KEY_ID") && !is_set("AWS_SECRET_ACCESS_KEY") => {
+            "set AWS_SECRET_ACCESS_KEY too: AWS_ACCESS_KEY_ID is set without it".into()
         }
-        CredentialsError::CredentialsNotLoaded(_) => {
-            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the task or \
-             instance a role"
+        profile if profile == "default" => NO_SOURCE.into(),
+        profile => {
+            let profile = one_line(&profile);
+            format!("check profile \"{profile}\": it, or one that it refers to, has no credentials")
         }
-        _ => "correct that source: the sources after it are not tried",
-    };
-    cure.to_owned()
+    }
 }
 
 #[cfg(test)]
