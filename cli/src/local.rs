@@ -11,7 +11,14 @@ use clap::Args;
 /// variables to export, and runs until Ctrl-C. Needs PostgreSQL's server programs on this machine.
 /// Removes all its files at the end.
 #[derive(Args)]
-#[command(after_long_help = "Examples:
+#[command(after_long_help = "Users of the database app:
+  app            logs in with a token
+  without_grant  lacks the role rds_iam: each login fails
+  with_password  logs in with a password
+
+RDS_IAM_LOCAL_VERDICT names the file from which rds-iam doctor reads why a token was refused.
+
+Examples:
   rds-iam local
   rds-iam local -- rds-iam exec -- diesel migration run
   rds-iam local -- cargo test")]
@@ -84,6 +91,7 @@ mod with_local {
         let variables = rds.environment().into_iter();
         let export = |(name, value): (&str, String)| Format::Sh.assignment(name, &value).ok();
         let lines: Vec<String> = variables.filter_map(export).collect();
-        format!("{}\n# A local RDS runs until Ctrl-C.", lines.join("\n"))
+        let hint = "# Paste these lines into another shell. The local RDS runs until Ctrl-C.";
+        format!("{}\n{hint}", lines.join("\n"))
     }
 }

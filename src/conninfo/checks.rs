@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::token::{HostName, NOT_A_REGION, is_region};
 
 pub(super) const NO_HOST: &str =
-    "it names no host, and IAM works over TCP only; set host= or PGHOST to the RDS endpoint";
+    "it names no host; set DATABASE_URL to postgres://USER@HOST:5432/DATABASE, or set PGHOST";
 
 /// The longest name that PostgreSQL keeps, in bytes (NAMEDATALEN - 1).
 pub(crate) const LONGEST_NAME: usize = 63;

@@ -151,7 +151,21 @@ impl ConnectionString {
         check_numbers(&all)?;
         check_region(self.keywords.region_name.as_deref().unwrap_or_default())?;
         let chosen = self.chosen_of(&all);
+        if !self.names_a_user() {
+            let user = chosen.get("user").map(String::as_str).unwrap_or_default();
+            log::warn!(
+                "the connection string names no user: this logs in as {user:?}, the user of this \
+                 process; add USER@ or set PGUSER"
+            );
+        }
         IamConninfo::new(chosen, &all, self.keywords.load_balance_hosts.clone())
+    }
+
+    /// libpq falls back to the user of the process. A service file can name another one.
+    fn names_a_user(&self) -> bool {
+        let is_explicit = |keyword| self.explicit.contains_key(keyword);
+        let is_set = |variable| std::env::var_os(variable).is_some_and(|value| !value.is_empty());
+        is_explicit("user") || is_explicit("service") || is_set("PGUSER") || is_set("PGSERVICE")
     }
 
     /// Returns what the user chose in the string, in variables or in a service file.

@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::Error;
 pub(crate) use chain::{Configured, Role, Source, configured_region};
-pub(crate) use profile::unreadable_files;
+pub(crate) use profile::{profile_name, unreadable_files};
 use refresh::Refresh;
 use state::{Get, Now, Rotate, State, is_same_key_pair};
 use worker::Worker;

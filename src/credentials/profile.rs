@@ -30,7 +30,7 @@ pub(super) fn variable(name: &str) -> Option<String> {
 }
 
 /// Returns the name of the profile: `setting`, AWS_PROFILE, or `default`.
-pub(super) fn profile_name(setting: Option<&str>) -> String {
+pub(crate) fn profile_name(setting: Option<&str>) -> String {
     let set = setting.map(|name| name.trim().to_owned()).or_else(|| variable("AWS_PROFILE"));
     set.filter(|name| !name.is_empty()).unwrap_or_else(|| "default".into())
 }

@@ -11,23 +11,22 @@ use crate::token::HostName;
 /// Diagnoses a failed login with a token.
 pub(super) fn by_token(symptom: &Symptom, evidence: &Evidence) -> Diagnosis {
     let causes = match symptom {
-        Symptom::NoAddress(_) => network::no_address(evidence),
+        Symptom::NoAddress(text) => network::no_address(text, evidence),
         Symptom::TcpRefused(_) => network::tcp_refused(evidence),
         Symptom::NoRoute(_) => network::no_route(evidence),
         Symptom::Silence => network::silence(evidence),
         Symptom::ClosedBeforeTls(_) => {
             [network::silence(evidence), network::not_postgres(evidence)].concat()
         }
-        Symptom::ClosedAtLogin(_) => cut_off(evidence),
+        Symptom::ClosedAtLogin(_) => network::cut_off(evidence),
         Symptom::NotPostgres(_) => network::not_postgres(evidence),
         Symptom::NoTls => vec![Cause::new(
             "the server is not an RDS endpoint, or something in between ends TLS",
             "connect to the RDS endpoint itself: a token is sent only over TLS",
         )],
-        Symptom::RootFile(_) => vec![Cause::new(
-            "the root certificates are not in the file that sslrootcert names",
-            prescription::root_certificates(evidence),
-        )],
+        Symptom::RootFile { is_missing, .. } => {
+            return Diagnosis::plain(symptom, prescription::root_file(*is_missing, evidence));
+        }
         Symptom::UnknownAuthority { roots, issuer, .. } => {
             unknown_authority(roots, issuer.as_ref(), evidence)
         }
@@ -36,7 +35,7 @@ pub(super) fn by_token(symptom: &Symptom, evidence: &Evidence) -> Diagnosis {
         Symptom::Refused { text, sqlstate } => match refusal(text, sqlstate.as_ref()) {
             Refusal::Token | Refusal::ProxyToken => refused_token(evidence),
             Refusal::NoGrant => no_grant(evidence),
-            Refusal::Truncated | Refusal::Closed => cut_off(evidence),
+            Refusal::Truncated | Refusal::Closed => network::cut_off(evidence),
             other => return Diagnosis::plain(symptom, evidence.login.cure(other)),
         },
     };
@@ -136,20 +135,29 @@ fn expired(is_early: bool) -> Vec<Cause> {
 
 fn wrong_name(evidence: &Evidence) -> Vec<Cause> {
     let (dialled, signed) = (&evidence.host, evidence.endpoint.host());
-    let another_server = Cause::new("another server answers", "check host, hostaddr and port")
-        .check("see the names in the certificate with --verbose");
+    let another_server = Cause::new("another server answers", "check host, hostaddr and port");
+    let is_set = dialled != signed;
     match evidence.endpoints_behind().as_slice() {
-        [] if evidence.is_aws_name() => vec![another_server],
-        [] => vec![
-            Cause::new(
-                format!("{dialled} is a CNAME or a tunnel, and {signed} is not its endpoint"),
-                "set iam_host= to the endpoint's name in the RDS console",
-            )
-            .check("see the names in the certificate with --verbose"),
-            another_server,
-        ],
+        [] if evidence.is_aws_name() && !is_set => vec![another_server],
+        [] => {
+            let wrong_iam_host = if is_set {
+                format!("iam_host={signed} is not the name of the server at {dialled}")
+            } else {
+                format!("{dialled} is a CNAME or a tunnel, not the endpoint's own name")
+            };
+            let help = "set iam_host= to the endpoint's name in the RDS console";
+            vec![
+                Cause::new(wrong_iam_host, help).check(compare_names(evidence)),
+                another_server.check("see which server listens there"),
+            ]
+        }
         names => endpoints_behind(names, evidence),
     }
+}
+
+fn compare_names(evidence: &Evidence) -> String {
+    let names: Vec<String> = evidence.names.iter().take(3).map(Untrusted::to_string).collect();
+    format!("compare with the names in the certificate: {}", names.join(", "))
 }
 
 /// The endpoints that can be meant.
@@ -198,23 +206,10 @@ fn no_grant(evidence: &Evidence) -> Vec<Cause> {
     ]
 }
 
-fn cut_off(evidence: &Evidence) -> Vec<Cause> {
-    vec![
-        Cause::new(
-            format!("a pooler does not accept a password of {} bytes", evidence.token_length),
-            "raise its limit for passwords to 64 KiB, or connect without the pooler",
-        )
-        .check("see whether there is a pooler before the endpoint"),
-        Cause::new("the server ended the connection", "check the server's log")
-            .check("see the log at this time"),
-    ]
-}
-
 /// RDS has one text for all of these. The order depends on what was signed.
 fn refused_token(evidence: &Evidence) -> Vec<Cause> {
     if let Some(verdict) = &evidence.local_verdict {
-        let help = "set region_name=, iam_host=, iam_port= and the AWS key pair to those that \
-                    `rds-iam local` prints";
+        let help = prescription::of_local_verdict(&verdict.to_string());
         return vec![Cause::new(format!("the LocalRds says: {verdict}"), help)];
     }
     let mut causes = wrong_signature(evidence);

@@ -25,6 +25,11 @@ impl Untrusted {
         HostName::parse(self.0.trim_end_matches('.')).ok()
     }
 
+    /// Whether the resolver gave no answer about a name.
+    pub(super) fn is_without_answer(&self) -> bool {
+        self.0.contains("Temporary failure") || self.0.ends_with("no answer")
+    }
+
     pub(super) fn is_of_amazon(&self) -> bool {
         self.0.contains("Amazon")
     }
@@ -62,7 +67,7 @@ pub(super) enum Symptom {
     /// PostgreSQL without TLS.
     NoTls,
     /// The file of root certificates cannot be used.
-    RootFile(Untrusted),
+    RootFile { text: Untrusted, is_missing: bool },
     /// The certificate is not signed by any of the root certificates.
     UnknownAuthority { tls: Untrusted, roots: String, issuer: Option<Untrusted> },
     /// The certificate has expired, or is not valid yet.
@@ -106,7 +111,7 @@ impl fmt::Display for Symptom {
             | Symptom::NoRoute(text)
             | Symptom::ClosedBeforeTls(text)
             | Symptom::ClosedAtLogin(text)
-            | Symptom::RootFile(text)
+            | Symptom::RootFile { text, .. }
             | Symptom::Refused { text, .. } => write!(f, "{text}"),
         }
     }

@@ -12,6 +12,7 @@ use super::diagnosis::{Cause, Diagnosis, Finding};
 use super::evidence::{Evidence, Symptom, Untrusted};
 use super::examination::{TIMEOUT, within};
 use crate::conninfo::Host;
+use crate::error::Refusal;
 use crate::token::{HostKind, HostName};
 
 /// For all DNS servers together. Shorter than the step's timeout, because CNAMEs are only a hint.
@@ -121,8 +122,12 @@ pub(super) fn tcp(addresses: &[IpAddr], evidence: &Evidence) -> Finding<SocketAd
     Finding::new(Err(diagnose::by_token(&last, evidence)))
 }
 
-pub(super) fn no_address(evidence: &Evidence) -> Vec<Cause> {
+pub(super) fn no_address(text: &Untrusted, evidence: &Evidence) -> Vec<Cause> {
     let host = &evidence.host;
+    if text.is_without_answer() {
+        let help = evidence.login.cure(Refusal::NoResolver);
+        return vec![Cause::new("the DNS servers of this machine gave no answer", help)];
+    }
     vec![
         Cause::new(
             "the name is misspelt, or the database was deleted",
@@ -171,7 +176,13 @@ pub(super) fn no_route(evidence: &Evidence) -> Vec<Cause> {
         format!("allow TCP {port} out of this network; correct routes and network ACLs"),
     )
     .check(format!("try port {port} from another network"));
-    if evidence.is_private() {
+    if evidence.is_on_this_machine() {
+        let tunnel = Cause::new(
+            "the tunnel or container behind this port does not answer",
+            "restart the tunnel; its log names the failure",
+        );
+        vec![tunnel]
+    } else if evidence.is_private() {
         vec![private, security_group, firewall]
     } else {
         vec![security_group, firewall, private]
@@ -195,6 +206,18 @@ pub(super) fn silence(evidence: &Evidence) -> Vec<Cause> {
         causes.reverse();
     }
     causes
+}
+
+pub(super) fn cut_off(evidence: &Evidence) -> Vec<Cause> {
+    vec![
+        Cause::new(
+            format!("a pooler does not accept a password of {} bytes", evidence.token_length),
+            "raise its limit for passwords to 64 KiB, or connect without the pooler",
+        )
+        .check("see whether there is a pooler before the endpoint"),
+        Cause::new("the server ended the connection", "check the server's log")
+            .check("see the log at this time"),
+    ]
 }
 
 pub(super) fn not_postgres(evidence: &Evidence) -> Vec<Cause> {

@@ -1,7 +1,7 @@
 //! Help that has to be assembled: the IAM policy statement, SQL, root certificates.
 
 use super::evidence::Evidence;
-use crate::error::LoginKind;
+use crate::error::{LoginKind, Refusal};
 use crate::token::{HostKind, dsql_action};
 
 pub(super) const SET_CLOCK: &str =
@@ -9,6 +9,14 @@ pub(super) const SET_CLOCK: &str =
 
 pub(super) const CHECK_CLOCK: &str =
     "compare `date -u` with the Date of `curl -sI https://aws.amazon.com` (limit: 5 minutes)";
+
+/// Returns what to do about a file of root certificates that cannot be used.
+pub(super) fn root_file(is_missing: bool, evidence: &Evidence) -> String {
+    if is_missing {
+        return root_certificates(evidence);
+    }
+    evidence.login.cure(Refusal::RootFileUnusable).to_owned()
+}
 
 /// Returns how to get the root certificates of this endpoint.
 pub(super) fn root_certificates(evidence: &Evidence) -> String {
@@ -23,10 +31,24 @@ pub(super) fn root_certificates(evidence: &Evidence) -> String {
     };
     format!(
         "download Amazon's root certificates, and name them in PGSSLROOTCERT or sslrootcert=:\n\
-         curl -o {file} {url}\n\
+         curl --fail -o {file} {url}\n\
          export PGSSLROOTCERT=$PWD/{file}"
     )
 }
+
+/// Returns what to do about the reason why a `LocalRds` refused a token.
+pub(super) fn of_local_verdict(verdict: &str) -> &'static str {
+    let found = LOCAL_VERDICTS.iter().find(|(text, _)| verdict.contains(text));
+    found.map_or("use the settings that `rds-iam local` prints", |(_, help)| help)
+}
+
+const LOCAL_VERDICTS: &[(&str, &str)] = &[
+    ("another region", "set region_name= to the region that `rds-iam local` prints"),
+    ("another endpoint", "set iam_host= and iam_port= to those that `rds-iam local` prints"),
+    ("key pair", "export the AWS key pair that `rds-iam local` prints"),
+    ("the token has expired", SET_CLOCK),
+    ("in the future", SET_CLOCK),
+];
 
 /// Returns the policy statement for this login, and how to find its missing parts.
 pub(super) fn policy(evidence: &Evidence) -> String {

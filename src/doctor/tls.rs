@@ -56,15 +56,17 @@ impl Rules {
             .danger_accept_invalid_certs(!self.checks_authority)
             .danger_accept_invalid_hostnames(!self.checks_name);
         if let Some(file) = self.roots.as_ref().filter(|_| self.checks_authority) {
-            let unusable = |text| {
+            let unusable = |text: String, is_missing| {
                 let text = format!("root certificate file \"{}\": {text}", file.display());
-                Symptom::RootFile(Untrusted::new(text))
+                Symptom::RootFile { text: Untrusted::new(text), is_missing }
             };
-            let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
-            let roots =
-                Certificate::stack_from_pem(&pem).map_err(|error| unusable(chain(&error)))?;
+            let pem = std::fs::read(file).map_err(|error| {
+                unusable(error.to_string(), error.kind() == io::ErrorKind::NotFound)
+            })?;
+            let roots = Certificate::stack_from_pem(&pem)
+                .map_err(|error| unusable(chain(&error), false))?;
             if roots.is_empty() {
-                return Err(unusable("the file contains no certificate".into()));
+                return Err(unusable("the file contains no certificate".into(), false));
             }
             builder.disable_built_in_roots(true);
             roots.into_iter().for_each(|root| {
@@ -120,8 +122,17 @@ fn check(
 fn failure(address: SocketAddr, name: &str, rules: &Rules) -> Result<Option<String>, Symptom> {
     match rules.connector()?.connect(name, request_tls(address)?) {
         Ok(_) => Ok(None),
-        Err(native_tls::HandshakeError::Failure(error)) => Ok(Some(chain(&error))),
+        Err(native_tls::HandshakeError::Failure(error)) => Ok(Some(reason(&chain(&error)))),
         Err(native_tls::HandshakeError::WouldBlock(_)) => Err(Symptom::Silence),
+    }
+}
+
+/// Returns what people need of an OpenSSL error: the reason, and the detail in brackets at its end.
+fn reason(text: &str) -> String {
+    let fields: Vec<&str> = text.split(':').collect();
+    match fields.as_slice() {
+        ["error", _, _, _, reason, .., detail] => format!("{reason}{detail}"),
+        _ => text.to_owned(),
     }
 }
 

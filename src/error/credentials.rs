@@ -2,25 +2,26 @@
 
 use aws_credential_types::provider::error::CredentialsError;
 
-use super::text::causes;
+use super::text::{causes, one_line};
 
 /// Returns what to do about what the sources of credentials said.
 pub(crate) fn credentials_cure(error: &CredentialsError) -> String {
     let text = causes(error);
+    let profile = one_line(&profile(&text));
     let known = CURES.iter().find(|(word, _)| text.contains(word));
-    let is_not_loaded = matches!(error, CredentialsError::CredentialsNotLoaded(_));
+    let is_set = |name| std::env::var(name).is_ok_and(|value| !value.trim().is_empty());
     let cure = match known {
         Some((_, cure)) => cure,
-        None if !is_not_loaded => "correct that source: the sources after it are not tried",
-        None if std::env::var_os("AWS_PROFILE").is_some() => {
-            "check AWS_PROFILE: that profile, or one that it refers to, has no credentials"
+        None if !matches!(error, CredentialsError::CredentialsNotLoaded(_)) => {
+            "correct that source: the sources after it are not tried"
         }
-        None => {
-            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the task or \
-             instance a role"
+        None if is_set("AWS_ACCESS_KEY_ID") && !is_set("AWS_SECRET_ACCESS_KEY") => {
+            "set AWS_SECRET_ACCESS_KEY too: AWS_ACCESS_KEY_ID is set without it"
         }
+        None if profile == "default" => NO_SOURCE,
+        None => "check profile \"{profile}\": it, or one that it refers to, has no credentials",
     };
-    cure.replace("{profile}", &profile(&text))
+    cure.replace("{profile}", &profile)
 }
 
 /// The first match counts.
@@ -44,7 +45,10 @@ const CURES: &[(&str, &str)] = &[
         "give the instance's containers a second hop: aws ec2 modify-instance-metadata-options \
          --instance-id ID --http-put-response-hop-limit 2",
     ),
+    // The last source: all others have no credentials.
+    ("instance metadata: failed", NO_SOURCE),
     ("cargo feature", "build diesel-rds-iam with the feature that this text names"),
+    ("failed to load the cached SSO token", "run `aws sso login --profile {profile}`"),
     ("SSO token has expired", "run `aws sso login --profile {profile}`"),
     ("login/cache", "run `aws login --profile {profile}`"),
     ("reauthenticate", "run `aws login --profile {profile}`"),
@@ -54,6 +58,11 @@ const CURES: &[(&str, &str)] = &[
         "gave credentials that ended",
         "refresh that source (aws sso login, or the role that it uses) and check this machine's \
          clock",
+    ),
+    (
+        "external process exited",
+        "run the command of credential_process in profile \"{profile}\" by hand, and correct what \
+         it reports",
     ),
     ("no answer within", "check why that source does not answer, or raise credentials_timeout"),
     ("the given provider", "check the provider that the builder got"),
@@ -83,6 +92,9 @@ fn profile(text: &str) -> String {
     let variable = || std::env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
     in_text.or_else(variable).unwrap_or_else(|| "default".into())
 }
+
+const NO_SOURCE: &str = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give \
+                         the task or instance a role";
 
 #[cfg(test)]
 mod tests {

@@ -83,6 +83,9 @@ pub mod testing {}
 #[doc = include_str!("from_pgx.md")]
 pub mod from_pgx {}
 
+#[doc = include_str!("from_hikari.md")]
+pub mod from_hikari {}
+
 #[doc = include_str!("from_django.md")]
 pub mod from_django {}
 

@@ -141,17 +141,19 @@ pub(super) fn detached(program: impl AsRef<OsStr>) -> Command {
 
 /// Returns user id and group id of the account for a server that root starts.
 fn unprivileged_account() -> Result<(u32, u32), Error> {
-    let number = |option: &str, name: &str| {
-        let output = Command::new("id").args([option, name]).output().ok()?;
-        String::from_utf8_lossy(&output.stdout).trim().parse().ok()
-    };
-    let account = ["postgres", "nobody"]
-        .into_iter()
-        .find_map(|name| Some((number("-u", name)?, number("-g", name)?)));
-    account.ok_or_else(|| {
-        failed_with_cure(
-            "PostgreSQL does not run as root",
-            "create the account postgres, or run this program as another user",
-        )("neither the account postgres nor nobody exists")
-    })
+    for name in ["postgres", "nobody"] {
+        if let (Some(user), Some(group)) = (id_of("-u", name)?, id_of("-g", name)?) {
+            return Ok((user, group));
+        }
+    }
+    let cure = "create the account postgres, or run this program as another user";
+    let failed = failed_with_cure("PostgreSQL does not run as root", cure);
+    Err(failed("neither the account postgres nor nobody exists"))
+}
+
+/// Returns a number of an account, or `None` if there is no such account.
+fn id_of(option: &str, name: &str) -> Result<Option<u32>, Error> {
+    let output = Command::new("id").args([option, name]).output();
+    let output = output.map_err(failed_with_cure("cannot run `id`", "correct PATH"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().parse().ok())
 }

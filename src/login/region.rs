@@ -3,7 +3,7 @@
 use super::inherited::inherited;
 use super::target::{RegionFrom, Target};
 use crate::conninfo::{IamConninfo, Keywords, invalid, one_or_one_for_each, signed_host};
-use crate::credentials::{configured_region, unreadable_files};
+use crate::credentials::{configured_region, profile_name, unreadable_files};
 use crate::error::Error;
 use crate::token::{Endpoint, HostKind, HostName, is_region};
 
@@ -66,9 +66,12 @@ fn region_for(
             "AWS_REGION or the AWS profile says {region:?}, which is not of the form eu-west-1"
         ),
         None => {
-            let none =
-                "the host name contains none, and neither AWS_REGION nor the AWS profile names one";
-            [vec![none.to_owned()], unreadable_files()].concat().join("; ")
+            let none = format!(
+                "the host name contains none, and neither AWS_REGION nor the AWS profile {:?} \
+                 names one",
+                profile_name(profile)
+            );
+            [vec![none], unreadable_files()].concat().join("; ")
         }
     };
     Err(Error::Region { host, reason })

@@ -135,7 +135,7 @@ const NO_EQUALS: &str = "it has a word without =; write postgres://USER@HOST:543
 const PORT: &str = "the port is not a number from 1 to 65535; RDS for PostgreSQL listens on 5432";
 const PERCENT: &str = "a % is not followed by two hexadecimal digits; write a literal % as %25";
 const NO_HOST: &str =
-    "it names no host, and IAM works over TCP only; set host= or PGHOST to the RDS endpoint";
+    "it names no host; set DATABASE_URL to postgres://USER@HOST:5432/DATABASE, or set PGHOST";
 const UNIX_SOCKET: &str = "the host is a unix socket, and IAM works over TCP only; name the RDS \
                            endpoint, or set rds_iam_auth=false";
 const PASSWORD: &str = "it contains a password, but IAM makes its own; remove the password, or \
@@ -150,7 +150,7 @@ const WITHOUT_REGION: &[(&str, &str)] = &[
     (
         "postgres://app@db.example.com/app",
         "no AWS region for db.example.com: the host name contains none, and neither AWS_REGION \
-         nor the AWS profile names one; set region_name= in the connection string",
+         nor the AWS profile \"default\" names one; set region_name= in the connection string",
     ),
     (
         "postgres://app@my.global-abc123.global.rds.amazonaws.com/app",

@@ -318,17 +318,17 @@ fn another_authority_is_reported() {
 }
 
 #[test]
-fn a_missing_or_empty_root_file_is_reported_with_a_download() {
+fn a_missing_root_file_is_downloaded_and_an_unusable_one_is_corrected() {
     let rds = start(LocalRds::builder());
-    for name in ["nowhere.pem", "server.key"] {
+    let cases = [
+        ("nowhere.pem", "No such file", "curl --fail -o global-bundle.pem"),
+        ("server.key", "no certificate", "make the file readable for this user"),
+        ("", "Is a directory", "make the file readable for this user"),
+    ];
+    for (name, cause, help) in cases {
         let url = rds.database_url().replace("ca.pem", name);
         let manager = rds.manager_builder().build(url).unwrap();
-        assert_diagnosis(
-            &manager,
-            "TLS",
-            "not in the file that sslrootcert names",
-            "curl -o global-bundle.pem",
-        );
+        assert_diagnosis(&manager, "TLS", cause, help);
     }
 }
 
@@ -347,7 +347,8 @@ fn a_wrong_name_is_fixed_by_the_name_in_the_certificate() {
     let rds = start(LocalRds::builder());
     let url = rds.database_url() + "&iam_host=db.example.com";
     let manager = rds.manager_builder().build(url).unwrap();
-    assert_diagnosis(&manager, "TLS", "CNAME or a tunnel", "set iam_host= to the endpoint's name");
+    let cause = "iam_host=db.example.com is not the name of the server at localhost";
+    assert_diagnosis(&manager, "TLS", cause, "set iam_host= to the endpoint's name");
 }
 
 #[test]

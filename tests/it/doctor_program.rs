@@ -135,7 +135,7 @@ fn a_failure_names_its_cause_and_help_on_25_lines() {
         &with_url(&rds, url.replace("ca.pem", "nowhere.pem")),
         "TLS",
         "nowhere.pem",
-        "curl -o global-bundle.pem",
+        "curl --fail -o global-bundle.pem",
     );
     assert_failure(
         &with_url(&rds, url.replace("/app?", "/nowhere?")),
@@ -158,7 +158,7 @@ fn the_verdict_of_the_stand_in_is_the_only_cause() {
         &environment,
         "login",
         "the LocalRds says: signed with an unknown key pair",
-        "set region_name=",
+        "export the AWS key pair",
     );
     let shown = text(&doctor(&environment, &[]));
     assert!(!shown.contains("other cause") && !shown.contains("tunnel"), "{shown}");

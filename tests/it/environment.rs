@@ -190,8 +190,12 @@ fn an_invalid_region_is_reported_and_an_empty_one_is_ignored() {
         "environment::fails_as_expected",
         &[url.clone(), ("AWS_REGION", "EU-WEST-1".into()), expected(nonsense)],
     );
-    let none = "neither AWS_REGION nor the AWS profile names one";
-    run("environment::fails_as_expected", &[url, ("AWS_REGION", String::new()), expected(none)]);
+    let none = "neither AWS_REGION nor the AWS profile \"default\" names one";
+    let empty = ("AWS_REGION", String::new());
+    run("environment::fails_as_expected", &[url.clone(), empty.clone(), expected(none)]);
+    let none = "neither AWS_REGION nor the AWS profile \"prod\" names one";
+    let profile = ("AWS_PROFILE", "prod".to_owned());
+    run("environment::fails_as_expected", &[url, empty, profile, expected(none)]);
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub(super) fn attempt<T, E>(
         resume_unwind(panic)
     });
     match outcome {
-        Ok(_) if was_ended(connection) => {
+        _ if was_ended(connection) => {
             roll_back(connection);
             Err((Failure::Other, TransactionError::EndedByClosure))
         }
