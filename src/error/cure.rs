@@ -37,8 +37,8 @@ impl LoginKind {
                  AWS IAM GRANT for this user"
             }
             (Token | ProxyToken, LoginKind::Other) => {
-                "set iam_host= and region_name= to the endpoint's own name and region, as the RDS \
-                 console shows them; then allow rds-db:connect in the IAM policy"
+                "set iam_host=, iam_port= and region_name= to those of the endpoint in the RDS \
+                 console; then allow rds-db:connect in the IAM policy"
             }
             (NoGrant, Password) => {
                 "check the password and the user; remove rds_iam_auth=false to log in with a token"

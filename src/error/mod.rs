@@ -21,6 +21,7 @@ pub(crate) use cure::LoginKind;
 pub use login_failure::LoginFailure;
 pub(crate) use refusal::{Outlook, Refusal};
 pub use retirement::Retirement;
+use text::without_hints;
 pub(crate) use text::{causes, chain, one_line, utc};
 
 /// What failed: one variant for each step from the settings to a usable connection.
@@ -48,7 +49,9 @@ pub enum Error {
     Config(String),
 
     /// Nothing names the region to sign a token for.
-    #[error("no AWS region for {host}: {reason}; set region_name= in the connection string")]
+    #[error(
+        "no AWS region for {host}: {reason}; set region_name=, or iam_host= if the host is a CNAME or a tunnel"
+    )]
     #[non_exhaustive]
     Region {
         /// The host to sign a token for.
@@ -109,7 +112,7 @@ pub enum Error {
     },
 
     /// libpq could not open the connection, or the server refused the login.
-    #[error("cannot connect to {target}: {}; {cure}", one_line(cause))]
+    #[error("cannot connect to {target}: {}; {cure}", without_hints(cause))]
     #[non_exhaustive]
     Connect {
         /// The user and the server.

@@ -43,6 +43,17 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     cut(text)
 }
 
+/// libpq adds advice in a second line. One of them would turn the certificate checks off.
+const HINTS: &[&str] = &["Either provide the file", "Is the server running"];
+
+/// Renders libpq's text as one line, without its advice: the cure of this crate follows.
+pub(super) fn without_hints(error: &dyn Error) -> String {
+    let text = error.to_string();
+    let is_hint = |line: &&str| HINTS.iter().any(|hint| line.trim_start().starts_with(hint));
+    let lines: Vec<&str> = text.lines().filter(|line| !is_hint(line)).collect();
+    one_line(&lines.join(" "))
+}
+
 /// Renders a credentials error without the SDK's general words at its start.
 pub(crate) fn causes(error: &CredentialsError) -> String {
     error.source().map_or_else(|| chain(error), chain)

@@ -80,12 +80,12 @@ impl fmt::Display for Host {
     }
 }
 
-/// `USER@HOST:PORT`, and the endpoint if that has another name.
+/// `USER@HOST:PORT`, and the endpoint if that has another name or port.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Target { user, host, endpoint, .. } = self;
         write!(f, "{user}@{host}")?;
-        if self.dials_another_name() {
+        if self.dials_another_name() || host.port != endpoint.port() {
             write!(f, " (signed for {endpoint})")?;
         }
         Ok(())

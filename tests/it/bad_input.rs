@@ -150,13 +150,14 @@ const WITHOUT_REGION: &[(&str, &str)] = &[
     (
         "postgres://app@db.example.com/app",
         "no AWS region for db.example.com: the host name contains none, and neither AWS_REGION \
-         nor the AWS profile \"default\" names one; set region_name= in the connection string",
+         nor the AWS profile \"default\" names one; set region_name=, or iam_host= if the \
+         host is a CNAME or a tunnel",
     ),
     (
         "postgres://app@my.global-abc123.global.rds.amazonaws.com/app",
         "no AWS region for my.global-abc123.global.rds.amazonaws.com: the name of a global \
-         database contains no region, and its writer can move; set region_name= in the \
-         connection string",
+         database contains no region, and its writer can move; set region_name=, or iam_host= if \
+         the host is a CNAME or a tunnel",
     ),
 ];
 
