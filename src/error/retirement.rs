@@ -23,13 +23,18 @@ pub enum Retirement {
     Demoted,
     /// [`retire_all`](crate::RdsConnectionManager::retire_all) was called after its login.
     Requested,
+    /// [`after_connect`](crate::Builder::after_connect),
+    /// [`before_check_out`](crate::Builder::before_check_out),
+    /// [`after_release`](crate::Builder::after_release) or the
+    /// [reset](crate::Builder::reset_on_release) failed.
+    Hook,
     /// Nothing was wrong: the pool did not need it, a thread ended, or it was dropped. A connection
     /// whose instrumentation was replaced counts here and is not counted again.
     Released,
 }
 
 impl Retirement {
-    pub(crate) const ALL: [Retirement; 9] = [
+    pub(crate) const ALL: [Retirement; 10] = [
         Retirement::Age,
         Retirement::Closed,
         Retirement::FailedCheck,
@@ -38,6 +43,7 @@ impl Retirement {
         Retirement::Panic,
         Retirement::Demoted,
         Retirement::Requested,
+        Retirement::Hook,
         Retirement::Released,
     ];
 
@@ -52,6 +58,7 @@ impl Retirement {
             Retirement::Panic => "panic",
             Retirement::Demoted => "demoted",
             Retirement::Requested => "requested",
+            Retirement::Hook => "hook",
             Retirement::Released => "released",
         }
     }
@@ -68,6 +75,7 @@ impl fmt::Display for Retirement {
             Retirement::StaleStatements => "its prepared statements are stale",
             Retirement::Panic => "a thread panicked while it used it",
             Retirement::Requested => "retire_all was called",
+            Retirement::Hook => "a hook or the reset failed",
             Retirement::Demoted => "its server is no longer the primary",
             Retirement::Released => "it is no longer needed",
         })
