@@ -27,13 +27,13 @@ impl QueryTypes {
 
     /// Returns what the text of a query does to its connection.
     pub(super) fn effects(&mut self, query: &dyn DebugQuery) -> QueryEffects {
+        self.candidate = None;
         let of_type = type_of(query);
         if let Some(effects) = self.known.get(&of_type) {
             return *effects;
         }
         let text = Text::of(query);
         let mut effects = QueryEffects::of(&text.sql);
-        self.candidate = None;
         if self.reads_all {
             effects.changes_session |= mentions_session(&text.sql);
             return effects;
@@ -188,8 +188,8 @@ mod tests {
         assert_eq!(origin(&debug_query::<Pg, _>(&update)), Origin::Builder);
         assert_eq!(origin(&debug_query::<Pg, _>(&delete)), Origin::Builder);
         assert_eq!(origin(&debug_query::<Pg, _>(&select)), Origin::Builder);
-        let all = debug_query::<Pg, _>(&items::table);
-        assert_eq!(origin(&all), Origin::BuilderIfCached);
+        let all = items::table.select(items::id);
+        assert_eq!(origin(&debug_query::<Pg, _>(&all)), Origin::BuilderIfCached);
         let count = items::table.count();
         assert_eq!(origin(&debug_query::<Pg, _>(&count)), Origin::BuilderIfCached);
         let no_rows = diesel::insert_into(items::table).values(&rows[..0]);
@@ -204,11 +204,26 @@ mod tests {
             assert!(types.effects(&debug_query::<Pg, _>(&insert)).writes);
             assert_eq!(types.known.len(), known);
         }
+        let all = items::table.select(items::id);
         for known in [1, 2] {
-            assert!(!types.effects(&debug_query::<Pg, _>(&items::table)).writes);
+            assert!(!types.effects(&debug_query::<Pg, _>(&all)).writes);
             assert_eq!(types.known.len(), known, "before diesel caches it, and after");
             types.statement_cached();
         }
+    }
+
+    #[test]
+    fn the_cached_statement_of_a_known_type_makes_no_other_type_known() {
+        let mut types = QueryTypes::default();
+        let boxed = |id| items::table.into_boxed::<Pg>().filter(items::id.eq(id));
+        types.effects(&debug_query::<Pg, _>(&boxed(1)));
+        types.effects(&debug_query::<Pg, _>(&sql_query("SELECT 1, 2")));
+        types.effects(&debug_query::<Pg, _>(&boxed(2)));
+        // As for another text of the boxed query.
+        types.statement_cached();
+        assert_eq!(types.known.len(), 1);
+        let begin = types.effects(&debug_query::<Pg, _>(&sql_query("BEGIN")));
+        assert_eq!(begin.open, Some(true));
     }
 
     #[test]
