@@ -50,7 +50,7 @@ struct Item {
 impl Item {
     fn new(id: i32) -> Item {
         let text = |column| format!("{column} of row {id}");
-        Item { id, a: text("a"), b: text("b"), c: text("c"), d: id, e: 0, f: 1, g: id % 2 == 0 }
+        Item { id, a: text("a"), b: text("b"), c: text("c"), d: id, e: 0, f: 1, g: id < 500 }
     }
 }
 

@@ -191,7 +191,7 @@ fn a_failed_after_release_closes_the_connection() {
     let manager = build(
         &rds,
         rds.manager_builder().after_release(move |_| {
-            if counter.fetch_add(1, SeqCst) % 2 == 0 { Ok(()) } else { Err(NotFound) }
+            if counter.fetch_add(1, SeqCst).is_multiple_of(2) { Ok(()) } else { Err(NotFound) }
         }),
     );
     let pool = pool_of(1, &manager);
