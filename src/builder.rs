@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
+use diesel::connection::Instrumentation;
+use diesel::{PgConnection, QueryResult};
 
+use crate::connection::Hooks;
 use crate::conninfo::{ConnectionString, IamConninfo, Keywords, invalid};
 use crate::credentials::{Configured, CredentialsCache, Role, Source};
 use crate::error::Error;
@@ -65,6 +68,7 @@ pub struct Builder {
     time_source: Option<SharedTimeSource>,
     max_lifetime: Option<Duration>,
     validate_after: Duration,
+    hooks: Hooks,
 }
 
 impl Default for Builder {
@@ -78,6 +82,7 @@ impl Default for Builder {
             time_source: None,
             max_lifetime: Some(Duration::from_secs(14 * 60)),
             validate_after: Duration::from_secs(1),
+            hooks: Hooks::default(),
         }
     }
 }
@@ -207,6 +212,85 @@ impl Builder {
         self
     }
 
+    /// A function that [`connect`](r2d2::ManageConnection::connect) calls on each new connection:
+    /// for settings of the session. Its changes survive a [reset](Self::reset_on_release), which
+    /// calls it again. If it fails or panics, `connect` returns [`Error::Hook`]. A failure that is
+    /// not [transient](Error::is_transient) starts the
+    /// [back-off](crate::guide::limits#defaults-of-this-crate) of a permanent refusal.
+    ///
+    /// Defaults to no function.
+    #[doc(alias = "AfterConnect")]
+    #[doc(alias = "connectionInitSql")]
+    #[doc(alias = "on_acquire")]
+    pub fn after_connect(
+        mut self,
+        hook: impl Fn(&mut PgConnection) -> QueryResult<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.after_connect = Some(Arc::new(hook));
+        self
+    }
+
+    /// A function that is called at each checkout of a pool with r2d2's `test_on_check_out`, after
+    /// its check, and at each [`get`](crate::PerThread::get) of a
+    /// [`PerThread`](crate::PerThread). If it fails or panics, the connection is closed, and the
+    /// next one is tried. A failure on a new connection starts the back-off of a failed login.
+    ///
+    /// Defaults to no function.
+    #[doc(alias = "PrepareConn")]
+    #[doc(alias = "BeforeAcquire")]
+    pub fn before_check_out(
+        mut self,
+        hook: impl Fn(&mut PgConnection) -> QueryResult<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.before_check_out = Some(Arc::new(hook));
+        self
+    }
+
+    /// A function that is called at each check-in of a connection that can be used again, before a
+    /// [reset](Self::reset_on_release). The pool waits for it, but no lock is held. If it fails or
+    /// panics, the connection is closed.
+    ///
+    /// Defaults to no function.
+    #[doc(alias = "AfterRelease")]
+    pub fn after_release(
+        mut self,
+        hook: impl Fn(&mut PgConnection) -> QueryResult<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.after_release = Some(Arc::new(hook));
+        self
+    }
+
+    /// Whether a check-in undoes what the user of the connection changed in the session: settings
+    /// and roles, advisory locks, temporary tables, LISTEN, cursors. This takes one round trip, and
+    /// only if a query changed the session. Then it calls [`after_connect`](Self::after_connect). A
+    /// connection whose reset fails is closed. The guide lists
+    /// [what is noticed](crate::guide::pools#reset-the-session).
+    ///
+    /// Defaults to `false`.
+    #[doc(alias = "reset")]
+    #[doc(alias = "No Reset On Close")]
+    #[doc(alias = "DISCARD ALL")]
+    pub fn reset_on_release(mut self, on: bool) -> Self {
+        self.hooks.reset_on_release = on;
+        self
+    }
+
+    /// A function that makes diesel's [`Instrumentation`] of each connection. It gets the events of
+    /// queries after the manager, which needs them too. The events of a login go to diesel's
+    /// default instrumentation. Do not use `set_instrumentation` instead: it replaces the
+    /// [manager's own](crate::guide::connections#errors-listen-and-your-own-instrumentation).
+    ///
+    /// Defaults to diesel's default instrumentation.
+    #[doc(alias = "set_instrumentation")]
+    #[doc(alias = "tracer")]
+    pub fn instrumentation<I: Instrumentation>(
+        mut self,
+        new: impl Fn() -> I + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.instrumentation = Some(Arc::new(move || Box::new(new())));
+        self
+    }
+
     /// The clock that signs tokens and decides when credentials expire: for tests.
     ///
     /// Defaults to the system's clock.
@@ -246,13 +330,14 @@ impl Builder {
         keep_openssl_until_the_end();
         let keywords = self.keywords.clone().or(string.keywords.clone());
         let (max_lifetime, validate_after) = (self.max_lifetime, self.validate_after);
+        let hooks = self.hooks.clone();
         let login = if keywords.rds_iam_auth.unwrap_or(true) {
             Login::Iam(Box::new(self.build_iam(string.with_iam()?, &keywords)?))
         } else {
             log::info!("IAM authentication is off: libpq logs in as the connection string says");
             Login::Password(string.without_iam()?)
         };
-        Ok(RdsConnectionManager::with(login, max_lifetime, validate_after))
+        Ok(RdsConnectionManager::with(login, max_lifetime, validate_after, hooks))
     }
 
     fn build_iam(self, conninfo: IamConninfo, keywords: &Keywords) -> Result<Iam, Error> {

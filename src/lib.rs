@@ -60,7 +60,7 @@
 //!
 //! | level | what |
 //! |---|---|
-//! | error | a failed login, once per cause until a login succeeds; an error of your `CustomizeConnection` |
+//! | error | a failed login or hook of a new connection, once per cause until a login succeeds; an error of your `CustomizeConnection` |
 //! | warn | what works but not as intended: a weak `sslmode`, a refused host among several, a failed refresh of credentials; the first timeout of a pool; a login that succeeds after failures, with their number |
 //! | info | the settings of a new manager |
 //! | debug | each login, each refresh of credentials, each closed connection |

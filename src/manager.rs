@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use r2d2::ManageConnection;
 
 use crate::connection::{
-    CheckoutDecision, Generation, Moment, Record, Role, RoleCheck, Shared, peek, ping,
+    CheckoutDecision, Generation, Hooks, Moment, Record, Role, RoleCheck, Shared, peek, ping,
 };
 use crate::error::{Error, Retirement};
 use crate::login::Login;
@@ -45,6 +45,7 @@ pub struct RdsConnectionManager {
     backoff: Arc<Backoff>,
     counters: Arc<Counters>,
     generation: Arc<Generation>,
+    hooks: Arc<Hooks>,
     /// The first connection of a pool, made before the pool is built.
     first: Arc<Mutex<Option<PgConnection>>>,
 }
@@ -121,6 +122,7 @@ impl RdsConnectionManager {
         login: Login,
         max_lifetime: Option<Duration>,
         validate_after: Duration,
+        hooks: Hooks,
     ) -> RdsConnectionManager {
         RdsConnectionManager {
             login: Arc::new(login),
@@ -129,6 +131,7 @@ impl RdsConnectionManager {
             backoff: Arc::default(),
             counters: Arc::default(),
             generation: Arc::default(),
+            hooks: Arc::new(hooks),
             first: Arc::default(),
         }
     }
@@ -170,7 +173,8 @@ impl ManageConnection for RdsConnectionManager {
     type Connection = PgConnection;
     type Error = Error;
 
-    /// Signs a token and logs in with it.
+    /// Signs a token and logs in with it. Then calls
+    /// [`after_connect`](crate::Builder::after_connect).
     ///
     /// Retries while the server refuses TCP connections, starts, stops, or is not what
     /// `target_session_attrs` asks for. After a permanent refusal, and after several failures in a
@@ -179,26 +183,51 @@ impl ManageConnection for RdsConnectionManager {
     fn connect(&self) -> Result<PgConnection, Error> {
         let first = self.first.lock().take();
         if let Some(mut first) = first
-            && self.is_valid(&mut first).is_ok()
+            && self.check(&mut first).is_ok()
         {
             return Ok(first);
         }
         self.backoff.begin(Instant::now())?;
-        let (counters, generation) = (self.counters.clone(), self.generation.clone());
-        let shared = Shared { counters, born: generation.current(), generation };
-        let outcome = self.login.connect(&self.backoff, &self.counters);
-        let mut connection = outcome.inspect_err(|error| self.login_failed(error))?;
+        let connection = self.log_in().inspect_err(|error| self.login_failed(error))?;
         self.login_succeeded();
-        let now = Moment::now();
-        Record::start(&mut connection, now, self.max_lifetime, fastrand::f64(), shared);
         Ok(connection)
     }
 
     /// Checks whether the connection can be checked out. It is pinged after an error, after
     /// [`validate_after`](crate::Builder::validate_after) of idle time, if it LISTENs, and once
     /// after another connection was found closed or demoted. Otherwise this only peeks at its
-    /// socket.
+    /// socket. Then calls [`before_check_out`](crate::Builder::before_check_out).
     fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        self.check(connection)?;
+        self.before_check_out(connection)
+    }
+
+    /// Whether the connection must not be used again: it is too old, was closed by the server, has
+    /// an open transaction, or was dropped in a panic. Calls
+    /// [`after_release`](crate::Builder::after_release) on a connection that can be used again, and
+    /// [resets](crate::Builder::reset_on_release) it.
+    fn has_broken(&self, connection: &mut PgConnection) -> bool {
+        self.is_retired(connection) || self.release(connection).is_err()
+    }
+}
+
+impl RdsConnectionManager {
+    fn log_in(&self) -> Result<PgConnection, Error> {
+        let shared = Shared {
+            counters: self.counters.clone(),
+            born: self.generation.current(),
+            generation: self.generation.clone(),
+            hooks: self.hooks.clone(),
+        };
+        let mut connection = self.login.connect(&self.backoff, &self.counters)?;
+        let now = Moment::now();
+        Record::start(&mut connection, now, self.max_lifetime, fastrand::f64(), shared)?;
+        self.hooks.after_connect(&mut connection)?;
+        Ok(connection)
+    }
+
+    /// The check of a checkout.
+    pub(crate) fn check(&self, connection: &mut PgConnection) -> Result<(), Error> {
         let record = Record::of(connection);
         let decision = record.map_or(CheckoutDecision::Ping, |record| {
             record.checkout_decision(Moment::now(), self.validate_after)
@@ -216,9 +245,19 @@ impl ManageConnection for RdsConnectionManager {
         })
     }
 
-    /// Whether the connection must not be used again: it is too old, was closed by the server, has
-    /// an open transaction, or was dropped in a panic.
-    fn has_broken(&self, connection: &mut PgConnection) -> bool {
+    /// Calls the hook of a checkout. If it fails on a new connection, this counts as a failed
+    /// login: a pool would log in again and again.
+    pub(crate) fn before_check_out(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        let called = self.hooks.before_check_out(connection);
+        let is_new = Record::of(connection).is_some_and(Record::checked_out);
+        called.inspect_err(|error| match is_new {
+            true => self.login_failed(error),
+            false => log::debug!("{error}"),
+        })
+    }
+
+    /// Whether the connection must not be used again, as its record says.
+    pub(crate) fn is_retired(&self, connection: &mut PgConnection) -> bool {
         let reason = self.retirement(connection);
         if let Some(reason) = reason {
             log::debug!("a connection is retired: {reason}");
@@ -226,9 +265,16 @@ impl ManageConnection for RdsConnectionManager {
         }
         reason.is_some()
     }
-}
 
-impl RdsConnectionManager {
+    /// Calls the hook of a check-in, and resets the session.
+    pub(crate) fn release(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        self.hooks.after_release(connection).inspect_err(|error| log::debug!("{error}"))?;
+        match self.retirement(connection) {
+            Some(reason) => Err(Error::Retired { reason }),
+            None => Ok(()),
+        }
+    }
+
     /// Reports each cause once, until a login succeeds: r2d2 retries without end.
     fn login_failed(&self, error: &Error) {
         let is_new = self.backoff.failed(error, Instant::now());

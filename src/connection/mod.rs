@@ -5,34 +5,35 @@ mod check;
 mod condition;
 mod failure;
 mod generation;
+mod hooks;
 mod moment;
 mod progress;
+mod query_types;
 mod statement;
 
-use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::PgConnection;
-use diesel::connection::{
-    Connection, Instrumentation, InstrumentationEvent, get_default_instrumentation,
-};
+use diesel::connection::{Connection, Instrumentation, InstrumentationEvent};
 use diesel::result::DatabaseErrorKind as Kind;
 use diesel::result::Error as QueryError;
 
-use crate::error::Retirement;
+use crate::error::{Error, Retirement};
 use crate::stats::Counters;
 pub(crate) use backend::{Backend, Lsn, Means};
 pub(crate) use check::{IS_READ_WRITE, Role, RoleCheck, peek, ping, role_check};
 use condition::{Condition, condition_after};
 pub(crate) use failure::Failure;
 pub(crate) use generation::Generation;
+pub(crate) use hooks::Hooks;
 pub(crate) use moment::Moment;
 pub(crate) use progress::Progress;
+use query_types::QueryTypes;
 use statement::QueryEffects;
 
 /// Kept with the connection as its instrumentation, which diesel calls at each query. Wraps the
-/// default instrumentation.
+/// instrumentation of the builder, or the default one.
 ///
 /// A program that sets another instrumentation replaces it. Then nothing is known.
 pub(crate) struct Record {
@@ -56,6 +57,11 @@ pub(crate) struct Record {
     /// The server refused a write: the transaction is read-only, or the server is a standby.
     met_read_only: bool,
     listens: bool,
+    /// The last user may have changed what the next one gets.
+    has_changed_session: bool,
+    /// The connection was never checked out.
+    is_new: bool,
+    query_types: QueryTypes,
     /// Of the transaction that is open.
     progress: Progress,
     backend: Option<Backend>,
@@ -69,6 +75,7 @@ pub(crate) struct Record {
 pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
     pub(crate) generation: Arc<Generation>,
+    pub(crate) hooks: Arc<Hooks>,
     /// The generation in which the login started.
     pub(crate) born: u64,
 }
@@ -93,11 +100,12 @@ impl Record {
         max_lifetime: Option<Duration>,
         jitter: f64,
         shared: Shared,
-    ) {
+    ) -> Result<(), Error> {
         let life = max_lifetime.map(|lifetime| lifetime - lifetime.mul_f64(0.1 * jitter));
         let ends = life.and_then(|life| now.checked_add(life));
-        let wrapped = get_default_instrumentation();
+        let wrapped = shared.hooks.new_instrumentation()?;
         connection.set_instrumentation(Record::new(now, ends, wrapped, shared));
+        Ok(())
     }
 
     fn new(
@@ -119,6 +127,9 @@ impl Record {
             is_ending_transaction: false,
             met_read_only: false,
             listens: false,
+            has_changed_session: false,
+            is_new: true,
+            query_types: QueryTypes::reading_all(shared.hooks.reset_on_release),
             progress: Progress::default(),
             backend: None,
             wrapped,
@@ -159,6 +170,25 @@ impl Record {
     /// Records the server process, which stays the same for the life of a connection.
     pub(crate) fn set_backend(&mut self, backend: Backend) {
         self.backend = Some(backend);
+    }
+
+    pub(crate) fn has_changed_session(&self) -> bool {
+        self.has_changed_session
+    }
+
+    /// Records that the session is as the next user expects it.
+    pub(crate) fn session_is_unchanged(&mut self) {
+        self.has_changed_session = false;
+    }
+
+    /// Records that the session is as after its login.
+    pub(crate) fn session_was_reset(&mut self) {
+        self.listens = false;
+    }
+
+    /// Records a checkout. Returns whether it is the first one.
+    pub(crate) fn checked_out(&mut self) -> bool {
+        std::mem::take(&mut self.is_new)
     }
 
     /// Returns the check of the server's role that the next ping has to make, whichever role the
@@ -230,8 +260,7 @@ impl Record {
         }
     }
 
-    fn query_started(&mut self, text: &str) {
-        let mut effects = QueryEffects::of(text);
+    fn query_started(&mut self, mut effects: QueryEffects) {
         self.in_transaction |= effects.begins;
         if std::mem::take(&mut self.is_begun_by_diesel) {
             (effects.open, effects.begins) = (None, false);
@@ -244,6 +273,7 @@ impl Record {
             self.worsen(Condition::Suspect);
         }
         self.listens |= effects.listens;
+        self.has_changed_session |= effects.changes_session;
         self.progress.query_started(&effects);
         self.query = effects;
     }
@@ -298,12 +328,10 @@ impl Instrumentation for Record {
     fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
         match &event {
             InstrumentationEvent::StartQuery { query, .. } => {
-                let mut text = Text(String::new());
-                // The error of `Text` ends the rendering before the binds. Another error means that
-                // diesel cannot build the query, which the caller sees.
-                let _ = write!(text, "{query}");
-                self.query_started(&text.0);
+                let effects = self.query_types.effects(*query);
+                self.query_started(effects);
             }
+            InstrumentationEvent::CacheQuery { .. } => self.query_types.statement_cached(),
             InstrumentationEvent::FinishQuery { error, .. } => {
                 self.query_finished(*error, Moment::now());
             }
@@ -323,19 +351,6 @@ impl Instrumentation for Record {
     }
 }
 
-/// The text of a query up to its binds, which are data and can be megabytes.
-struct Text(String);
-
-impl fmt::Write for Text {
-    fn write_str(&mut self, piece: &str) -> fmt::Result {
-        if piece.starts_with(" -- binds: ") {
-            return Err(fmt::Error);
-        }
-        self.0.push_str(piece);
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,7 +360,12 @@ mod tests {
     }
 
     fn shared() -> Shared {
-        Shared { counters: Arc::default(), generation: Arc::default(), born: 0 }
+        Shared {
+            counters: Arc::default(),
+            generation: Arc::default(),
+            hooks: Arc::default(),
+            born: 0,
+        }
     }
 
     fn failed(kind: Kind) -> QueryError {
@@ -384,17 +404,17 @@ mod tests {
         let now = Moment::now();
         let (mut one, mut other) = (new_record(now, None), new_record(now, None));
         other.shared.generation = one.shared.generation.clone();
-        one.query_started("INSERT INTO t VALUES (1)");
+        one.query_started(QueryEffects::of("INSERT INTO t VALUES (1)"));
         one.query_finished(Some(&failed(Kind::ReadOnlyTransaction)), now);
         assert!(other.role_check().is_none(), "it never wrote: it may be a reader");
-        one.query_started("INSERT INTO t VALUES (1)");
+        one.query_started(QueryEffects::of("INSERT INTO t VALUES (1)"));
         one.query_finished(None, now);
         one.query_finished(Some(&failed(Kind::ReadOnlyTransaction)), now);
         assert!(other.role_check().unwrap().is_required && one.met_read_only());
         assert_eq!(other.checkout_decision(now, SECOND), CheckoutDecision::Ping);
         other.is_on_a_reader();
         assert!(other.role_check().is_none(), "it is known to be a reader");
-        other.query_started("INSERT INTO t VALUES (1)");
+        other.query_started(QueryEffects::of("INSERT INTO t VALUES (1)"));
         other.query_finished(None, now);
         assert!(other.role_check().is_some_and(|check| check.is_required), "it was promoted");
     }
@@ -452,7 +472,7 @@ mod tests {
             let now = Moment::now();
             let mut record = new_record(now, None);
             for (query, succeeds) in *queries {
-                record.query_started(query);
+                record.query_started(QueryEffects::of(query));
                 let error = (!succeeds).then(|| failed(Kind::UniqueViolation));
                 record.query_finished(error.as_ref(), now);
             }
@@ -465,7 +485,7 @@ mod tests {
         let now = Moment::now();
         let mut record = new_record(now, None);
         record.is_begun_by_diesel = true;
-        record.query_started("BEGIN");
+        record.query_started(QueryEffects::of("BEGIN"));
         record.query_finished(None, now);
         assert_eq!(record.retirement(now), None, "a test transaction stays open");
     }
@@ -497,7 +517,7 @@ mod tests {
         {
             let now = Moment::now();
             let mut record = new_record(now, None);
-            record.query_started(query);
+            record.query_started(QueryEffects::of(query));
             assert_eq!(record.retirement(now), expected, "{query}");
         }
     }
@@ -564,7 +584,7 @@ mod tests {
         let now = Moment::now();
         let mut record = new_record(now, None);
         record.is_begun_by_diesel = true;
-        record.query_started("BEGIN ISOLATION LEVEL SERIALIZABLE");
+        record.query_started(QueryEffects::of("BEGIN ISOLATION LEVEL SERIALIZABLE"));
         record.query_finished(None, now);
         assert_eq!(record.checkout_decision(now, SECOND), CheckoutDecision::Peek);
         record.query_finished(Some(&failed(Kind::UniqueViolation)), now);
@@ -576,10 +596,10 @@ mod tests {
         let now = Moment::now();
         let mut record = new_record(now, None);
         for query in ["BEGIN", "COMMIT"] {
-            record.query_started(query);
+            record.query_started(QueryEffects::of(query));
             record.query_finished(None, now);
         }
-        record.query_started("INSERT INTO t VALUES (1)");
+        record.query_started(QueryEffects::of("INSERT INTO t VALUES (1)"));
         record.query_finished(Some(&failed(Kind::UniqueViolation)), now);
         assert_eq!(record.checkout_decision(now, SECOND), CheckoutDecision::Peek);
     }
@@ -596,18 +616,8 @@ mod tests {
         for (query, expected) in cases {
             let now = Moment::now();
             let mut record = new_record(now, None);
-            record.query_started(query);
+            record.query_started(QueryEffects::of(query));
             assert_eq!(record.checkout_decision(now, SECOND), expected, "{query}");
         }
-    }
-
-    #[test]
-    fn the_text_of_a_query_ends_before_its_binds() {
-        let mut text = Text(String::new());
-        // As diesel writes it.
-        let query = String::from("INSERT INTO t VALUES ($1)");
-        let written = write!(text, "{query} -- binds: {:?}", ["they LISTEN"]);
-        assert!(written.is_err());
-        assert_eq!(text.0, query);
     }
 }

@@ -12,6 +12,8 @@ pub(super) struct QueryEffects {
     pub(super) listens: bool,
     pub(super) deallocates: bool,
     pub(super) writes: bool,
+    /// Whether it changes what the next user of the connection gets.
+    pub(super) changes_session: bool,
 }
 
 impl QueryEffects {
@@ -25,7 +27,10 @@ impl QueryEffects {
                 Statement::End if has_body(text) => {}
                 Statement::End => effects.open = Some(false),
                 Statement::Copy => effects.copies = true,
-                Statement::Listen => effects.listens = true,
+                Statement::Listen => {
+                    (effects.listens, effects.changes_session) = (true, true);
+                }
+                Statement::Session => effects.changes_session = true,
                 Statement::Deallocate => effects.deallocates = true,
                 Statement::Write => effects.writes = true,
                 Statement::Other => {}
@@ -58,6 +63,8 @@ enum Statement {
     Listen,
     /// DISCARD ALL, DEALLOCATE ALL: diesel's prepared statements may be gone.
     Deallocate,
+    /// SET and what can contain one.
+    Session,
     /// A statement that only a server that accepts writes can execute.
     Write,
     Other,
@@ -98,11 +105,35 @@ fn classify(statement: &str) -> Statement {
         () if is(first, "LISTEN") => Statement::Listen,
         () if is(first, "DEALLOCATE") && may_be_of_diesel(statement) => Statement::Deallocate,
         () if is(first, "DISCARD") && is(second, "ALL") => Statement::Deallocate,
+        () if is(first, "SET") => match second.to_ascii_uppercase().as_str() {
+            "LOCAL" | "TRANSACTION" | "CONSTRAINTS" => Statement::Other,
+            _ => Statement::Session,
+        },
+        () if is_first(&["RESET", "UNLISTEN", "DISCARD", "DECLARE", "DO", "CALL"]) => {
+            Statement::Session
+        }
         () if is_first(&["INSERT", "UPDATE", "DELETE", "MERGE", "CREATE", "ALTER", "DROP"]) => {
             Statement::Write
         }
         () => Statement::Other,
     }
+}
+
+/// Whether a text has a word of a temporary table, or of a function that changes the session: a
+/// SELECT can have both. A string or a name with such a word counts too, and costs a reset.
+pub(super) fn mentions_session(text: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "TEMP",
+        "TEMPORARY",
+        "PG_TEMP",
+        "SET_CONFIG",
+        "PG_ADVISORY_LOCK",
+        "PG_ADVISORY_LOCK_SHARED",
+        "PG_TRY_ADVISORY_LOCK",
+        "PG_TRY_ADVISORY_LOCK_SHARED",
+    ];
+    let mut words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+    words.any(|word| WORDS.iter().any(|expected| word.eq_ignore_ascii_case(expected)))
 }
 
 /// Whether `DEALLOCATE [PREPARE] NAME` may name a statement of diesel: `ALL`, a name of diesel's
@@ -266,8 +297,16 @@ mod tests {
             ("LISTEN jobs", Listen),
             ("NOTIFY jobs", Other),
             ("DISCARD ALL", Deallocate),
-            ("DISCARD TEMP", Other),
-            ("DISCARD PLANS", Other),
+            ("DISCARD TEMP", Session),
+            ("DISCARD PLANS", Session),
+            ("SET search_path = a", Session),
+            ("set session authorization a", Session),
+            ("SET LOCAL search_path = a", Other),
+            ("SET TRANSACTION READ ONLY", Other),
+            ("SET CONSTRAINTS ALL DEFERRED", Other),
+            ("RESET ROLE", Session),
+            ("DO $$ BEGIN END $$", Session),
+            ("SETTINGS", Other),
             ("DEALLOCATE ALL", Deallocate),
             ("deallocate prepare all", Deallocate),
             ("DEALLOCATE __diesel_stmt_1", Deallocate),
@@ -287,7 +326,7 @@ mod tests {
     fn only_a_semicolon_of_sql_itself_ends_a_statement() {
         use Statement::*;
         let cases: &[(&str, &[Statement])] = &[
-            ("SET x = 1; listen jobs", &[Other, Listen]),
+            ("SET x = 1; listen jobs", &[Session, Listen]),
             ("BEGIN; SELECT 1; COMMIT;", &[Begin, Other, End]),
             ("SELECT 1; -- BEGIN\n", &[Other]),
             ("SELECT '; BEGIN'", &[Other]),
@@ -296,8 +335,8 @@ mod tests {
             (r"SELECT '\'; BEGIN", &[Other, Begin]),
             (r"SELECT date'\'; BEGIN", &[Other, Begin]),
             ("SELECT \"a;b\"; BEGIN", &[Other, Begin]),
-            ("DO $$ begin; commit; end $$; BEGIN", &[Other, Begin]),
-            ("DO $a$ ; $$ ; $a$; BEGIN", &[Other, Begin]),
+            ("DO $$ begin; commit; end $$; BEGIN", &[Session, Begin]),
+            ("DO $a$ ; $$ ; $a$; BEGIN", &[Session, Begin]),
             ("SELECT $1; BEGIN", &[Other, Begin]),
             ("SELECT a$b$; BEGIN", &[Other, Begin]),
             ("SELECT 1 /* ; /* ; */ ; */; BEGIN", &[Other, Begin]),
@@ -306,6 +345,23 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(of(text), *expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn words_that_change_the_session_are_found_inside_of_a_statement() {
+        let cases = [
+            ("SELECT 1 INTO TEMP t", true),
+            ("create local temporary table t ()", true),
+            ("CREATE TABLE pg_temp.t ()", true),
+            ("WITH a AS (SELECT pg_catalog.set_config($1, $2, false)) SELECT 1", true),
+            ("SELECT pg_try_advisory_lock(1)", true),
+            ("SELECT pg_advisory_xact_lock(1)", false),
+            ("SELECT temperature, \"template\" FROM t", false),
+            ("", false),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(mentions_session(text), expected, "{text}");
         }
     }
 

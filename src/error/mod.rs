@@ -167,6 +167,18 @@ pub enum Error {
     #[error("this thread is ending; use the connection before its thread-locals are dropped")]
     ThreadEnding,
 
+    /// A hook of the [`Builder`](crate::Builder) failed on a connection, which is closed.
+    #[error("{hook} failed: {}; correct what it does or what it needs", one_line(cause))]
+    #[non_exhaustive]
+    Hook {
+        /// The setter: `after_connect`, `before_check_out`, `after_release`, `reset_on_release` or
+        /// `instrumentation`.
+        hook: &'static str,
+        /// What the function returned. A panic is a
+        /// [`QueryBuilderError`](diesel::result::Error::QueryBuilderError).
+        cause: diesel::result::Error,
+    },
+
     /// An open connection failed a ping. It is closed and replaced.
     #[error("the connection is not usable: {}; it is replaced by a new one", one_line(cause))]
     #[non_exhaustive]
@@ -259,15 +271,18 @@ impl Error {
                 *is_transient
             }
             Error::Ping { .. } | Error::Retired { .. } => true,
-            Error::Query(diesel::result::Error::DatabaseError(kind, _)) => {
-                use diesel::result::DatabaseErrorKind as Kind;
+            Error::Query(cause) | Error::Hook { cause, .. } => {
+                use diesel::result::{DatabaseErrorKind as Kind, Error::DatabaseError};
                 // A read-only server after a failover: the connection is replaced.
                 matches!(
-                    kind,
-                    Kind::ClosedConnection
-                        | Kind::UnableToSendCommand
-                        | Kind::ReadOnlyTransaction
-                        | Kind::SerializationFailure
+                    cause,
+                    DatabaseError(
+                        Kind::ClosedConnection
+                            | Kind::UnableToSendCommand
+                            | Kind::ReadOnlyTransaction
+                            | Kind::SerializationFailure,
+                        _
+                    )
                 )
             }
             _ => false,
@@ -291,6 +306,7 @@ impl Error {
                 if all(Outlook::Permanent) { Outlook::Permanent } else { Outlook::Unknown }
             }
             Error::Resolve { .. } => Outlook::Unknown,
+            Error::Hook { .. } if !self.is_transient() => Outlook::Permanent,
             other => other.refusal().map_or(Outlook::Unknown, Refusal::outlook),
         }
     }

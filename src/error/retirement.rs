@@ -22,6 +22,11 @@ named! {
         Demoted = "demoted", "its server is no longer the primary";
         /// [`retire_all`](crate::RdsConnectionManager::retire_all) was called after its login.
         Requested = "requested", "retire_all was called";
+        /// [`after_connect`](crate::Builder::after_connect),
+        /// [`before_check_out`](crate::Builder::before_check_out),
+        /// [`after_release`](crate::Builder::after_release) or the
+        /// [reset](crate::Builder::reset_on_release) failed.
+        Hook = "hook", "a hook or the reset failed";
         /// Nothing was wrong: the pool did not need it, a thread ended, or it was dropped. A
         /// connection whose instrumentation was replaced counts here and is not counted again.
         Released = "released", "it is no longer needed";

@@ -74,6 +74,7 @@ impl PerThread {
     /// - [`Error::InUse`] while another guard of this thread is alive.
     /// - [`Error::ThreadEnding`] in the destructor of a thread-local.
     /// - The errors of [`connect`](ManageConnection::connect) if a new connection is needed.
+    /// - [`Error::Hook`] if `before_check_out` fails on a new connection.
     pub fn get(&self) -> Result<PerThreadConnection<'_>, Error> {
         self.0.get().map(PerThreadConnection)
     }
@@ -134,6 +135,10 @@ trait Manager: 'static {
     fn connect(&self) -> Result<Self::Connection, Error>;
     fn is_valid(&self, connection: &mut Self::Connection) -> bool;
     fn has_broken(&self, connection: &mut Self::Connection) -> bool;
+    /// The hook at the start of a unit of work.
+    fn before_check_out(&self, connection: &mut Self::Connection) -> Result<(), Error>;
+    /// The hook and the reset at the end of a unit of work.
+    fn release(&self, connection: &mut Self::Connection) -> Result<(), Error>;
 
     /// When the manager itself will retire the connection.
     fn ends(connection: &mut Self::Connection) -> Option<Moment>;
@@ -151,11 +156,19 @@ impl Manager for RdsConnectionManager {
     }
 
     fn is_valid(&self, connection: &mut PgConnection) -> bool {
-        ManageConnection::is_valid(self, connection).is_ok()
+        self.check(connection).is_ok()
     }
 
     fn has_broken(&self, connection: &mut PgConnection) -> bool {
-        ManageConnection::has_broken(self, connection)
+        self.is_retired(connection)
+    }
+
+    fn before_check_out(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        self.before_check_out(connection)
+    }
+
+    fn release(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        self.release(connection)
     }
 
     fn ends(connection: &mut PgConnection) -> Option<Moment> {
@@ -212,6 +225,7 @@ impl<M: Manager> Connections<M> {
         let mut connection = self.manager.connect()?;
         // Read now, because a user's own instrumentation removes the manager's record.
         let managers = M::ends(&mut connection);
+        self.manager.before_check_out(&mut connection)?;
         Ok(Kept { connection, ends: [ends, managers] })
     }
 
@@ -219,6 +233,7 @@ impl<M: Manager> Connections<M> {
         let has_ended = kept.has_ended() || self.manager.has_broken(&mut kept.connection);
         let is_usable =
             !has_ended && (!self.test_on_check_out || self.manager.is_valid(&mut kept.connection));
+        let is_usable = is_usable && self.manager.before_check_out(&mut kept.connection).is_ok();
         is_usable.then_some(kept)
     }
 
@@ -229,7 +244,8 @@ impl<M: Manager> Connections<M> {
             || std::thread::panicking();
         let is_usable = !has_ended
             && (!M::is_suspect(&mut kept.connection)
-                || self.manager.is_valid(&mut kept.connection));
+                || self.manager.is_valid(&mut kept.connection))
+            && self.manager.release(&mut kept.connection).is_ok();
         is_usable.then_some(kept)
     }
 }
@@ -302,7 +318,10 @@ mod tests {
         made: AtomicUsize,
         checked: AtomicUsize,
         closed: Arc<AtomicUsize>,
+        prepared: AtomicUsize,
+        released: AtomicUsize,
         refuses: AtomicBool,
+        refuses_to_prepare: AtomicBool,
         finds_invalid: AtomicBool,
         finds_broken: AtomicBool,
     }
@@ -335,6 +354,19 @@ mod tests {
 
         fn has_broken(&self, _: &mut Number) -> bool {
             self.finds_broken.load(SeqCst)
+        }
+
+        fn before_check_out(&self, _: &mut Number) -> Result<(), Error> {
+            self.prepared.fetch_add(1, SeqCst);
+            if self.refuses_to_prepare.load(SeqCst) {
+                return Err(Error::Config("told to".into()));
+            }
+            Ok(())
+        }
+
+        fn release(&self, _: &mut Number) -> Result<(), Error> {
+            self.released.fetch_add(1, SeqCst);
+            Ok(())
         }
 
         fn ends(_: &mut Number) -> Option<Moment> {
@@ -407,6 +439,30 @@ mod tests {
         let guard = connections.get().unwrap();
         assert_eq!([guard.connection().number, guard.connection().number], [0, 0]);
         assert_eq!(count(&connections.manager.checked), 1);
+    }
+
+    #[test]
+    fn each_hook_is_called_once_a_unit_also_for_a_new_connection_and_without_checks() {
+        let connections = without_checks();
+        for unit in 1..=3 {
+            let guard = connections.get().unwrap();
+            assert_eq!(count(&connections.manager.prepared), unit);
+            assert_eq!(count(&connections.manager.released), unit - 1);
+            drop(guard);
+            assert_eq!(count(&connections.manager.released), unit);
+        }
+        assert_eq!(count(&connections.manager.made), 1);
+    }
+
+    #[test]
+    fn a_failed_hook_replaces_the_connection_once_and_is_an_error_for_a_new_one() {
+        let connections = told();
+        assert_eq!(number(&connections), 0);
+        connections.manager.refuses_to_prepare.store(true, SeqCst);
+        assert!(matches!(connections.get(), Err(Error::Config(_))));
+        assert_eq!((count(&connections.manager.made), count(&connections.manager.closed)), (2, 2));
+        connections.manager.refuses_to_prepare.store(false, SeqCst);
+        assert_eq!(number(&connections), 2);
     }
 
     #[test]

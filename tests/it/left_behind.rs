@@ -171,6 +171,33 @@ fn a_writer_that_refuses_writes_is_left_also_without_target_session_attrs() {
     assert_eq!(pool.manager().stats().retirements[&Retirement::Demoted], 1);
 }
 
+const TOO_LONG: &str = concat!("0123456789", "0123456789");
+
+#[test]
+fn a_write_of_the_query_builder_is_noticed_also_when_its_type_is_known() {
+    let rds = start(LocalRds::builder());
+    let table = "CREATE TABLE changed (id SERIAL PRIMARY KEY, value VARCHAR(19))";
+    manager(&rds).connect().unwrap().batch_execute(table).unwrap();
+    let pool = pool_of_one(&rds);
+    let insert = || {
+        let row = changed::value.eq("; BEGIN; LISTEN a");
+        diesel::insert_into(changed::table).values(row).execute(&mut pool.get().unwrap())
+    };
+    let first = backend(&mut pool.get().unwrap());
+    // A failed write makes the type known, and shows nothing about the server.
+    let refused = diesel::insert_into(changed::table).values(changed::value.eq(TOO_LONG));
+    refused.execute(&mut pool.get().unwrap()).unwrap_err();
+    assert_eq!(insert(), Ok(1));
+    assert_eq!(backend(&mut pool.get().unwrap()), first);
+    let mut superuser = rds.superuser().unwrap();
+    let read_only = "ALTER SYSTEM SET default_transaction_read_only = on";
+    superuser.batch_execute(read_only).unwrap();
+    superuser.batch_execute("SELECT pg_reload_conf()").unwrap();
+    crate::support::soon("an insert fails", || insert().is_err());
+    assert_ne!(backend(&mut pool.get().unwrap()), first);
+    assert_eq!(pool.manager().stats().retirements[&Retirement::Demoted], 1);
+}
+
 #[test]
 fn retire_all_replaces_open_connections_and_fails_no_operation() {
     let rds = start(LocalRds::builder());

@@ -16,6 +16,7 @@ mod exit;
 #[cfg(target_os = "linux")]
 mod faults;
 mod guide;
+mod hooks;
 mod hostile_logins;
 mod hosts;
 mod left_behind;
@@ -29,6 +30,7 @@ mod outage;
 mod per_thread;
 mod pool;
 mod reports;
+mod reset;
 mod review;
 mod secrets;
 mod session;

@@ -239,6 +239,40 @@ fn a_query_that_diesel_cannot_build_returns_an_error() {
     assert!(matches!(error, diesel::result::Error::QueryBuilderError(_)), "{error}");
 }
 
+/// A query as diesel's builder renders it. Counts how often it is rendered or bound.
+#[derive(Clone, Default, diesel::query_builder::QueryId)]
+struct Counted(std::rc::Rc<std::cell::Cell<usize>>);
+
+impl diesel::query_builder::QueryFragment<diesel::pg::Pg> for Counted {
+    fn walk_ast<'b>(
+        &'b self,
+        mut out: diesel::query_builder::AstPass<'_, 'b, diesel::pg::Pg>,
+    ) -> QueryResult<()> {
+        self.0.set(self.0.get() + 1);
+        out.push_sql("SELECT \"datname\" FROM pg_database WHERE \"oid\"::integer = ");
+        out.push_bind_param::<Integer, _>(&1)
+    }
+}
+
+impl RunQueryDsl<PgConnection> for Counted {}
+
+#[test]
+fn a_query_of_the_builder_is_rendered_as_often_as_by_diesel_alone() {
+    let rds = start(LocalRds::builder());
+    let ours = &mut rds.manager_builder().build(rds.database_url()).unwrap().connect().unwrap();
+    let token = crate::support::token_of(&rds, std::time::SystemTime::now());
+    let diesels = &mut crate::support::log_in(&rds, LocalRds::USER, &token).unwrap();
+    let of_second_execution = |connection: &mut PgConnection| {
+        let query = Counted::default();
+        query.clone().execute(connection).unwrap();
+        let before = query.0.replace(0);
+        assert!(before > 0);
+        query.clone().execute(connection).unwrap();
+        query.0.get()
+    };
+    assert_eq!(of_second_execution(ours), of_second_execution(diesels));
+}
+
 #[test]
 fn a_max_lifetime_of_duration_max_has_no_end() {
     let rds = start(LocalRds::builder());
