@@ -7,6 +7,7 @@ use std::time::Duration;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
 
+use crate::conninfo::libpq::check_version;
 use crate::conninfo::{ConnectionString, IamConninfo, Keywords, invalid};
 use crate::credentials::{Configured, CredentialsCache, Role, Source};
 use crate::error::Error;
@@ -244,6 +245,7 @@ impl Builder {
 
     fn build_from(self, string: ConnectionString) -> Result<RdsConnectionManager, Error> {
         keep_openssl_until_the_end();
+        check_version()?;
         let keywords = self.keywords.clone().or(string.keywords.clone());
         let (max_lifetime, validate_after) = (self.max_lifetime, self.validate_after);
         let login = if keywords.rds_iam_auth.unwrap_or(true) {
