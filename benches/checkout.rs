@@ -1,7 +1,7 @@
 //! Measures a checkout and the check-in of a connection that was just used: with our manager and
 //! with diesel's, each with and without its test at checkout.
 //!
-//!     cargo bench --all-features --bench checkout
+//!     cargo bench --features full --bench checkout
 #![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
 
 mod support;

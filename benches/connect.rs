@@ -2,7 +2,7 @@
 //! already signed: with the one root certificate that is needed, and with a bundle for all regions
 //! like Amazon's.
 //!
-//!     cargo bench --all-features --bench connect
+//!     cargo bench --features full --bench connect
 #![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
 
 mod support;

@@ -1,7 +1,7 @@
 //! Measures a restart and an outage of 13 seconds under the load of eight threads, beside diesel's
 //! manager: how many operations fail, and when all threads succeed again.
 //!
-//!     cargo bench --all-features --bench outage
+//!     cargo bench --features full --bench outage
 #![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
 
 mod support;

@@ -1,7 +1,7 @@
 //! Measures the begin and end of a unit of work on the connection of a thread, beside a checkout
 //! from a pool.
 //!
-//!     cargo bench --all-features --bench per_thread
+//!     cargo bench --features full --bench per_thread
 #![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
 
 mod support;

@@ -1,7 +1,7 @@
 //! Measures the CPU time of queries in this process, on a connection of our manager and on one of
 //! diesel alone, to the same server.
 //!
-//!     cargo bench --all-features --bench query
+//!     cargo bench --features full --bench query
 #![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
 
 mod support;

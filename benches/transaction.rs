@@ -1,7 +1,7 @@
 //! Measures a transaction of one query: by `Pool::transaction`, and by `connection.transaction` on
 //! a connection of the same pool.
 //!
-//!     cargo bench --all-features --bench transaction
+//!     cargo bench --features full --bench transaction
 #![expect(clippy::unwrap_used, reason = "a bench that fails may panic")]
 
 mod support;

@@ -10,6 +10,7 @@ use diesel::connection::Instrumentation;
 use diesel::{PgConnection, QueryResult};
 
 use crate::connection::Hooks;
+use crate::conninfo::libpq::check_version;
 use crate::conninfo::{ConnectionString, IamConninfo, Keywords, invalid};
 use crate::credentials::{Configured, CredentialsCache, Role, Source};
 use crate::error::Error;
@@ -328,6 +329,7 @@ impl Builder {
 
     fn build_from(self, string: ConnectionString) -> Result<RdsConnectionManager, Error> {
         keep_openssl_until_the_end();
+        check_version()?;
         let keywords = self.keywords.clone().or(string.keywords.clone());
         let (max_lifetime, validate_after) = (self.max_lifetime, self.validate_after);
         let hooks = self.hooks.clone();

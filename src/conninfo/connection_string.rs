@@ -148,6 +148,7 @@ impl ConnectionString {
     pub(crate) fn with_iam(&self) -> Result<IamConninfo, Error> {
         let all = self.complete()?;
         self.refuse_password(&all["password"])?;
+        self.refuse_hidden_key_log(&all)?;
         check_numbers(&all)?;
         check_region(self.keywords.region_name.as_deref().unwrap_or_default())?;
         let chosen = self.chosen_of(&all);
@@ -190,15 +191,30 @@ impl ConnectionString {
             let explicit = self.explicit.get(keyword).cloned();
             return explicit.or_else(|| Some(by_variable?.trim_end().to_owned()));
         }
+        // libpq 16 and newer write this default into the settings, and have no compiled value.
+        let filled_in = (keyword == "sslcertmode").then_some("allow");
         let is_chosen = PINNED.contains(&keyword)
             || self.explicit.contains_key(keyword)
-            || setting.value != setting.compiled
+            || setting.value.as_deref() != setting.compiled.as_deref().or(filled_in)
             || by_variable.is_some();
         // An explicit empty value keeps libpq from reading the variable.
         let may_be_empty = self.explicit.contains_key(keyword)
             && !PINNED.contains(&keyword)
             && !has_default(keyword);
         setting.value.clone().filter(|value| is_chosen && (may_be_empty || !value.is_empty()))
+    }
+
+    /// Refuses a log of TLS keys (libpq 18) that the string does not name: who has the log and the
+    /// packets has the token.
+    fn refuse_hidden_key_log(&self, all: &Settings) -> Result<(), Error> {
+        let file = all.get("sslkeylogfile").and_then(|setting| setting.value.as_deref());
+        if file.unwrap_or_default().is_empty() || self.explicit.contains_key("sslkeylogfile") {
+            return Ok(());
+        }
+        invalid(
+            "a service file or a variable sets sslkeylogfile: the keys that encrypt the token \
+             would be written to a file; remove it, or set it in the connection string itself",
+        )
     }
 
     /// Refuses a password beside IAM. PGPASSWORD counts only without a string: beside a
@@ -283,6 +299,16 @@ mod tests {
             assert_eq!(plain[keyword], default, "{keyword}");
             assert_eq!(set[keyword], when_set, "{keyword}");
         }
+    }
+
+    #[test]
+    fn what_libpq_fills_in_is_not_chosen() {
+        let string = ConnectionString::parse("postgres://app@db.example.com/app").unwrap();
+        let chosen = string.chosen_settings().unwrap();
+        assert_eq!(
+            chosen.keys().collect::<Vec<_>>(),
+            ["dbname", "host", "passfile", "port", "user"]
+        );
     }
 
     #[test]

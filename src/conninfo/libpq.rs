@@ -7,8 +7,10 @@ use std::ptr;
 
 use pq_sys::{
     PQconnectStartParams, PQconninfo, PQconninfoFree, PQconninfoOption, PQconninfoParse,
-    PQerrorMessage, PQfinish, PQfreemem,
+    PQerrorMessage, PQfinish, PQfreemem, PQlibVersion,
 };
+
+use crate::error::Error;
 
 /// The value of one of libpq's keywords.
 #[derive(Clone)]
@@ -27,6 +29,23 @@ pub(crate) type Settings = BTreeMap<String, Setting>;
 
 /// libpq's message about a string. It can quote any part of that string, also a secret.
 pub(crate) struct Complaint(pub(crate) String);
+
+/// Refuses a libpq without a setting or a function that a login needs.
+pub(crate) fn check_version() -> Result<(), Error> {
+    // SAFETY: the function has no preconditions.
+    check(unsafe { PQlibVersion() })
+}
+
+fn check(version: i32) -> Result<(), Error> {
+    if version >= 140_000 {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "this program runs with libpq {}; install libpq 14 or newer (package libpq5, or libpq), or \
+         build it with the feature bundled",
+        version / 10_000
+    )))
+}
 
 /// Parses `conninfo` (URI or key/value) and returns only what it sets.
 pub(crate) fn parse(conninfo: &CStr) -> Result<BTreeMap<String, String>, Complaint> {
@@ -133,6 +152,15 @@ mod tests {
         assert_eq!(settings["port"].value.as_deref(), Some("5432"));
         assert!(settings["password"].secret);
         assert!(!settings["host"].secret);
+    }
+
+    #[test]
+    fn a_libpq_older_than_14_is_refused_with_a_package_and_a_feature() {
+        assert!(check(140_000).is_ok() && check_version().is_ok());
+        let error = check(130_016).unwrap_err().to_string();
+        for part in ["libpq 13;", "libpq5", "bundled"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

@@ -100,12 +100,16 @@ fn unknown_keyword(message: &str) -> Option<&str> {
 
 /// Keywords of libpq 16 to 18, which this libpq may not know.
 const NEWER: &str = "gssdelegation max_protocol_version min_protocol_version oauth_client_id \
-                     oauth_issuer require_auth sslcertmode sslkeylogfile sslnegotiation";
+                     oauth_issuer require_auth scram_client_key scram_server_key servicefile \
+                     sslcertmode sslkeylogfile sslnegotiation";
 
 fn unknown_keyword_reason(keyword: &str) -> String {
     let written = keyword.trim().to_ascii_lowercase();
     if let Some(newer) = NEWER.split(' ').find(|newer| *newer == written) {
-        return format!("this libpq is too old for {newer}; update libpq, or remove the keyword");
+        return format!(
+            "this libpq is too old for {newer}; remove the keyword, or update libpq (the feature \
+             bundled builds libpq 18)"
+        );
     }
     let of_libpq = libpq::keywords().into_keys();
     let known = of_libpq.chain(Keywords::ALL.map(str::to_owned));

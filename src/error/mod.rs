@@ -50,7 +50,8 @@ pub enum Error {
 
     /// Nothing names the region to sign a token for.
     #[error(
-        "no AWS region for {host}: {reason}; set region_name=, or iam_host= if the host is a CNAME or a tunnel"
+        "no AWS region for {host}: {reason}; set region_name=, or iam_host= if the host is a \
+         CNAME or a tunnel"
     )]
     #[non_exhaustive]
     Region {

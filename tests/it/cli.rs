@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel_rds_iam::local::LocalRds;
@@ -13,7 +12,8 @@ use diesel_rds_iam::r2d2::ManageConnection;
 use tempfile::TempDir;
 
 use crate::support::{
-    RDS_IAM, end_of, ignores_sigint, manager, minutes, send, start, with_no_settings, write_private,
+    RDS_IAM, await_line, end_of, eventually, ignores_sigint, manager, minutes, output, output_of,
+    send, start, with_no_settings, write_private,
 };
 
 /// Returns the command for a program in its own folder, without settings in its environment.
@@ -50,7 +50,7 @@ fn run(command: &mut Command) -> Said {
 
 /// As `run`, for output that contains a secret on purpose.
 fn run_unseen(command: &mut Command) -> Said {
-    let Output { status, stdout, stderr } = command.output().unwrap();
+    let Output { status, stdout, stderr } = output(command);
     let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     Said { code: status.code(), stdout, stderr }
 }
@@ -67,14 +67,6 @@ fn url_without_root(rds: &LocalRds) -> String {
     let (start, parameters) = url.split_once('?').unwrap();
     let others = parameters.split('&').filter(|it| !it.starts_with("sslrootcert="));
     format!("{start}?{}", others.collect::<Vec<_>>().join("&"))
-}
-
-fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "waited 30 s for {what}");
-        std::thread::yield_now();
-    }
 }
 
 mod exec {
@@ -426,13 +418,13 @@ mod exec {
         command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let [ready, go] = ["ready", "go"].map(|name| folder.path().join(name));
-        wait_for("the first login", || ready.exists() && go.exists());
+        eventually("the first login", || ready.exists() && go.exists());
         fs::read(&ready).unwrap();
         rds.clock().advance(minutes(16));
         fs::write(folder.path().join("clock.new"), "+16m").unwrap();
         fs::rename(folder.path().join("clock.new"), &clock).unwrap();
         fs::write(&go, "\n").unwrap();
-        let output = child.wait_with_output().unwrap();
+        let output = output_of(child, minutes(5), "a command that logs in twice");
         let [stdout, stderr] =
             [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
         eprint!("{stdout}{stderr}");
@@ -460,9 +452,9 @@ mod exec {
         let mut command = rds_iam(rds, folder, &["exec", "--refresh", "--", "sh", "-c", script]);
         let mut child =
             command.env("XDG_RUNTIME_DIR", folder.path()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        (child, line.trim().into())
+        let stdout = child.stdout.take().unwrap();
+        let folder = await_line("the command prints its folder", stdout, |line| Some(line.into()));
+        (child, folder)
     }
 
     #[test]
@@ -470,9 +462,12 @@ mod exec {
         use std::os::unix::fs::PermissionsExt;
 
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        for (signal, code, by) in
-            [("USR1", Some(7), None), ("TERM", None, Some(15)), ("KILL", None, Some(9))]
-        {
+        for (signal, code, by) in [
+            ("USR1", Some(7), None),
+            ("TERM", None, Some(15)),
+            ("INT", None, Some(2)),
+            ("KILL", None, Some(9)),
+        ] {
             if signal == "INT" && ignores_sigint() {
                 eprintln!("SIGINT is ignored here (nohup), so it is not tested");
                 continue;
@@ -484,7 +479,7 @@ mod exec {
             send(signal, child.id());
             let status = end_of(&mut child, signal);
             assert_eq!((status.code(), status.signal()), (code, by), "{signal}");
-            wait_for("the removal of the passfile", || !private.exists());
+            eventually("the removal of the passfile", || !private.exists());
         }
     }
 
@@ -497,7 +492,7 @@ mod exec {
         let mut command = rds_iam(&rds, &folder, &["exec", "--refresh", "--", "sh", "-c", script]);
         let child = command.stdout(Stdio::piped()).spawn().unwrap();
         let pid = child.id();
-        let stdout = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        let stdout = String::from_utf8(output_of(child, minutes(5), script).stdout).unwrap();
         assert!(stdout.starts_with(&format!("{pid}\n")), "{pid}: {stdout}");
         assert!(!stdout.contains("rds-iam"), "the command has a child: {stdout}");
     }
@@ -508,7 +503,7 @@ mod exec {
         let mut command = rds_iam(&rds, &folder, &["exec", "--refresh", "--", "no-such-command"]);
         let said = run(command.env("XDG_RUNTIME_DIR", folder.path()));
         assert_eq!(said.code, Some(127), "{said:?}");
-        wait_for("the removal of the passfile", || {
+        eventually("the removal of the passfile", || {
             fs::read_dir(folder.path()).unwrap().next().is_none()
         });
     }
@@ -902,7 +897,7 @@ mod local {
         let script = format!(
             "ulimit -c unlimited; exec {RDS_IAM} local -- sh -c 'ulimit -c 0; kill -SEGV $$'"
         );
-        let status = program("sh", &folder).args(["-c", &script]).status().unwrap();
+        let status = output(program("sh", &folder).args(["-c", &script])).status;
         assert_eq!((status.signal(), status.core_dumped()), (Some(11), false));
     }
 
@@ -959,14 +954,9 @@ mod local {
             exports.iter().find_map(|line| line.strip_prefix("export PGSSLROOTCERT='")).unwrap();
         let private = Path::new(root.trim_end_matches('\'')).parent().unwrap().to_owned();
         assert!(private.exists());
-        assert!(
-            Command::new("sh")
-                .args(["-c", &format!("kill -INT {}", child.id())])
-                .status()
-                .unwrap()
-                .success()
-        );
-        assert!(child.wait().unwrap().success());
+        let signal = if ignores_sigint() { "TERM" } else { "INT" };
+        send(signal, child.id());
+        assert!(end_of(&mut child, "rds-iam local after a signal").success());
         assert!(!private.exists());
     }
 }

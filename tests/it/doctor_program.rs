@@ -9,7 +9,7 @@ use diesel_rds_iam::local::LocalRds;
 use serde_json::Value;
 
 use crate::support::fake::{FakePostgres, error_response};
-use crate::support::{RDS_IAM, start, with_no_settings};
+use crate::support::{RDS_IAM, output, start, with_no_settings};
 
 const NAME: &str = "db.abc123.eu-west-1.rds.amazonaws.com";
 
@@ -19,11 +19,8 @@ fn doctor(environment: &[(&'static str, String)], arguments: &[&str]) -> Output 
 
 fn run(command: &mut Command, environment: &[(&'static str, String)]) -> Output {
     // There is no file .env in /.
-    let output = with_no_settings(command)
-        .envs(environment.iter().cloned())
-        .current_dir("/")
-        .output()
-        .unwrap();
+    let output =
+        output(with_no_settings(command).envs(environment.iter().cloned()).current_dir("/"));
     // The output of all tests is searched for secrets.
     eprint!("{}{}", text(&output), String::from_utf8_lossy(&output.stderr));
     output

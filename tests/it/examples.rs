@@ -4,11 +4,11 @@ use std::process::{Command, Output};
 
 use diesel_rds_iam::local::LocalRds;
 
-use crate::support::{example, start};
+use crate::support::{example, output, start};
 
 /// Repeats the output of the command, so that the test in secrets.rs can search it.
 pub(crate) fn run(command: &mut Command) -> Output {
-    let output = command.output().unwrap();
+    let output = output(command);
     eprint!("{}{}", printed(&output), logged(&output));
     output
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use diesel_rds_iam::RdsConnectionManager;
 use diesel_rds_iam::local::LocalRds;
 
-use crate::support::{start, with_no_settings};
+use crate::support::{output, start, with_no_settings};
 
 /// How many programs end, each a millisecond later than the one before.
 const PROGRAMS: u64 = 120;
@@ -25,7 +25,7 @@ fn a_program_that_ends_in_a_tls_handshake_does_not_crash() {
         program.env("EXIT_URL", url).env("EXIT_AFTER_MS", (i / 2 % 40).to_string());
         program.env("AWS_ACCESS_KEY_ID", rds.credentials().access_key_id());
         program.env("AWS_SECRET_ACCESS_KEY", rds.credentials().secret_access_key());
-        let output = program.output().unwrap();
+        let output = output(&mut program);
         assert_eq!(output.status.code(), Some(0), "program {i}: {output:?}");
     }
 }

@@ -14,7 +14,7 @@ use diesel_rds_iam::local::LocalRds;
 use tempfile::TempDir;
 
 use crate::support::moto::{Moto, python_bin};
-use crate::support::{RDS_IAM, in_a_child, start};
+use crate::support::{RDS_IAM, in_a_child, minutes, output, output_of, start};
 
 // Both sides of the diff in from_diesel.md.
 #[path = "from_diesel/after.rs"]
@@ -115,7 +115,7 @@ impl Stage {
             .env("HOME", self.folder.path());
         let kept = ["TMPDIR", "LD_LIBRARY_PATH", "RUST_LOG"];
         bash.envs(kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-        check(bash.envs(self.environment.iter().cloned()).output().unwrap(), what);
+        check(output(bash.envs(self.environment.iter().cloned())), what);
     }
 
     /// Runs SQL as the master user of a database without the user `app`.
@@ -161,7 +161,7 @@ fn parse_by(program: impl AsRef<Path>, arguments: &[&str], text: &str, what: &st
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    check(child.wait_with_output().unwrap(), what);
+    check(output_of(child, minutes(5), what), what);
 }
 
 fn parse_in_python(code: &str, text: &str, what: &str) {

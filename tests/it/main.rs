@@ -39,5 +39,7 @@ mod stats;
 mod support;
 #[cfg(target_os = "linux")]
 mod transaction;
+#[cfg(target_os = "linux")]
+mod versions;
 mod web;
 mod worker;

@@ -2,7 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use diesel_rds_iam::r2d2::ManageConnection;
 
 use crate::examples::{logged, printed, run};
 use crate::support::fake::{FakePostgres, error_response};
-use crate::support::{example, manager, start};
+use crate::support::{example, manager, minutes, output_of, start};
 
 const UP_TO_DATE: &str = "the schema is up to date; migrations run: ";
 const LAST: &str = "2026-01-03-000000_create_jobs";
@@ -32,28 +33,33 @@ fn migrate(rds: &LocalRds) -> Command {
 /// A running migrate, whose output is read while it runs.
 struct Running {
     child: Child,
-    lines: BufReader<ChildStdout>,
+    lines: Receiver<String>,
 }
 
 impl Running {
     fn start(command: &mut Command) -> Running {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        Running { lines: BufReader::new(child.stdout.take().unwrap()), child }
+        let (stdout, (sender, lines)) = (child.stdout.take().unwrap(), channel());
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines() {
+                // The receiver is dropped if the test has failed.
+                let _ = sender.send(line.unwrap() + "\n");
+            }
+        });
+        Running { child, lines }
     }
 
     /// Returns the next line. Prints it, so that the test in secrets.rs can search it.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).unwrap();
+    fn line(&self) -> String {
+        let line = self.lines.recv_timeout(minutes(1)).expect("migrate prints a line");
         eprint!("{line}");
         line
     }
 
     /// Waits for the end. Returns whether it succeeded, and the rest of its output and log.
-    fn end(mut self) -> (bool, String, String) {
-        let mut printed = String::new();
-        self.lines.read_to_string(&mut printed).unwrap();
-        let output = self.child.wait_with_output().unwrap();
+    fn end(self) -> (bool, String, String) {
+        let output = output_of(self.child, minutes(2), "migrate");
+        let printed: String = self.lines.iter().collect();
         eprint!("{printed}{}", logged(&output));
         (output.status.success(), printed, logged(&output))
     }
@@ -112,7 +118,7 @@ fn waits_for_another_migration_and_says_so() {
     let rds = start(LocalRds::builder());
     let mut other = manager(&rds).connect().unwrap();
     lock(&mut other);
-    let mut waiting = Running::start(&mut migrate(&rds));
+    let waiting = Running::start(&mut migrate(&rds));
     assert_eq!(waiting.line(), "another program migrates this database; waiting for it\n");
     assert_eq!(count(&mut other, "pg_tables WHERE tablename = 'notes'"), 0);
     // Regression: this was a deadlock while migrate waited in pg_advisory_lock.
@@ -128,7 +134,7 @@ fn a_connection_closed_during_the_wait_for_the_lock_is_reported() {
     let rds = start(LocalRds::builder());
     let mut other = manager(&rds).connect().unwrap();
     lock(&mut other);
-    let mut waiting = Running::start(&mut migrate(&rds));
+    let waiting = Running::start(&mut migrate(&rds));
     waiting.line();
     // CASE, because AND does not define the order of evaluation.
     let is_waiting = "query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid()";
@@ -169,7 +175,7 @@ fn a_failed_migration_is_named_and_rolled_back() {
 fn waits_for_a_stopped_server_and_reports_the_cause_once() {
     let rds = start(LocalRds::builder());
     rds.stop();
-    let mut waiting = Running::start(&mut migrate(&rds));
+    let waiting = Running::start(&mut migrate(&rds));
     let why = waiting.line();
     assert!(
         why.starts_with("waiting for the database: ") && why.contains("Connection refused"),

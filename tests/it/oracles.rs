@@ -12,6 +12,7 @@ use proptest::test_runner::TestRunner;
 use serde::{Deserialize, Serialize};
 
 use crate::support::moto::python_bin;
+use crate::support::{minutes, output_of};
 
 /// Runs a program in Python with `cases` as JSON, and returns its answers. Does not show them,
 /// because they contain tokens.
@@ -24,7 +25,7 @@ fn run_python<Case: Serialize, Answer: for<'a> Deserialize<'a>>(
     python.args(["-c", program]).env_remove("AWS_PROFILE");
     let mut python = python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     python.stdin.take().unwrap().write_all(&serde_json::to_vec(cases).unwrap()).unwrap();
-    let output = python.wait_with_output().unwrap();
+    let output = output_of(python, minutes(5), "botocore signs");
     assert!(output.status.success(), "{}", output.status);
     let answers: Vec<Answer> = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(answers.len(), cases.len());

@@ -34,7 +34,7 @@ fn connect_waits_for_a_restarting_server() {
             sender.send(()).unwrap();
             manager.connect().map(drop)
         });
-        receiver.recv().unwrap();
+        receiver.recv_timeout(Duration::from_secs(10)).expect("the thread starts");
         rds.restart().unwrap();
         connecting.join().unwrap().unwrap();
     }

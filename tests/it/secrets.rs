@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use openssl::base64;
 
+use crate::support::{minutes, output_of};
+
 /// How secrets begin: those in tokens, LocalRds' secret keys and passwords, and the passwords and
 /// session tokens of these tests.
 const MARKS: &[&str] = &[
@@ -61,7 +63,7 @@ fn a_run_at_trace_level_shows_no_secrets() {
     let (has_ended, forms) = (AtomicBool::new(false), forms());
     let (output, mut seen) = thread::scope(|scope| {
         let watch = scope.spawn(|| watch(&has_ended, folder.path(), &forms));
-        let output = run.wait_with_output().unwrap();
+        let output = output_of(run, minutes(60), "all tests at trace level");
         has_ended.store(true, Ordering::SeqCst);
         (output, watch.join().unwrap())
     });

@@ -2,7 +2,9 @@
 //! Help, completions, manual pages and usage errors: tests that need no server.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -28,7 +30,11 @@ struct Said {
 }
 
 fn run(command: &mut Command) -> Said {
-    let Output { status, stdout, stderr } = command.output().unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (child, (sender, output)) = (command.spawn().unwrap(), channel());
+    std::thread::spawn(move || sender.send(child.wait_with_output().unwrap()));
+    let output = output.recv_timeout(Duration::from_secs(60));
+    let Output { status, stdout, stderr } = output.expect("rds-iam ends within 60 s");
     let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     Said { code: status.code(), stdout, stderr }
 }

@@ -40,7 +40,7 @@ fn per_thread() {
 
 /// Takes about 1 minute:
 ///
-///     cargo test --workspace --all-features --test it if_commits_are_cut_100_times -- --ignored
+///     cargo test --workspace --features full --test it if_commits_are_cut_100_times -- --ignored
 #[test]
 #[ignore = "takes 1 minute"]
 fn no_outcome_stays_unknown_if_commits_are_cut_100_times() {

@@ -16,7 +16,7 @@ use diesel_rds_iam::{PerThread, RdsConnectionManager};
 
 use crate::support::network::{Cable, SERVER};
 use crate::support::proxy::Proxy;
-use crate::support::{eventually, in_a_network_of_its_own, sessions, start};
+use crate::support::{eventually_equal, in_a_network_of_its_own, sessions, start};
 use fault::{FAULTS, Fault, Scene};
 use load::{Connections, Load, THREADS, Tally};
 use source::Source;
@@ -88,7 +88,7 @@ fn run_rounds<C: Connections + Send>(
     let rows = scene.load.check(&mut scene.rds.superuser().unwrap());
     eprintln!("{rows} rows, all as in the ledger");
     drop(connections);
-    eventually("all sessions end", || sessions(&scene.rds) == 0);
+    eventually_equal("sessions after the end", 0, || sessions(&scene.rds));
 }
 
 fn make_scene() -> Scene {
@@ -132,9 +132,8 @@ fn cause(
     let took = load
         .full_service(Instant::now(), bound(name))
         .unwrap_or_else(|error| panic!("{name}: {error}"));
-    eventually("each session belongs to a connection", || {
-        sessions(&scene.rds) == i64::from(connections.open())
-    });
+    let what = format!("sessions after \"{name}\", one for each connection");
+    eventually_equal(&what, i64::from(connections.open()), || sessions(&scene.rds));
     let Tally { failed, unknown } = load.tally() - tally;
     let rate = busiest_second(&scene.rds.attempts()[logins..]);
     // The columns of the guide's table, and the logins.

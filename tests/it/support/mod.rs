@@ -10,13 +10,13 @@ pub(crate) mod network;
 pub(crate) mod proxy;
 pub(crate) mod web;
 
-use std::fmt::Display;
+use std::fmt::{Debug, Display};
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::channel;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -41,6 +41,7 @@ pub(crate) fn start(builder: Builder) -> LocalRds {
 }
 
 pub(crate) fn log() {
+    limit_this_test();
     let _ = env_logger::builder().is_test(std::env::var_os("RUST_LOG").is_none()).try_init();
 }
 
@@ -122,6 +123,43 @@ pub(crate) fn eventually(what: &str, happened: impl FnMut() -> bool) {
     within(Duration::from_secs(30), what, happened);
 }
 
+/// As `eventually`, and shows both values if they still differ.
+pub(crate) fn eventually_equal<T: PartialEq + Debug>(
+    what: &str,
+    expected: T,
+    mut actual: impl FnMut() -> T,
+) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let last = actual();
+        if last == expected {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: still {last:?} after 30 s, not {expected:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Ends the process if the test of this thread runs for 15 minutes. A thread that waits inside
+/// libpq, and a test that joins it, cannot be stopped in another way.
+fn limit_this_test() {
+    thread_local! {
+        static END: Sender<()> = {
+            let test = thread::current().name().unwrap_or("a thread").to_owned();
+            let (end, ended) = channel();
+            // The end of the thread drops the sender.
+            thread::spawn(move || {
+                if ended.recv_timeout(minutes(15)) == Err(RecvTimeoutError::Timeout) {
+                    eprintln!("{test} did not end within 15 minutes");
+                    std::process::abort();
+                }
+            });
+            end
+        };
+    }
+    END.with(|_| ());
+}
+
 /// Polls, for conditions without an event to wait for.
 fn within(limit: Duration, what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
@@ -151,6 +189,24 @@ fn poll_end(limit: Duration, child: &mut Child) -> Option<ExitStatus> {
         }
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Runs a program until it ends, with the limit of `output_of`.
+pub(crate) fn output(command: &mut Command) -> Output {
+    let what = format!("{:?} {:?}", command.get_program(), command.get_args().next());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    output_of(child.unwrap(), minutes(5), &what)
+}
+
+/// Reads the output of a child process until both have ended. Kills the child at the limit and
+/// fails.
+pub(crate) fn output_of(child: Child, limit: Duration, what: &str) -> Output {
+    let (id, (sender, output)) = (child.id(), channel());
+    thread::spawn(move || sender.send(child.wait_with_output().unwrap()));
+    output.recv_timeout(limit).unwrap_or_else(|_| {
+        send("KILL", id);
+        panic!("killed, because it ran for {limit:?}: {what}")
+    })
 }
 
 /// Waits 60 s for a line from which `find` returns a value. Reads the output to its end, so that

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use diesel_rds_iam::Credentials;
 use diesel_rds_iam::local::LocalRds;
 
-use super::await_line;
 use super::cloud::{Cloud, Reply, Request, reply};
+use super::{await_line, minutes};
 
 /// The folder in which script/bootstrap installs Python programs.
 pub(crate) fn python_bin() -> PathBuf {
@@ -64,6 +64,7 @@ impl Drop for Moto {
 
 fn ask(port: u16, request: &Request) -> Reply {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(minutes(1))).unwrap();
     let forwarded = ["authorization", "content-type", "host", "x-amz-date"];
     let headers: String = forwarded
         .iter()

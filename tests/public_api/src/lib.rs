@@ -22,7 +22,7 @@ fn the_public_api_is_as_listed() {
 /// Runs rustdoc, which writes JSON.
 fn document() {
     let rustdoc =
-        ["rustdoc", "--quiet", "--lib", "--all-features", "--locked", "--target-dir", "target"];
+        ["rustdoc", "--quiet", "--lib", "--features", "full", "--locked", "--target-dir", "target"];
     let json = ["--", "-Z", "unstable-options", "--output-format", "json"];
     let mut cargo = Command::new(env!("CARGO"));
     // A wrapper sets RUSTC_BOOTSTRAP for rustdoc only, because it would rebuild all dependencies.
