@@ -105,8 +105,9 @@ fn enqueue(payloads: &[String]) -> Result<(), Failure> {
     if std::env::var_os("DATABASE_URL").is_none() {
         return Err("enqueue needs DATABASE_URL, because a local RDS stops with its program".into());
     }
-    let mut connection = Database::open(RdsConnectionManager::builder())?.manager.connect()?;
-    migrations::run(&mut connection, |line| log::info!("{line}"))?;
+    let manager = Database::open(RdsConnectionManager::builder())?.manager;
+    let mut connection = manager.connect()?;
+    migrations::run(&manager, &mut connection, |line| log::info!("{line}"))?;
     queue::enqueue(payloads, &mut connection)?;
     Ok(())
 }
@@ -115,7 +116,7 @@ fn work(mut options: Options) -> Result<(), Failure> {
     let is_local = std::env::var_os("DATABASE_URL").is_none();
     let database = Database::open(RdsConnectionManager::builder())?;
     let mut connection = database.manager.connect()?;
-    migrations::run(&mut connection, |line| log::info!("{line}"))?;
+    migrations::run(&database.manager, &mut connection, |line| log::info!("{line}"))?;
     if is_local {
         queue::enqueue(&job::samples(), &mut connection)?;
         options.until_empty = true;

@@ -30,6 +30,7 @@ pub(crate) use generation::Generation;
 pub(crate) use moment::Moment;
 pub(crate) use progress::Progress;
 use statement::QueryEffects;
+pub(crate) use statement::{Words, skip_comments, split};
 
 /// Kept with the connection as its instrumentation, which diesel calls at each query. Wraps the
 /// default instrumentation.

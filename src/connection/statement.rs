@@ -65,12 +65,18 @@ enum Statement {
 
 /// Returns the statements of a text. Semicolons in strings, quoted names and comments do not count.
 fn statements(text: &str) -> impl Iterator<Item = Statement> {
+    split(text).map(classify)
+}
+
+/// Splits a text at the semicolons that end a statement. What follows the last one is left out if
+/// it is white space and comments.
+pub(crate) fn split(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
         let text = rest.take()?;
         let end = if text.contains(';') { end_of_statement(text) } else { text.len() };
         rest = text.get(end + 1..).filter(|rest| !skip_comments(rest).is_empty());
-        Some(classify(&text[..end]))
+        Some(&text[..end])
     })
 }
 
@@ -126,8 +132,8 @@ fn end_of_transaction(words: Words<'_>) -> Statement {
     }
 }
 
-/// The words of a statement, without its comments.
-struct Words<'a>(&'a str);
+/// The words of a statement, without its comments, up to the first other sign.
+pub(crate) struct Words<'a>(pub(crate) &'a str);
 
 impl<'a> Iterator for Words<'a> {
     type Item = &'a str;
@@ -142,7 +148,7 @@ impl<'a> Iterator for Words<'a> {
 }
 
 /// Returns the text after white space and comments.
-fn skip_comments(mut text: &str) -> &str {
+pub(crate) fn skip_comments(mut text: &str) -> &str {
     loop {
         text = text.trim_start();
         if text.starts_with("--") {

@@ -22,6 +22,9 @@ pub(crate) struct IamConninfo {
     defaulted: Vec<&'static str>,
     /// `load_balance_hosts=random`. This crate does it, because each host gets its own token.
     is_balanced: bool,
+    /// libpq 17 and newer.
+    knows_direct_tls: bool,
+    is_dsql: bool,
     /// Keywords whose values are not shown.
     secret: Vec<String>,
 }
@@ -67,13 +70,44 @@ impl IamConninfo {
         if let Some(name) = program() {
             settings.entry("fallback_application_name".into()).or_insert(name);
         }
+        let knows_direct_tls = all.contains_key("sslnegotiation");
         let secret = all.into_iter().filter(|(_, it)| it.secret).map(|(keyword, _)| keyword);
         let is_balanced =
             is_balanced(load_balance_hosts.or(settings.remove("load_balance_hosts")))?;
         let list = |keyword: &str| settings.get(keyword).map(String::as_str).unwrap_or_default();
         let hosts = hosts::hosts(list("host"), list("hostaddr"), list("port"))?;
         check_iam(&settings)?;
-        Ok(IamConninfo { hosts, defaulted, is_balanced, secret: secret.collect(), settings })
+        Ok(IamConninfo {
+            hosts,
+            defaulted,
+            is_balanced,
+            knows_direct_tls,
+            is_dsql: false,
+            secret: secret.collect(),
+            settings,
+        })
+    }
+
+    /// Adds the defaults for Aurora DSQL: its certificate is of a public authority.
+    pub(crate) fn adapt_to_dsql(&mut self) {
+        self.is_dsql = true;
+        // libpq 16 and newer know both.
+        let roots = match self.settings.contains_key("require_auth") {
+            true => Some("system".to_owned()),
+            false => openssl_probe::probe().cert_file.map(|file| file.display().to_string()),
+        };
+        let roots = roots.filter(|_| self.sslmode() == "verify-full");
+        let direct = self.knows_direct_tls.then(|| "direct".to_owned());
+        for (keyword, value) in [("sslrootcert", roots), ("sslnegotiation", direct)] {
+            if let Some(value) = value.filter(|_| !self.settings.contains_key(keyword)) {
+                self.settings.insert(keyword.into(), value);
+                self.defaulted.push(keyword);
+            }
+        }
+    }
+
+    pub(crate) fn is_dsql(&self) -> bool {
+        self.is_dsql
     }
 
     fn get(&self, keyword: &str) -> Option<&str> {

@@ -60,6 +60,11 @@ impl Endpoint {
         &self.region
     }
 
+    /// Whether this is a cluster of Aurora DSQL, by its host name.
+    pub fn is_dsql(&self) -> bool {
+        self.service == Service::Dsql
+    }
+
     pub(crate) fn service(&self) -> Service {
         self.service
     }
