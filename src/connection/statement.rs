@@ -183,23 +183,26 @@ fn length_of_block_comment(text: &str) -> usize {
 /// Returns the place of the semicolon that ends the first statement, or the length of the text
 /// (PostgreSQL, "Lexical Structure").
 fn end_of_statement(text: &str) -> usize {
-    let bytes = text.as_bytes();
     let mut at = 0;
-    while at < bytes.len() {
-        let rest = &bytes[at..];
-        at += match bytes[at] {
-            b';' => return at,
-            b'\'' => length_of_string(rest, is_escape_string(&bytes[..at])),
-            b'"' => length_of_string(rest, false),
-            b'$' if !is_in_word(&bytes[..at]) => length_of_dollar_string(rest),
-            b'-' if rest.starts_with(b"--") => {
-                rest.iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(rest.len())
-            }
-            b'/' if rest.starts_with(b"/*") => length_of_block_comment(&text[at..]),
-            _ => 1,
-        };
+    while at < text.len() && text.as_bytes()[at] != b';' {
+        at += length_of_token(text, at);
     }
-    bytes.len()
+    at.min(text.len())
+}
+
+/// Returns the length of the string, the quoted name or the comment at `at`, or 1.
+pub(crate) fn length_of_token(text: &str, at: usize) -> usize {
+    let (before, rest) = text.as_bytes().split_at(at);
+    match rest[0] {
+        b'\'' => length_of_string(rest, is_escape_string(before)),
+        b'"' => length_of_string(rest, false),
+        b'$' if !is_in_word(before) => length_of_dollar_string(rest),
+        b'-' if rest.starts_with(b"--") => {
+            rest.iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(rest.len())
+        }
+        b'/' if rest.starts_with(b"/*") => length_of_block_comment(&text[at..]),
+        _ => 1,
+    }
 }
 
 fn is_in_word(before: &[u8]) -> bool {

@@ -7,9 +7,10 @@ use aws_credential_types::Credentials;
 use diesel::connection::SimpleConnection;
 
 use super::certificates::Certificates;
+use super::dsql::{CLUSTER, Proxy, SYS};
 use super::judge::Judge;
 use super::ldap::Listener;
-use super::server::Server;
+use super::server::{Access, Server, free_port, port_of};
 use super::{LOCALHOST, LocalRds, failed};
 use crate::conninfo::LONGEST_NAME;
 use crate::error::Error;
@@ -24,6 +25,7 @@ pub struct Builder {
     names: Vec<String>,
     authority: String,
     users: Vec<String>,
+    is_dsql: bool,
 }
 
 impl Default for Builder {
@@ -34,6 +36,7 @@ impl Default for Builder {
             names: Vec::new(),
             authority: "LocalRds root".into(),
             users: vec![LocalRds::USER.into()],
+            is_dsql: false,
         }
     }
 }
@@ -81,28 +84,51 @@ impl Builder {
         self
     }
 
+    /// Lets the server speak the dialect of Aurora DSQL.
+    pub fn dsql(mut self) -> Self {
+        self.is_dsql = true;
+        self
+    }
+
     /// Starts the server and waits until it accepts connections.
     ///
     /// # Errors
     /// - [`Error::Config`] if the endpoint, the region or a user is invalid.
     /// - [`Error::Local`] as in [`LocalRds::start`].
     pub fn start(mut self) -> Result<LocalRds, Error> {
+        if self.is_dsql {
+            self.users.push(ADMIN.into());
+        }
         self.check_users()?;
-        let (host, port) = self.endpoint.clone().unwrap_or((LOCALHOST.into(), UNKNOWN_PORT));
+        let (host, port) = self.endpoint.clone().unwrap_or((self.default_host(), UNKNOWN_PORT));
         let endpoint = Endpoint::new(&host, port, &self.region).map_err(invalid_setting)?;
         self.names.extend([endpoint.host().to_owned(), LOCALHOST.to_owned()]);
         let certificates = Certificates::new(&self.names, Ipv4Addr::LOCALHOST, &self.authority)?;
         let key_pair = new_key_pair()?;
         let judge = Arc::new(Judge::new(endpoint, key_pair.clone()));
         let ldap = Listener::start(judge.clone())?;
-        let server = Server::start(&certificates, ldap.port())?;
+        let listener = self.is_dsql.then(free_port).transpose()?;
+        let access = match &listener {
+            Some(listener) => Access::Socket(port_of(listener)?),
+            None => Access::Tcp,
+        };
+        let server = Server::start(&certificates, ldap.port(), access)?;
         judge.set_verdict_file(server.verdict_file()?);
         if self.endpoint.is_none() {
-            judge.set_endpoint(Endpoint::new(LOCALHOST, server.port(), &self.region)?);
+            judge.set_endpoint(Endpoint::new(&host, server.port(), &self.region)?);
         }
         let password = format!("local-rds-password-{}", random_hex()?);
         create_roles(&server, &self.users, &password)?;
+        let proxy = match listener {
+            Some(listener) => {
+                prepare_dialect(&server)?;
+                let clock = judge.clock();
+                Some(Proxy::start(listener, server.socket(), &certificates, clock)?)
+            }
+            None => None,
+        };
         Ok(LocalRds {
+            proxy,
             server,
             _ldap: ldap,
             judge,
@@ -111,6 +137,13 @@ impl Builder {
             names: self.names,
             authority: self.authority,
         })
+    }
+
+    fn default_host(&self) -> String {
+        match self.is_dsql {
+            true => format!("{CLUSTER}.dsql.{}.on.aws", self.region),
+            false => LOCALHOST.into(),
+        }
     }
 
     fn check_users(&self) -> Result<(), Error> {
@@ -128,6 +161,9 @@ impl Builder {
         Ok(())
     }
 }
+
+/// The user of DSQL whose tokens have another action.
+const ADMIN: &str = "admin";
 
 /// The port of the endpoint until the server has started.
 const UNKNOWN_PORT: u16 = 1;
@@ -151,6 +187,20 @@ fn random_hex() -> Result<String, Error> {
     let mut bytes = [0; 16];
     openssl::rand::rand_bytes(&mut bytes).map_err(failed("cannot get random bytes"))?;
     Ok(hex(&bytes))
+}
+
+/// Each transaction of DSQL has this isolation. `admin` can do what the owner of the database can.
+fn prepare_dialect(server: &Server) -> Result<(), Error> {
+    let (database, user) = (LocalRds::DATABASE, LocalRds::USER);
+    let roles = format!(
+        "ALTER DATABASE {database} SET default_transaction_isolation = 'repeatable read';
+         GRANT {user} TO {ADMIN}"
+    );
+    let mut superuser = server.superuser(database)?;
+    for script in [roles.as_str(), SYS] {
+        superuser.batch_execute(script).map_err(failed("cannot prepare the dialect of DSQL"))?;
+    }
+    Ok(())
 }
 
 fn create_roles(server: &Server, iam_users: &[String], password: &str) -> Result<(), Error> {

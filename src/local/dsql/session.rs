@@ -1,0 +1,202 @@
+//! [`Session`]: what the proxy changes in the messages of one connection.
+//!
+//! A refused statement is replaced by one that PostgreSQL refuses, too. So PostgreSQL itself keeps
+//! the order of the answers and ends the transaction. The answer is then replaced by DSQL's.
+
+use std::collections::HashMap;
+
+use super::statement::{Kind, Plan, Refusal, kind, plan};
+use super::tokens::{Tokens, statements};
+use super::wire::{field, push, push_error, string};
+
+/// The start of the text that a refused statement casts to a number.
+const REFUSED: &str = "LocalRds refuses ";
+/// The start of the INFO with the tag of a job (sys.sql).
+const TAG: &str = "LocalRds: ";
+/// The name of the prepared statement that is refused instead of an execution.
+const REFUSED_NAME: &[u8] = b"local_rds_refused";
+
+/// The state of one connection.
+#[derive(Default)]
+pub(super) struct Session {
+    transaction: Transaction,
+    /// The kinds of the prepared statements and portals, by name.
+    statements: HashMap<Vec<u8>, Kind>,
+    portals: HashMap<Vec<u8>, Kind>,
+    /// How often PostgreSQL will still report that it is ready.
+    pending: usize,
+    /// The tag of a job that has just run.
+    tag: Option<String>,
+}
+
+/// What the statements so far mean for the next one.
+#[derive(Default)]
+struct Transaction {
+    /// Whether BEGIN started it.
+    is_explicit: bool,
+    has_ddl: bool,
+    has_dml: bool,
+}
+
+impl Transaction {
+    fn admit(&mut self, kind: Kind) -> Result<(), Refusal> {
+        let message = match kind {
+            Kind::Ddl if self.has_ddl => "multiple ddl statements not supported in a transaction",
+            Kind::Ddl if self.has_dml => "ddl and dml are not supported in the same transaction",
+            Kind::Dml if self.has_ddl => "ddl and dml are not supported in the same transaction",
+            _ => {
+                match kind {
+                    Kind::Begin => self.is_explicit = true,
+                    Kind::End => *self = Transaction::default(),
+                    Kind::Ddl => self.has_ddl = true,
+                    Kind::Dml => self.has_dml = true,
+                    Kind::Other => {}
+                }
+                return Ok(());
+            }
+        };
+        Err(Refusal { code: "0A000", message: message.into() })
+    }
+
+    /// The end of a Query or of a pipeline ends a transaction without BEGIN.
+    fn end_implicit(&mut self) {
+        if !self.is_explicit {
+            *self = Transaction::default();
+        }
+    }
+}
+
+impl Session {
+    /// Whether PostgreSQL has answered everything, and no transaction is open.
+    pub(super) fn is_idle(&self) -> bool {
+        self.pending == 0 && !self.transaction.is_explicit
+    }
+
+    /// Appends what PostgreSQL gets for a message of the client.
+    pub(super) fn from_client(&mut self, message: &[u8], to: &mut Vec<u8>) {
+        let body = &message[5..];
+        match message[0] {
+            b'Q' => {
+                self.pending += 1;
+                match self.rewrite(&String::from_utf8_lossy(string(body).0)) {
+                    Some(text) => push(to, b'Q', &[text.as_bytes(), b"\0"]),
+                    None => to.extend(message),
+                }
+                self.transaction.end_implicit();
+            }
+            b'P' => self.parse(message, to),
+            b'B' => {
+                let (portal, rest) = string(body);
+                let kind = self.statements.get(string(rest).0).copied().unwrap_or_default();
+                self.portals.insert(portal.to_vec(), kind);
+                to.extend(message);
+            }
+            b'E' => {
+                let kind = self.portals.get(string(body).0).copied().unwrap_or_default();
+                if let Err(refusal) = self.transaction.admit(kind) {
+                    push_parse(to, REFUSED_NAME, &refused(&refusal), &[0, 0]);
+                }
+                to.extend(message);
+            }
+            b'C' => {
+                if let [b'S', name @ ..] = body {
+                    self.statements.remove(string(name).0);
+                }
+                to.extend(message);
+            }
+            b'S' | b'F' => {
+                self.pending += 1;
+                self.transaction.end_implicit();
+                to.extend(message);
+            }
+            _ => to.extend(message),
+        }
+    }
+
+    /// Returns `None` if the text of a Query stays as it is.
+    fn rewrite(&mut self, text: &str) -> Option<String> {
+        let mut is_changed = false;
+        let mut change = |statement: &Tokens<'_>| {
+            let replaced = match plan(statement) {
+                Plan::Refuse(refusal) => Some(refused(&refusal)),
+                plan => match (self.transaction.admit(kind(statement)), plan) {
+                    (Err(refusal), _) => Some(refused(&refusal)),
+                    (Ok(()), Plan::Replace(text)) => Some(text),
+                    (Ok(()), _) => None,
+                },
+            };
+            is_changed |= replaced.is_some();
+            replaced.unwrap_or_else(|| statement.text.to_owned())
+        };
+        let texts: Vec<String> = statements(text).iter().map(&mut change).collect();
+        // A line comment can be at the end of a statement.
+        is_changed.then(|| texts.join("\n;"))
+    }
+
+    fn parse(&mut self, message: &[u8], to: &mut Vec<u8>) {
+        let (name, rest) = string(&message[5..]);
+        let (text, parameters) = string(rest);
+        let text = String::from_utf8_lossy(text);
+        let statements = statements(&text);
+        // PostgreSQL refuses several statements here.
+        let statement = statements.first().filter(|_| statements.len() == 1);
+        self.statements.insert(name.to_vec(), statement.map(kind).unwrap_or_default());
+        match statement.map_or(Plan::Forward, plan) {
+            Plan::Forward => to.extend(message),
+            Plan::Replace(text) => push_parse(to, name, &text, parameters),
+            Plan::Refuse(refusal) => push_parse(to, REFUSED_NAME, &refused(&refusal), &[0, 0]),
+        }
+    }
+
+    /// Appends what the client gets for a message of PostgreSQL.
+    pub(super) fn from_server(&mut self, message: &[u8], to: &mut Vec<u8>) {
+        let body = &message[5..];
+        match message[0] {
+            b'Z' => {
+                self.pending = self.pending.saturating_sub(1);
+                match body {
+                    // With further messages on the way, what they contain is known already.
+                    _ if self.pending > 0 => {}
+                    b"I" => self.transaction = Transaction::default(),
+                    _ => self.transaction.is_explicit = true,
+                }
+                to.extend(message);
+            }
+            b'C' => match self.tag.take() {
+                Some(tag) => push(to, b'C', &[tag.as_bytes(), b"\0"]),
+                None => to.extend(message),
+            },
+            b'N' => match field(body, b'M').strip_prefix(TAG) {
+                Some(tag) => self.tag = Some(tag.to_owned()),
+                None => to.extend(message),
+            },
+            b'E' => match answer(body) {
+                Some((code, text)) => push_error(to, "ERROR", &code, &text),
+                None => to.extend(message),
+            },
+            _ => to.extend(message),
+        }
+    }
+}
+
+/// Returns a statement that PostgreSQL refuses, with the refusal in its answer.
+fn refused(refusal: &Refusal) -> String {
+    let text = format!("{REFUSED}{} {}", refusal.code, refusal.message).replace('\'', "''");
+    format!("SELECT '{text}'::pg_catalog.int4")
+}
+
+fn push_parse(to: &mut Vec<u8>, name: &[u8], text: &str, parameters: &[u8]) {
+    push(to, b'P', &[name, b"\0", text.as_bytes(), b"\0", parameters]);
+}
+
+/// Returns SQLSTATE and text of DSQL's error instead of PostgreSQL's.
+fn answer(error: &[u8]) -> Option<(String, String)> {
+    let (code, text) = (field(error, b'C'), field(error, b'M'));
+    if let Some((_, refusal)) = text.split_once(REFUSED) {
+        let (code, text) = refusal.strip_suffix('"')?.split_once(' ')?;
+        return Some((code.to_owned(), text.to_owned()));
+    }
+    // A conflict, or a deadlock. DSQL does not lock, and reports both as a conflict.
+    matches!(code.as_str(), "40001" | "40P01")
+        .then(|| ("40001".into(), "change conflicts with another transaction (OC000)".to_owned()))
+}
