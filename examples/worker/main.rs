@@ -5,6 +5,9 @@
 //! and is dead after several failures. A lost connection does not count as a failure of the job.
 //! NOTIFY wakes the threads, and they also poll. After SIGTERM or SIGINT, running jobs finish.
 //!
+//! Aurora DSQL has no LISTEN, so there the threads only poll, each second. It has no savepoints
+//! either: a failed job rolls its transaction back, and its failure is recorded in another one.
+//!
 //! Without DATABASE_URL it runs sample jobs on a local stand-in for RDS. With DATABASE_URL it runs
 //! the jobs that `worker enqueue` or another program inserts:
 //!
@@ -16,8 +19,8 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use diesel_rds_iam::RdsConnectionManager;
 use diesel_rds_iam::r2d2::ManageConnection;
+use diesel_rds_iam::{Endpoint, RdsConnectionManager};
 
 mod bell;
 mod connections;
@@ -126,10 +129,15 @@ fn work(mut options: Options) -> Result<(), Failure> {
     let connections = Connections::new(&database.manager, options.threads, options.pool)?;
     let bell = Arc::<Bell>::default();
     threads::stop_on_signals(bell.clone())?;
-    let workers = Arc::new(Workers::new(connections, bell.clone(), options.until_empty));
-    let manager = database.manager.clone();
-    let mut tasks: Vec<Task> =
-        vec![("listener".into(), Box::new(move || listener::listen(&manager, &bell)))];
+    let is_dsql = database.manager.endpoints().any(Endpoint::is_dsql);
+    let workers = Arc::new(Workers::new(connections, bell.clone(), options.until_empty, is_dsql));
+    let mut tasks: Vec<Task> = Vec::new();
+    if is_dsql {
+        print("Aurora DSQL has no LISTEN: the workers poll each second");
+    } else {
+        let manager = database.manager.clone();
+        tasks.push(("listener".into(), Box::new(move || listener::listen(&manager, &bell))));
+    }
     for i in 1..=options.threads {
         let workers = workers.clone();
         tasks.push((format!("worker-{i}"), Box::new(move || workers.work())));

@@ -305,8 +305,8 @@ struct JobId {
 fn state_of(job: &str, connection: &mut PgConnection) -> QueryResult<(String, String)> {
     let job = job.replace('\'', "''");
     let query = format!("SELECT status, details FROM sys.jobs WHERE job_id = '{job}'");
-    let (status, details) = sql::<(Text, Nullable<Text>)>(&query)
-        .get_result::<(String, Option<String>)>(connection)?;
+    let (status, details) =
+        sql::<(Text, Nullable<Text>)>(&query).get_result::<(String, Option<String>)>(connection)?;
     Ok((status, details.unwrap_or_default()))
 }
 

@@ -30,7 +30,8 @@ pub(super) struct Statement {
 /// Reads all migrations, in the order of their versions.
 pub(super) fn read(source: &impl MigrationSource<Pg>) -> Result<Vec<Script>, MigrationError> {
     let migrations = source.migrations().map_err(MigrationError::Source)?;
-    let mut scripts = migrations.iter().map(|it| Script::of(&**it)).collect::<Result<Vec<_>, _>>()?;
+    let mut scripts =
+        migrations.iter().map(|it| Script::of(&**it)).collect::<Result<Vec<_>, _>>()?;
     scripts.sort_by(|one, other| one.version.cmp(&other.version));
     Ok(scripts)
 }

@@ -10,6 +10,7 @@ mod dead_peers;
 mod diesel_api;
 mod doctor;
 mod doctor_program;
+mod dsql;
 mod environment;
 mod examples;
 mod exit;
