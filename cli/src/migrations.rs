@@ -8,8 +8,8 @@ use dsql_lint::lint_sql;
 
 const INITIAL_SETUP: &str = "00000000000000_diesel_initial_setup";
 
-const ONE_DDL: &str = "write one DDL statement per migration, with run_in_transaction = false in its \
-    metadata.toml; or run the migrations with diesel_rds_iam::dsql, which splits files";
+const ONE_DDL: &str = "write one DDL statement per migration, with run_in_transaction = false in \
+    its metadata.toml; or run the migrations with diesel_rds_iam::dsql, which splits files";
 
 /// Returns why a command of the diesel CLI cannot work on Aurora DSQL, if it cannot.
 pub(crate) fn complaints(command: &[OsString]) -> Option<String> {

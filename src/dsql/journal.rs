@@ -1,8 +1,7 @@
 //! [`Journal`]: the row that excludes other programs and holds the progress of a migration.
 
-use std::collections::HashSet;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::dsl::{now, sql};
@@ -12,13 +11,13 @@ use diesel::result::Error as QueryError;
 use diesel::sql_types::{Nullable, Text, Timestamptz};
 
 use super::error::MigrationError;
-use super::script::{Script, Statement};
+use super::script::{Script, is_async};
 use crate::connection::Failure;
 
 /// Longer than a DDL statement of Aurora DSQL, which takes seconds. Its indexes are made by jobs.
 const LEASE: &str = "now() + interval '2 minutes'";
-const RENEWAL: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(500);
+/// Between attempts to get the lock, and between looks at a job.
+const POLL: Duration = Duration::from_secs(1);
 const ATTEMPTS: u32 = 8;
 
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS __diesel_dsql_migrations (
@@ -41,36 +40,48 @@ diesel::table! {
 }
 use __diesel_dsql_migrations as row;
 
-diesel::table! {
-    __diesel_schema_migrations (version) {
-        version -> Text,
-    }
-}
-use __diesel_schema_migrations as applied;
+diesel::table! { __diesel_schema_migrations (version) { version -> Text } }
+use __diesel_schema_migrations as recorded;
 
-pub(super) struct Journal {
+pub(super) struct Journal<'a> {
+    connection: &'a mut PgConnection,
     holder: String,
     progress: Progress,
-    renewed: Instant,
 }
 
 /// The progress of the migration that runs, or was interrupted.
 #[derive(Debug, Clone, Default, PartialEq, Queryable, Selectable, AsChangeset)]
 #[diesel(table_name = __diesel_dsql_migrations, treat_none_as_null = true)]
-struct Progress {
-    version: Option<String>,
-    executed: i32,
+pub(super) struct Progress {
+    pub(super) version: Option<String>,
+    pub(super) executed: i32,
     /// The next statement was sent, and its outcome is not recorded.
-    is_started: bool,
+    pub(super) is_started: bool,
     /// Of the statements that were executed or started.
-    digest: String,
+    pub(super) digest: String,
     /// The job that continues the last statement.
-    job: Option<String>,
+    pub(super) job: Option<String>,
 }
 
-impl Journal {
+impl Progress {
+    /// The progress after `executed` statements, with the digest of the first `known`.
+    pub(super) fn after(executed: usize, known: usize, script: &Script) -> Progress {
+        Progress {
+            version: Some(script.version.clone()),
+            executed: i32::try_from(executed).unwrap_or(i32::MAX),
+            digest: script.digest(known).unwrap_or_default(),
+            ..Progress::default()
+        }
+    }
+
+    fn executed(&self) -> usize {
+        usize::try_from(self.executed).unwrap_or_default()
+    }
+}
+
+impl Journal<'_> {
     /// Waits until no other program runs migrations.
-    pub(super) fn open(connection: &mut PgConnection) -> QueryResult<Journal> {
+    pub(super) fn open(connection: &mut PgConnection) -> QueryResult<Journal<'_>> {
         let mut create = || {
             connection.setup()?;
             connection.batch_execute(CREATE)?;
@@ -86,7 +97,7 @@ impl Journal {
         let mut has_waited = false;
         loop {
             if let Some(progress) = retried(|| take.clone().get_result(connection).optional())? {
-                return Ok(Journal { holder, progress, renewed: Instant::now() });
+                return Ok(Journal { connection, holder, progress });
             }
             if !std::mem::replace(&mut has_waited, true) {
                 log::info!("another program runs migrations; waiting for it");
@@ -96,209 +107,130 @@ impl Journal {
     }
 
     /// Lets others run migrations. If this fails, they can when the lease has expired.
-    pub(super) fn close(self, connection: &mut PgConnection) {
-        let ours = row::table.filter(row::holder.eq(&self.holder));
+    pub(super) fn close(self) {
+        let ours = row::table.filter(row::holder.eq(self.holder));
         let free = diesel::update(ours).set(row::holder.eq(None::<String>));
-        if let Err(error) = retried(|| free.clone().execute(connection)) {
+        if let Err(error) = retried(|| free.clone().execute(self.connection)) {
             log::debug!("the lock of the migrations was not released: {error}");
         }
     }
 
-    /// Puts an interrupted migration first. Its statements must be the same as before.
-    pub(super) fn check(
+    /// Returns the migrations that are not recorded yet, an interrupted one first.
+    pub(super) fn pending(
         &mut self,
-        scripts: &mut [Script],
-        applied: &HashSet<String>,
-    ) -> Result<(), MigrationError> {
-        let Progress { version: Some(version), executed, is_started, digest, .. } = &self.progress
-        else {
-            return Ok(());
+        mut scripts: Vec<Script>,
+    ) -> Result<Vec<Script>, MigrationError> {
+        let recorded: Vec<String> =
+            retried(|| recorded::table.select(recorded::version).load(self.connection))?;
+        scripts.retain(|script| !recorded.contains(&script.version));
+        let Progress { version: Some(version), is_started, digest, .. } = &self.progress else {
+            return Ok(scripts);
         };
-        if applied.contains(version) {
+        if recorded.contains(version) {
             self.progress = Progress::default();
-            return Ok(());
+            return Ok(scripts);
         }
-        let count = index(*executed) + usize::from(*is_started);
+        let count = self.progress.executed() + usize::from(*is_started);
         scripts.sort_by_key(|script| script.version != *version);
-        match scripts.first().filter(|script| script.version == *version) {
-            Some(script) if script.digest(count).as_ref() == Some(digest) => Ok(()),
-            _ => Err(MigrationError::Changed { version: version.clone(), executed: *executed }),
+        let first = scripts.first().filter(|script| script.version == *version);
+        if first.and_then(|script| script.digest(count)).as_ref() == Some(digest) {
+            return Ok(scripts);
         }
+        Err(MigrationError::Unusable(format!(
+            "migration {version} was interrupted after statement {count}, and was changed since; \
+             restore it, or undo its statements by hand and then run UPDATE \
+             __diesel_dsql_migrations SET version = NULL"
+        )))
     }
 
     /// Returns how many statements of a migration were executed.
     pub(super) fn executed(&self, script: &Script) -> usize {
         let is_current = self.progress.version.as_ref() == Some(&script.version);
-        if is_current { index(self.progress.executed) } else { 0 }
+        if is_current { self.progress.executed() } else { 0 }
     }
 
-    /// Records that a statement will be sent. Returns whether it was sent before.
-    pub(super) fn start(
-        &mut self,
-        script: &Script,
-        number: usize,
-        connection: &mut PgConnection,
-    ) -> Result<bool, MigrationError> {
-        let is_repeated = self.progress.is_started;
-        self.save(Progress { is_started: true, ..at(script, number, 1) }, connection)?;
-        Ok(is_repeated)
+    /// Whether the next statement was sent before.
+    pub(super) fn is_started(&self) -> bool {
+        self.progress.is_started
     }
 
-    /// Records that a statement was not executed.
-    pub(super) fn undo(
-        &mut self,
-        script: &Script,
-        number: usize,
-        connection: &mut PgConnection,
-    ) -> Result<(), MigrationError> {
-        self.save(at(script, number, 0), connection)
-    }
-
-    /// Records that a statement was executed, and waits for its job.
-    pub(super) fn end(
-        &mut self,
-        script: &Script,
-        number: usize,
-        job: Option<String>,
-        connection: &mut PgConnection,
-    ) -> Result<(), MigrationError> {
-        self.save(Progress { job, ..at(script, number + 1, 0) }, connection)?;
-        self.wait(script, connection)
-    }
-
-    /// Waits for the job of the last statement, if it has one.
-    pub(super) fn wait(
-        &mut self,
-        script: &Script,
-        connection: &mut PgConnection,
-    ) -> Result<(), MigrationError> {
-        let Some(job) = self.progress.job.clone() else { return Ok(()) };
-        let number = index(self.progress.executed) - 1;
-        loop {
-            let (status, details) = retried(|| state_of(&job, connection))?;
-            match status.as_str() {
-                "completed" => return self.save(at(script, number + 1, 0), connection),
-                "submitted" | "processing" => {}
-                _ => {
-                    self.undo(script, number, connection)?;
-                    let at = script.at(number);
-                    return Err(MigrationError::Job { at, job, status, details });
-                }
-            }
-            if self.renewed.elapsed() > RENEWAL {
-                self.save(self.progress.clone(), connection)?;
-            }
-            thread::sleep(POLL);
-        }
+    pub(super) fn record(&mut self, progress: Progress) -> Result<(), MigrationError> {
+        self.record_with(progress, |_| Ok(()))?.map_err(MigrationError::Bookkeeping)
     }
 
     /// Executes a statement in the transaction that records it.
     pub(super) fn execute(
         &mut self,
-        script: &Script,
-        number: usize,
-        connection: &mut PgConnection,
-    ) -> Result<(), MigrationError> {
-        let next = at(script, number + 1, 0);
-        let both = || {
-            connection.transaction(|connection| {
-                connection.batch_execute(&script.statements[number].text)?;
-                self.write(&next, connection)
-            })
-        };
-        match retried(both) {
-            Err(QueryError::RollbackTransaction) => return Err(MigrationError::Taken),
-            Err(cause) => return Err(MigrationError::Statement { at: script.at(number), cause }),
-            Ok(()) => self.saved(next),
-        }
-        Ok(())
+        statement: &str,
+        progress: Progress,
+    ) -> Result<QueryResult<()>, MigrationError> {
+        self.record_with(progress, |connection| connection.batch_execute(statement))
     }
 
     /// Adds the row of diesel's own harness.
-    pub(super) fn finish(
-        &mut self,
-        script: &Script,
-        connection: &mut PgConnection,
-    ) -> Result<(), MigrationError> {
-        let insert =
-            diesel::insert_into(applied::table).values(applied::version.eq(&script.version));
-        let both = || {
-            connection.transaction(|connection| {
-                insert.execute(connection)?;
-                self.write(&Progress::default(), connection)
-            })
-        };
-        retried(both).map_err(bookkeeping)?;
-        self.saved(Progress::default());
-        Ok(())
+    pub(super) fn finish(&mut self, script: &Script) -> Result<(), MigrationError> {
+        let row = recorded::version.eq(&script.version);
+        let insert = diesel::insert_into(recorded::table).values(row);
+        self.record_with(Progress::default(), |it| insert.execute(it).map(drop))?
+            .map_err(MigrationError::Bookkeeping)
     }
 
-    fn save(
+    fn record_with(
         &mut self,
         progress: Progress,
-        connection: &mut PgConnection,
-    ) -> Result<(), MigrationError> {
-        retried(|| self.write(&progress, connection)).map_err(bookkeeping)?;
-        self.saved(progress);
+        mut work: impl FnMut(&mut PgConnection) -> QueryResult<()>,
+    ) -> Result<QueryResult<()>, MigrationError> {
+        let update = diesel::update(row::table.filter(row::holder.eq(&self.holder)))
+            .set((&progress, row::expires_at.eq(sql::<Timestamptz>(LEASE))));
+        let recorded = retried(|| {
+            self.connection.transaction(|connection| {
+                work(connection)?;
+                match update.clone().execute(connection)? {
+                    0 => Err(QueryError::RollbackTransaction),
+                    _ => Ok(()),
+                }
+            })
+        });
+        match recorded {
+            Err(QueryError::RollbackTransaction) => return Err(MigrationError::Taken),
+            Ok(()) => self.progress = progress,
+            Err(_) => {}
+        }
+        Ok(recorded)
+    }
+
+    /// Sends a DDL statement. Returns the id of its job, if it has one.
+    pub(super) fn send(&mut self, statement: &str) -> QueryResult<Option<String>> {
+        retried(|| {
+            if !is_async(statement) {
+                return self.connection.batch_execute(statement).map(|()| None);
+            }
+            let jobs: Vec<Option<String>> =
+                sql::<Nullable<Text>>(statement).load(self.connection)?;
+            Ok(jobs.into_iter().flatten().next())
+        })
+    }
+
+    /// Waits for the job of the last statement, if it has one.
+    pub(super) fn wait(&mut self, script: &Script) -> Result<(), MigrationError> {
+        while let Some(job) = self.progress.job.clone() {
+            let executed = self.progress.executed();
+            let (status, details) = retried(|| state_of(&job, self.connection))?;
+            match status.as_str() {
+                "completed" => self.record(Progress::after(executed, executed, script))?,
+                "submitted" | "processing" => {
+                    self.record(self.progress.clone())?;
+                    thread::sleep(POLL);
+                }
+                _ => {
+                    self.record(Progress::after(executed - 1, executed - 1, script))?;
+                    let details = format!("{status}: {details}");
+                    return Err(MigrationError::Job { at: script.at(executed - 1), details });
+                }
+            }
+        }
         Ok(())
     }
-
-    fn saved(&mut self, progress: Progress) {
-        (self.progress, self.renewed) = (progress, Instant::now());
-    }
-
-    /// Fails with `RollbackTransaction` if the lock is another program's.
-    fn write(&self, progress: &Progress, connection: &mut PgConnection) -> QueryResult<()> {
-        let ours = row::table.filter(row::holder.eq(&self.holder));
-        let count = diesel::update(ours)
-            .set((progress, row::expires_at.eq(sql::<Timestamptz>(LEASE))))
-            .execute(connection)?;
-        if count == 1 { Ok(()) } else { Err(QueryError::RollbackTransaction) }
-    }
-}
-
-fn bookkeeping(error: QueryError) -> MigrationError {
-    match error {
-        QueryError::RollbackTransaction => MigrationError::Taken,
-        error => MigrationError::Bookkeeping(error),
-    }
-}
-
-/// Returns the progress after `executed` statements, with the digest of `started` more.
-fn at(script: &Script, executed: usize, started: usize) -> Progress {
-    Progress {
-        version: Some(script.version.clone()),
-        executed: i32::try_from(executed).unwrap_or(i32::MAX),
-        is_started: false,
-        digest: script.digest(executed + started).unwrap_or_default(),
-        job: None,
-    }
-}
-
-fn index(executed: i32) -> usize {
-    usize::try_from(executed).unwrap_or_default()
-}
-
-pub(super) fn applied(connection: &mut PgConnection) -> QueryResult<Vec<String>> {
-    retried(|| applied::table.select(applied::version).load(connection))
-}
-
-/// Sends a DDL statement. Returns the id of its job, if it has one.
-pub(super) fn execute(
-    statement: &Statement,
-    connection: &mut PgConnection,
-) -> QueryResult<Option<String>> {
-    if !statement.is_async() {
-        return connection.batch_execute(&statement.text).map(|()| None);
-    }
-    let ids: Vec<JobId> = diesel::sql_query(&statement.text).load(connection)?;
-    Ok(ids.into_iter().find_map(|row| row.job_id))
-}
-
-#[derive(QueryableByName)]
-struct JobId {
-    #[diesel(sql_type = Nullable<Text>)]
-    job_id: Option<String>,
 }
 
 /// Returns the status of a job, and details.
@@ -306,12 +238,12 @@ fn state_of(job: &str, connection: &mut PgConnection) -> QueryResult<(String, St
     let job = job.replace('\'', "''");
     let query = format!("SELECT status, details FROM sys.jobs WHERE job_id = '{job}'");
     let (status, details) =
-        sql::<(Text, Nullable<Text>)>(&query).get_result::<(String, Option<String>)>(connection)?;
+        sql::<(Text, Nullable<Text>)>(&query).get_result::<(_, Option<String>)>(connection)?;
     Ok((status, details.unwrap_or_default()))
 }
 
 /// Repeats what met a conflict with another transaction, which includes a change of the schema.
-pub(super) fn retried<T>(mut work: impl FnMut() -> QueryResult<T>) -> QueryResult<T> {
+fn retried<T>(mut work: impl FnMut() -> QueryResult<T>) -> QueryResult<T> {
     for attempt in 1..ATTEMPTS {
         match work() {
             Err(error) if Failure::of(&error) == Failure::Conflict => {

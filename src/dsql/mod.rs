@@ -31,15 +31,13 @@ mod error;
 mod journal;
 mod script;
 
-use std::collections::HashSet;
-
 use diesel::PgConnection;
 use diesel::migration::MigrationSource;
 use diesel::pg::Pg;
 
 use crate::error::one_line;
 pub use error::MigrationError;
-use journal::Journal;
+use journal::{Journal, Progress};
 use script::Script;
 
 /// Runs the pending migrations in the order of their versions, and returns their names.
@@ -65,70 +63,63 @@ use script::Script;
 /// [the guide](crate::guide::migrations) shows.
 ///
 /// # Errors
-/// Before anything runs: [`MigrationError::Source`], [`MigrationError::NotSql`],
-/// [`MigrationError::Control`] and [`MigrationError::Changed`]. Later:
-/// [`MigrationError::Statement`], [`MigrationError::Unknown`], [`MigrationError::Job`],
-/// [`MigrationError::Taken`] and [`MigrationError::Bookkeeping`].
+/// Before anything runs: [`MigrationError::Unusable`]. Later: all others.
 pub fn run_pending_migrations(
     connection: &mut PgConnection,
     migrations: impl MigrationSource<Pg>,
 ) -> Result<Vec<String>, MigrationError> {
     let scripts = script::read(&migrations)?;
     let mut journal = Journal::open(connection)?;
-    let outcome = run(scripts, &mut journal, connection);
-    journal.close(connection);
+    let outcome = run(scripts, &mut journal);
+    journal.close();
     outcome
 }
 
-fn run(
-    mut scripts: Vec<Script>,
-    journal: &mut Journal,
-    connection: &mut PgConnection,
-) -> Result<Vec<String>, MigrationError> {
-    let applied: HashSet<String> = journal::applied(connection)?.into_iter().collect();
-    scripts.retain(|script| !applied.contains(&script.version));
-    journal.check(&mut scripts, &applied)?;
+fn run(scripts: Vec<Script>, journal: &mut Journal<'_>) -> Result<Vec<String>, MigrationError> {
+    let scripts = journal.pending(scripts)?;
     for script in &scripts {
-        journal.wait(script, connection)?;
+        journal.wait(script)?;
         for number in journal.executed(script)..script.statements.len() {
-            if script.statements[number].is_ddl() {
-                execute_ddl(script, number, journal, connection)?;
-            } else {
-                journal.execute(script, number, connection)?;
-            }
+            execute(script, number, journal)?;
+            journal.wait(script)?;
         }
-        journal.finish(script, connection)?;
+        journal.finish(script)?;
         log::info!("migration {} has run ({} statements)", script.name, script.statements.len());
     }
     Ok(scripts.into_iter().map(|script| script.name).collect())
 }
 
-/// Executes a statement between two records.
-fn execute_ddl(
+/// Executes one statement. A DDL statement is a transaction between two others that record it.
+fn execute(
     script: &Script,
     number: usize,
-    journal: &mut Journal,
-    connection: &mut PgConnection,
+    journal: &mut Journal<'_>,
 ) -> Result<(), MigrationError> {
     let statement = &script.statements[number];
-    let is_repeated = journal.start(script, number, connection)?;
-    let job = match journal::retried(|| journal::execute(statement, connection)) {
+    let failed = |cause| MigrationError::Statement { at: script.at(number), cause };
+    let executed = Progress::after(number + 1, number + 1, script);
+    if !script::is_ddl(statement) {
+        return journal.execute(statement, executed)?.map_err(failed);
+    }
+    let is_repeated = journal.is_started();
+    journal.record(Progress { is_started: true, ..Progress::after(number, number + 1, script) })?;
+    let job = match journal.send(statement) {
         Ok(job) => job,
-        Err(cause) if journal::is_lost(&cause) => {
-            return Err(MigrationError::Statement { at: script.at(number), cause });
-        }
-        Err(cause) if is_repeated && statement.is_done_by(&cause) => {
-            let (at, cause) = (script.at(number), one_line(&cause));
-            log::warn!("{at} was executed before a connection was lost: the server says {cause}");
+        Err(cause) if journal::is_lost(&cause) => return Err(failed(cause)),
+        Err(cause) => {
+            let answer = one_line(&cause);
+            let is_done =
+                if is_repeated { script::is_done(statement, &answer) } else { Some(false) };
+            match is_done {
+                Some(true) => log::warn!("{} was executed before: {answer}", script.at(number)),
+                Some(false) => {
+                    journal.record(Progress::after(number, number, script))?;
+                    return Err(failed(cause));
+                }
+                None => return Err(MigrationError::Unknown { at: script.at(number), cause }),
+            }
             None
         }
-        Err(cause) if is_repeated && script::is_of_repetition(&cause) => {
-            return Err(MigrationError::Unknown { at: script.at(number), cause });
-        }
-        Err(cause) => {
-            journal.undo(script, number, connection)?;
-            return Err(MigrationError::Statement { at: script.at(number), cause });
-        }
     };
-    journal.end(script, number, job, connection)
+    journal.record(Progress { job, ..executed })
 }
