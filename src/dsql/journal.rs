@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::dsl::{now, sql};
-use diesel::migration::MigrationConnection;
+use diesel::migration::CREATE_MIGRATIONS_TABLE;
 use diesel::prelude::*;
 use diesel::result::Error as QueryError;
 use diesel::sql_types::{Nullable, Text, Timestamptz};
@@ -82,13 +82,11 @@ impl Progress {
 impl Journal<'_> {
     /// Waits until no other program runs migrations.
     pub(super) fn open(connection: &mut PgConnection) -> QueryResult<Journal<'_>> {
-        let mut create = || {
-            connection.setup()?;
-            connection.batch_execute(CREATE)?;
-            connection.batch_execute(INSERT)
-        };
-        // On PostgreSQL, two programs that create a table at once can meet in the catalog.
-        retried(&mut create).or_else(|_| retried(&mut create))?;
+        for statement in [CREATE_MIGRATIONS_TABLE, CREATE, INSERT] {
+            let mut execute = || retried(|| connection.batch_execute(statement));
+            // On PostgreSQL, two programs that create a table at once can meet in the catalog.
+            execute().or_else(|_| execute())?;
+        }
         let holder = format!("process {}, {:08x}", std::process::id(), fastrand::u32(..));
         let free = row::holder.is_null().or(row::expires_at.lt(now));
         let take = diesel::update(row::table.find(1).filter(free))
