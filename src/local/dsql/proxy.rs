@@ -130,7 +130,7 @@ async fn pass_requests(
         }
         let mut output = Vec::new();
         while let Some(message) = take_message(&mut input) {
-            session.lock().from_client(&message, &mut output);
+            session.lock().on_request(&message, &mut output);
         }
         to.write_all(&output).await?;
     }
@@ -153,7 +153,7 @@ async fn pass_answers(
         }
         let mut output = Vec::new();
         while let Some(message) = take_message(&mut input) {
-            session.lock().from_server(&message, &mut output);
+            session.lock().on_answer(&message, &mut output);
         }
         to.write_all(&output).await?;
         // `split` has a buffer of TLS behind it.

@@ -73,7 +73,7 @@ impl Session {
     }
 
     /// Appends what PostgreSQL gets for a message of the client.
-    pub(super) fn from_client(&mut self, message: &[u8], to: &mut Vec<u8>) {
+    pub(super) fn on_request(&mut self, message: &[u8], to: &mut Vec<u8>) {
         let body = &message[5..];
         match message[0] {
             b'Q' => {
@@ -149,7 +149,7 @@ impl Session {
     }
 
     /// Appends what the client gets for a message of PostgreSQL.
-    pub(super) fn from_server(&mut self, message: &[u8], to: &mut Vec<u8>) {
+    pub(super) fn on_answer(&mut self, message: &[u8], to: &mut Vec<u8>) {
         let body = &message[5..];
         match message[0] {
             b'Z' => {
@@ -170,7 +170,7 @@ impl Session {
                 Some(tag) => self.tag = Some(tag.to_owned()),
                 None => to.extend(message),
             },
-            b'E' => match answer(body) {
+            b'E' => match error_of_dsql(body) {
                 Some((code, text)) => push_error(to, "ERROR", &code, &text),
                 None => to.extend(message),
             },
@@ -190,7 +190,7 @@ fn push_parse(to: &mut Vec<u8>, name: &[u8], text: &str, parameters: &[u8]) {
 }
 
 /// Returns SQLSTATE and text of DSQL's error instead of PostgreSQL's.
-fn answer(error: &[u8]) -> Option<(String, String)> {
+fn error_of_dsql(error: &[u8]) -> Option<(String, String)> {
     let (code, text) = (field(error, b'C'), field(error, b'M'));
     if let Some((_, refusal)) = text.split_once(REFUSED) {
         let (code, text) = refusal.strip_suffix('"')?.split_once(' ')?;
@@ -199,4 +199,168 @@ fn answer(error: &[u8]) -> Option<(String, String)> {
     // A conflict, or a deadlock. DSQL does not lock, and reports both as a conflict.
     matches!(code.as_str(), "40001" | "40P01")
         .then(|| ("40001".into(), "change conflicts with another transaction (OC000)".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u8, body: &[&[u8]]) -> Vec<u8> {
+        let mut message = Vec::new();
+        push(&mut message, kind, body);
+        message
+    }
+
+    fn query(session: &mut Session, text: &str) -> String {
+        let mut sent = Vec::new();
+        session.on_request(&message(b'Q', &[text.as_bytes(), b"\0"]), &mut sent);
+        String::from_utf8_lossy(string(&sent[5..]).0).into_owned()
+    }
+
+    fn ready(session: &mut Session, status: u8) {
+        let mut received = Vec::new();
+        session.on_answer(&message(b'Z', &[&[status]]), &mut received);
+        assert_eq!(received, message(b'Z', &[&[status]]));
+    }
+
+    /// Prepares, binds and executes a statement without a name.
+    fn execute(session: &mut Session, text: &str) -> Vec<u8> {
+        let mut sent = Vec::new();
+        session.on_request(&message(b'P', &[b"\0", text.as_bytes(), b"\0\0\0"]), &mut sent);
+        session.on_request(&message(b'B', &[b"\0\0\0\0\0\0\0\0"]), &mut sent);
+        session.on_request(&message(b'E', &[b"\0\0\0\0\0"]), &mut sent);
+        sent
+    }
+
+    fn is_refused(sent: &[u8]) -> bool {
+        String::from_utf8_lossy(sent).contains(REFUSED)
+    }
+
+    fn sync(session: &mut Session) {
+        session.on_request(&message(b'S', &[]), &mut Vec::new());
+    }
+
+    const DDL: &str = "CREATE TABLE t (id int)";
+    const DML: &str = "INSERT INTO t VALUES (1)";
+
+    #[test]
+    fn what_is_allowed_is_not_changed() {
+        let session = &mut Session::default();
+        for text in ["", ";", "SELECT 1;; -- a\n", "it's wrong", "BEGIN; INSERT INTO t VALUES (1)"]
+        {
+            assert_eq!(query(session, text), text);
+        }
+    }
+
+    #[test]
+    fn only_the_refused_statement_of_a_query_is_replaced() {
+        let sent = query(&mut Session::default(), "BEGIN; SELECT 1 -- one\n; TRUNCATE t; COMMIT");
+        let refused = "SELECT 'LocalRds refuses 0A000 unsupported statement: Truncate'";
+        let expected = format!("BEGIN\n; SELECT 1 -- one\n\n;{refused}::pg_catalog.int4\n; COMMIT");
+        assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn postgresqls_answer_to_a_refused_statement_becomes_dsqls() {
+        let refusal = Refusal { code: "42704", message: "type \"it's\" does not exist".into() };
+        assert_eq!(
+            refused(&refusal),
+            "SELECT 'LocalRds refuses 42704 type \"it''s\" does not exist'::pg_catalog.int4"
+        );
+        let (mut error, mut received) = (Vec::new(), Vec::new());
+        let text = "invalid input syntax for type integer: \
+                    \"LocalRds refuses 42704 type \"it's\" does not exist\"";
+        push_error(&mut error, "ERROR", "22P02", text);
+        Session::default().on_answer(&error, &mut received);
+        let fields = |kind| field(&received[5..], kind);
+        assert_eq!((fields(b'C'), fields(b'M')), ("42704".into(), refusal.message));
+    }
+
+    #[test]
+    fn a_deadlock_becomes_a_conflict_and_other_errors_stay() {
+        for (code, expected) in [("40P01", "40001"), ("40001", "40001"), ("23505", "23505")] {
+            let (mut error, mut received) = (Vec::new(), Vec::new());
+            push_error(&mut error, "ERROR", code, "text");
+            Session::default().on_answer(&error, &mut received);
+            assert_eq!(field(&received[5..], b'C'), expected);
+            assert_eq!(received == error, code == expected && code == "23505");
+        }
+    }
+
+    #[test]
+    fn the_tag_of_a_job_replaces_that_of_its_query() {
+        let session = &mut Session::default();
+        let mut received = Vec::new();
+        session.on_answer(&message(b'N', &[b"MLocalRds: CREATE INDEX\0\0"]), &mut received);
+        session.on_answer(&message(b'C', &[b"SELECT 1\0"]), &mut received);
+        assert_eq!(received, message(b'C', &[b"CREATE INDEX\0"]));
+        let other = [message(b'N', &[b"Mother\0\0"]), message(b'C', &[b"SELECT 1\0"])];
+        let mut received = Vec::new();
+        other.iter().for_each(|message| session.on_answer(message, &mut received));
+        assert_eq!(received, other.concat());
+    }
+
+    #[test]
+    fn ddl_is_alone_in_its_transaction() {
+        let cases = [
+            (&[DDL, DDL][..], true),
+            (&[DDL, DML], true),
+            (&[DML, DDL], true),
+            (&["WITH a AS (DELETE FROM t RETURNING id) SELECT * FROM a", DDL], true),
+            (&[DML, DML], false),
+            (&[DDL, "SELECT 1"], false),
+            (&["SELECT id FROM t FOR UPDATE", DDL], false),
+            (&[DDL, "COMMIT", "BEGIN", DML], false),
+            (&[DDL, "ROLLBACK", "BEGIN", DDL], false),
+        ];
+        for (statements, expected) in cases {
+            let text = format!("BEGIN; {}", statements.join("; "));
+            assert_eq!(query(&mut Session::default(), &text).contains(REFUSED), expected, "{text}");
+            // The same with an answer between the statements, and without BEGIN.
+            let session = &mut Session::default();
+            query(session, "BEGIN");
+            ready(session, b'T');
+            let answers = statements.iter().map(|text| {
+                let sent = query(session, text);
+                ready(session, if *text == "COMMIT" || *text == "ROLLBACK" { b'I' } else { b'T' });
+                sent
+            });
+            let is_refused = answers.collect::<String>().contains(REFUSED);
+            assert_eq!(is_refused, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn statements_without_begin_are_transactions_of_their_own() {
+        let session = &mut Session::default();
+        for text in [DDL, DDL, DML, DDL] {
+            assert_eq!(query(session, text), text);
+        }
+        for text in [DDL, DML, DDL] {
+            assert!(!is_refused(&execute(session, text)), "{text}");
+            sync(session);
+        }
+        assert!(!is_refused(&execute(session, DDL)));
+        assert!(is_refused(&execute(session, DML)), "no Sync is between them");
+    }
+
+    #[test]
+    fn the_transaction_follows_what_postgresql_reports() {
+        let session = &mut Session::default();
+        assert!(session.is_idle());
+        query(session, "BEGIN");
+        assert!(!session.is_idle());
+        // The BEGIN failed.
+        ready(session, b'I');
+        assert!(session.is_idle());
+        // A function, for example, has begun one.
+        query(session, "CALL p()");
+        ready(session, b'T');
+        assert!(!session.is_idle());
+        // The answer to the first of two queries says nothing about the second.
+        query(session, "COMMIT");
+        query(session, "BEGIN");
+        ready(session, b'I');
+        assert!(!session.is_idle());
+    }
 }
