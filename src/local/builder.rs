@@ -98,13 +98,16 @@ impl Builder {
     /// - A transaction can change 3,000 rows and 10 MiB, and has the isolation `REPEATABLE READ`.
     /// - A connection ends after 60 minutes on the server's [`clock`](LocalRds::clock), or when its
     ///   transaction ends, at the latest after 65 minutes.
-    /// - The errors for conflicts are those of DSQL: SQLSTATE 40001 and `OC000`.
+    /// - The errors for conflicts are those of DSQL: SQLSTATE 40001, with `OC000`, or with `OC001`
+    ///   if DDL was committed during the transaction.
+    /// - `AWS IAM GRANT` and `AWS IAM REVOKE` of the user `admin`. The ARN is not checked.
     ///
     /// The answers are those of published records of a cluster, and of AWS' documentation. No DSQL
     /// cluster was used for this crate. Known differences:
     ///
-    /// - A conflict is an error of the statement, which waits for the other transaction before. On
-    ///   DSQL it is an error of COMMIT. The conflict with a changed schema, `OC001`, does not occur.
+    /// - A conflict of data is an error of the statement, which first waits for the other
+    ///   transaction. On DSQL it is an error of COMMIT. A conflict with a changed schema occurs in
+    ///   transactions with BEGIN and a COMMIT that is not prepared, and with each DDL.
     /// - A job has ended when its statement returns. A unique index for which there are duplicates
     ///   does not exist afterwards. On DSQL it exists and is invalid.
     /// - The database is `app` instead of `postgres`. The user `app` can create objects.
@@ -227,6 +230,8 @@ fn prepare_dialect(server: &Server) -> Result<(), Error> {
     let (database, user) = (LocalRds::DATABASE, LocalRds::USER);
     let roles = format!(
         "ALTER DATABASE {database} SET default_transaction_isolation = 'repeatable read';
+         ALTER ROLE {ADMIN} CREATEROLE;
+         GRANT rds_iam TO {ADMIN} WITH ADMIN OPTION;
          GRANT {user} TO {ADMIN}"
     );
     let mut superuser = server.superuser(database)?;

@@ -197,6 +197,42 @@ fn a_conflict_has_the_code_of_dsql() {
 }
 
 #[test]
+fn a_transaction_during_ddl_fails_at_commit() {
+    let rds = dialect();
+    let (mut first, mut second) = (connect(&rds), connect(&rds));
+    first.batch_execute("CREATE TABLE counter (n int)").unwrap();
+    let mut add = |ddl: &str| {
+        first.transaction(|first| {
+            second.batch_execute(ddl).unwrap();
+            diesel::sql_query("INSERT INTO counter VALUES (1)").execute(first)
+        })
+    };
+    let outcome = add("CREATE TABLE other (n int)");
+    let Err(QueryError::DatabaseError(Kind::SerializationFailure, information)) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert!(information.message().contains("(OC001)"), "{}", information.message());
+    add("BEGIN; CREATE TABLE another (n int); ROLLBACK").unwrap();
+    assert_eq!(count(&mut first, "counter"), 1);
+}
+
+#[test]
+fn the_admin_gives_a_role_the_right_to_log_in() {
+    let rds = dialect();
+    let admin = rds.manager_builder().build(rds.database_url_for("admin")).unwrap();
+    let mut admin = admin.connect().unwrap();
+    let arn = "arn:aws:iam::111122223333:role/worker";
+    // A new manager, because one waits after a failed login.
+    let log_in = || rds.manager_builder().build(rds.database_url_for("worker")).unwrap().connect();
+    admin.batch_execute("CREATE ROLE worker WITH LOGIN").unwrap();
+    assert!(log_in().is_err());
+    admin.batch_execute(&format!("AWS IAM GRANT worker TO '{arn}'")).unwrap();
+    assert_eq!(current_user(&mut log_in().unwrap()), "worker");
+    admin.batch_execute(&format!("AWS IAM REVOKE worker FROM '{arn}'")).unwrap();
+    assert!(log_in().is_err());
+}
+
+#[test]
 fn a_connection_ends_after_60_minutes() {
     let rds = dialect();
     let (mut idle, mut busy) = (connect(&rds), connect(&rds));

@@ -4,6 +4,8 @@
 //! the order of the answers and ends the transaction. The answer is then replaced by DSQL's.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::statement::{Kind, Plan, Refusal, kind, plan};
 use super::tokens::{Tokens, statements};
@@ -13,6 +15,8 @@ use super::wire::{field, push, push_error, string};
 const REFUSED: &str = "LocalRds refuses ";
 /// The start of the INFO with the tag of a job (sys.sql).
 const TAG: &str = "LocalRds: ";
+/// The starts of the tags of statements that change the catalog.
+const DDL_TAGS: [&[u8]; 3] = [b"CREATE ", b"ALTER ", b"DROP "];
 /// The name of the prepared statement that is refused instead of an execution.
 const REFUSED_NAME: &[u8] = b"local_rds_refused";
 
@@ -27,6 +31,10 @@ pub(super) struct Session {
     pending: usize,
     /// The tag of a job that has just run.
     tag: Option<String>,
+    /// How often DDL was committed on the server.
+    catalog: Arc<AtomicU64>,
+    /// Whether DDL has run that is not committed.
+    has_changed: bool,
 }
 
 /// What the statements so far mean for the next one.
@@ -36,6 +44,8 @@ struct Transaction {
     is_explicit: bool,
     has_ddl: bool,
     has_dml: bool,
+    /// The count of `catalog` at BEGIN.
+    catalog: Option<u64>,
 }
 
 impl Transaction {
@@ -67,6 +77,10 @@ impl Transaction {
 }
 
 impl Session {
+    pub(super) fn new(catalog: Arc<AtomicU64>) -> Session {
+        Session { catalog, ..Session::default() }
+    }
+
     /// Whether PostgreSQL has answered everything, and no transaction is open.
     pub(super) fn is_idle(&self) -> bool {
         self.pending == 0 && !self.transaction.is_explicit
@@ -99,9 +113,9 @@ impl Session {
                 to.extend(message);
             }
             b'C' => {
-                if let [b'S', name @ ..] = body {
-                    self.statements.remove(string(name).0);
-                }
+                let (what, name) = body.split_first().unwrap_or((&0, &[]));
+                let kinds = if *what == b'S' { &mut self.statements } else { &mut self.portals };
+                kinds.remove(string(name).0);
                 to.extend(message);
             }
             b'S' | b'F' => {
@@ -113,15 +127,35 @@ impl Session {
         }
     }
 
+    /// Returns what replaces a statement that its transaction refuses.
+    fn admit(&mut self, statement: &Tokens<'_>) -> Result<(), String> {
+        let catalog = self.catalog.load(Ordering::SeqCst);
+        let is_commit = ["COMMIT", "END"].iter().any(|word| statement.is_at(0, word));
+        let is_stale = self.transaction.catalog.is_some_and(|seen| seen != catalog);
+        let kind = kind(statement);
+        self.transaction.admit(kind).map_err(|refusal| refused(&refusal))?;
+        match kind {
+            Kind::Begin => self.transaction.catalog = Some(catalog),
+            // The error of a COMMIT ends the transaction.
+            Kind::End if is_commit && is_stale => {
+                let message =
+                    "schema has been updated by another transaction, please retry: (OC001)".into();
+                let refusal = Refusal { code: "40001", message };
+                return Err(format!("ROLLBACK; {}", refused(&refusal)));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Returns `None` if the text of a Query stays as it is.
     fn rewrite(&mut self, text: &str) -> Option<String> {
         let mut is_changed = false;
         let mut change = |statement: &Tokens<'_>| {
             let replaced = match plan(statement) {
                 Plan::Refuse(refusal) => Some(refused(&refusal)),
-                plan => match (self.transaction.admit(kind(statement)), plan) {
-                    (Err(refusal), _) => Some(refused(&refusal)),
-                    (Ok(()), Plan::Replace(text)) => Some(text),
+                plan => match (self.admit(statement), plan) {
+                    (Err(text), _) | (Ok(()), Plan::Replace(text)) => Some(text),
                     (Ok(()), _) => None,
                 },
             };
@@ -154,6 +188,9 @@ impl Session {
         match message[0] {
             b'Z' => {
                 self.pending = self.pending.saturating_sub(1);
+                if body == b"I" && std::mem::take(&mut self.has_changed) {
+                    self.catalog.fetch_add(1, Ordering::SeqCst);
+                }
                 match body {
                     // With further messages on the way, what they contain is known already.
                     _ if self.pending > 0 => {}
@@ -162,18 +199,24 @@ impl Session {
                 }
                 to.extend(message);
             }
-            b'C' => match self.tag.take() {
-                Some(tag) => push(to, b'C', &[tag.as_bytes(), b"\0"]),
-                None => to.extend(message),
-            },
+            b'C' => {
+                let tag = self.tag.take().map(|tag| tag.into_bytes());
+                let tag = tag.as_deref().unwrap_or(string(body).0);
+                self.has_changed |= DDL_TAGS.iter().any(|start| tag.starts_with(start));
+                self.has_changed &= tag != b"ROLLBACK";
+                push(to, b'C', &[tag, b"\0"]);
+            }
             b'N' => match field(body, b'M').strip_prefix(TAG) {
                 Some(tag) => self.tag = Some(tag.to_owned()),
                 None => to.extend(message),
             },
-            b'E' => match error_of_dsql(body) {
-                Some((code, text)) => push_error(to, "ERROR", &code, &text),
-                None => to.extend(message),
-            },
+            b'E' => {
+                self.has_changed = false;
+                match error_of_dsql(body) {
+                    Some((code, text)) => push_error(to, "ERROR", &code, &text),
+                    None => to.extend(message),
+                }
+            }
             _ => to.extend(message),
         }
     }
