@@ -11,8 +11,8 @@ use clap::Args;
 /// variables to export, and runs until Ctrl-C. Needs PostgreSQL's server programs on this machine.
 /// Removes all its files at the end.
 ///
-/// With --dsql it is a stand-in for Aurora DSQL: the host name and the tokens are those of DSQL, and
-/// it refuses statements that DSQL refuses.
+/// With --dsql it is a stand-in for Aurora DSQL: the host name and the tokens are those of DSQL,
+/// and it refuses statements that DSQL refuses.
 #[derive(Args)]
 #[command(after_long_help = "Examples:
   rds-iam local

@@ -84,7 +84,43 @@ impl Builder {
         self
     }
 
-    /// Lets the server speak the dialect of Aurora DSQL.
+    /// Lets the server speak the dialect of [Aurora DSQL](crate::guide::dsql).
+    ///
+    /// - The host name is one of DSQL, so tokens are for the action `DbConnect`, or
+    ///   `DbConnectAdmin` for the user `admin`. A host name given to [`endpoint`](Self::endpoint)
+    ///   is kept.
+    /// - A proxy before PostgreSQL refuses what DSQL refuses, with the SQLSTATE of DSQL: two
+    ///   statements of DDL, or DDL and DML, in one transaction; `SAVEPOINT`, `TRUNCATE`, `LISTEN`,
+    ///   PL/pgSQL, triggers, enums, arrays and other types as columns, `SERIAL`, advisory locks,
+    ///   most of `SET` and of `ALTER TABLE`.
+    /// - `CREATE INDEX ASYNC` and `ALTER TABLE ASYNC` return a job. `sys.jobs` and `CALL
+    ///   sys.wait_for_job('...')` know it.
+    /// - A transaction can change 3,000 rows and 10 MiB, and has the isolation `REPEATABLE READ`.
+    /// - A connection ends after 60 minutes on the server's [`clock`](LocalRds::clock), or when its
+    ///   transaction ends, at the latest after 65 minutes.
+    /// - The errors for conflicts are those of DSQL: SQLSTATE 40001, with `OC000`, or with `OC001`
+    ///   if DDL was committed during the transaction.
+    /// - `AWS IAM GRANT` and `AWS IAM REVOKE` of the user `admin`. The ARN is not checked.
+    ///
+    /// The answers are those of published records of a cluster, and of AWS' documentation. No DSQL
+    /// cluster was used for this crate. Known differences:
+    ///
+    /// - A conflict of data is an error of the statement, which first waits for the other
+    ///   transaction. On DSQL it is an error of COMMIT. A conflict with a changed schema occurs in
+    ///   transactions with BEGIN and a COMMIT that is not prepared, and with each DDL.
+    /// - A job has ended when its statement returns. A unique index for which there are duplicates
+    ///   does not exist afterwards. On DSQL it exists and is invalid.
+    /// - The database is `app` instead of `postgres`. The user `app` can create objects.
+    /// - A primary key column can be dropped. `PREPARE` and `EXECUTE` in SQL are not checked.
+    /// - The version is that of PostgreSQL on this machine. `pg_trigger` and `sys` contain what the
+    ///   stand-in needs.
+    /// - `options` in a connection string are passed on. TLS begins after a request, so
+    ///   `sslnegotiation=direct` fails.
+    /// - There is no limit for logins per second, and none of 5 minutes for a transaction.
+    /// - After [`stop`](LocalRds::stop) the port accepts connections and closes them at once.
+    /// - [`superuser`](LocalRds::superuser) is not limited.
+    ///
+    /// Defaults to the dialect of PostgreSQL.
     pub fn dsql(mut self) -> Self {
         self.is_dsql = true;
         self
@@ -194,6 +230,8 @@ fn prepare_dialect(server: &Server) -> Result<(), Error> {
     let (database, user) = (LocalRds::DATABASE, LocalRds::USER);
     let roles = format!(
         "ALTER DATABASE {database} SET default_transaction_isolation = 'repeatable read';
+         ALTER ROLE {ADMIN} CREATEROLE;
+         GRANT rds_iam TO {ADMIN} WITH ADMIN OPTION;
          GRANT {user} TO {ADMIN}"
     );
     let mut superuser = server.superuser(database)?;

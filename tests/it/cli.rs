@@ -966,6 +966,18 @@ mod local {
     }
 
     #[test]
+    fn with_dsql_it_speaks_the_dialect_of_dsql() {
+        let folder = folder();
+        let local = |command: &[&str]| {
+            run(program(RDS_IAM, &folder).args(["local", "--dsql", "--"]).args(command))
+        };
+        let said = local(&["sh", "-c", "echo $DATABASE_URL"]);
+        assert!(said.stdout.contains("&iam_host=") && said.stdout.contains(".dsql."), "{said:?}");
+        let said = local(&[RDS_IAM, "exec", "--", "psql", "-c", "LISTEN a"]);
+        assert!(said.stderr.contains("unsupported statement: Listen"), "{said:?}");
+    }
+
+    #[test]
     fn pg_variables_and_a_session_token_have_no_effect() {
         let folder = folder();
         let mut command = program(RDS_IAM, &folder);

@@ -7,6 +7,8 @@ mod cli;
 mod credentials;
 #[cfg(target_os = "linux")]
 mod dead_peers;
+mod dialect;
+mod dialect_judge;
 mod diesel_api;
 mod doctor;
 mod doctor_program;

@@ -13,6 +13,7 @@ mod wire;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 
 use parking_lot::RwLock;
@@ -44,6 +45,8 @@ struct Shared {
     socket: PathBuf,
     acceptor: RwLock<tokio_native_tls::TlsAcceptor>,
     clock: Clock,
+    /// How often DDL was committed.
+    catalog: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -54,7 +57,7 @@ impl Proxy {
         clock: Clock,
     ) -> Result<Proxy, Error> {
         let acceptor = RwLock::new(acceptor(certificates)?);
-        let shared = Arc::new(Shared { socket, acceptor, clock });
+        let shared = Arc::new(Shared { socket, acceptor, clock, catalog: Arc::default() });
         let step = "cannot start the proxy";
         listener.set_nonblocking(true).map_err(failed(step))?;
         let runtime =

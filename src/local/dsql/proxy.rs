@@ -59,7 +59,7 @@ async fn attend(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     };
     let client = timeout(LOGIN_TIMEOUT, login).await??;
     match client {
-        Some(client) => relay(client, server, &shared.clock).await,
+        Some(client) => relay(client, server, shared).await,
         None => Ok(()),
     }
 }
@@ -104,13 +104,13 @@ async fn read_startup(client: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes
 async fn relay(
     client: impl AsyncRead + AsyncWrite + Send + 'static,
     server: UnixStream,
-    clock: &Clock,
+    shared: &Shared,
 ) -> io::Result<()> {
     let (from_client, mut to_client) = tokio::io::split(client);
     let (from_server, to_server) = server.into_split();
-    let session = Arc::new(Mutex::new(Session::default()));
+    let session = Arc::new(Mutex::new(Session::new(shared.catalog.clone())));
     let requests = tokio::spawn(pass_requests(from_client, to_server, session.clone()));
-    let ended = pass_answers(from_server, &mut to_client, &session, clock).await;
+    let ended = pass_answers(from_server, &mut to_client, &session, &shared.clock).await;
     requests.abort();
     let _ = to_client.shutdown().await;
     ended
@@ -130,7 +130,7 @@ async fn pass_requests(
         }
         let mut output = Vec::new();
         while let Some(message) = take_message(&mut input) {
-            session.lock().from_client(&message, &mut output);
+            session.lock().on_request(&message, &mut output);
         }
         to.write_all(&output).await?;
     }
@@ -153,7 +153,7 @@ async fn pass_answers(
         }
         let mut output = Vec::new();
         while let Some(message) = take_message(&mut input) {
-            session.lock().from_server(&message, &mut output);
+            session.lock().on_answer(&message, &mut output);
         }
         to.write_all(&output).await?;
         // `split` has a buffer of TLS behind it.

@@ -43,7 +43,7 @@ pub(super) fn kind(tokens: &Tokens<'_>) -> Kind {
     match tokens.word(0).as_str() {
         "BEGIN" | "START" => Kind::Begin,
         "COMMIT" | "END" | "ROLLBACK" | "ABORT" => Kind::End,
-        "CREATE" | "ALTER" | "DROP" | "GRANT" | "REVOKE" | "COMMENT" => Kind::Ddl,
+        "CREATE" | "ALTER" | "DROP" | "GRANT" | "REVOKE" | "COMMENT" | "AWS" => Kind::Ddl,
         "INSERT" | "UPDATE" | "DELETE" | "COPY" => Kind::Dml,
         "WITH" => kind_of_with(tokens),
         "EXPLAIN" if tokens.has("ANALYZE") => kind_of_with(tokens),
@@ -63,12 +63,24 @@ fn kind_of_with(tokens: &Tokens<'_>) -> Kind {
 pub(super) fn plan(tokens: &Tokens<'_>) -> Plan {
     match check(tokens) {
         Err(refusal) => Plan::Refuse(refusal),
-        Ok(()) => job(tokens).map_or(Plan::Forward, Plan::Replace),
+        Ok(()) => replacement(tokens).map_or(Plan::Forward, Plan::Replace),
     }
 }
 
-/// Returns the call that stands for a statement with ASYNC.
-fn job(tokens: &Tokens<'_>) -> Option<String> {
+/// Returns what stands for a statement that PostgreSQL does not know.
+fn replacement(tokens: &Tokens<'_>) -> Option<String> {
+    // The role in the ARN is not checked: the judge has the trusted key pairs.
+    if let Some(role) = tokens.list().get(3).map(|token| token.text) {
+        match () {
+            () if tokens.is_at(0, "AWS IAM GRANT") => {
+                return Some(format!("GRANT rds_iam TO {role}"));
+            }
+            () if tokens.is_at(0, "AWS IAM REVOKE") => {
+                return Some(format!("REVOKE rds_iam FROM {role}"));
+            }
+            () => {}
+        }
+    }
     let (kind, tag) = match () {
         () if tokens.is_at(0, "CREATE INDEX ASYNC") || tokens.is_at(0, "CREATE UNIQUE INDEX") => {
             ("INDEX_BUILD", "CREATE INDEX")
@@ -294,7 +306,6 @@ const FUNCTIONS: &[(&str, &str)] = &[
     ("PG_XACT_STATUS", "42883"),
     ("PG_CURRENT_XACT_ID", "42883"),
     ("TXID_", "42883"),
-    ("LO_", "0A000"),
 ];
 
 /// They use a text search configuration, and there is none.
@@ -318,4 +329,75 @@ fn functions(tokens: &Tokens<'_>) -> Check {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tokens::statements;
+    use super::*;
+
+    fn planned(text: &str) -> Plan {
+        plan(&statements(text)[0])
+    }
+
+    #[test]
+    fn a_job_is_a_call_with_the_statement_without_async() {
+        let cases = [
+            (
+                "create index async i on t (a) where b = 'x'",
+                "SELECT job_id FROM sys.local_rds_run('create index  i on t (a) where b = ''x''', \
+                 'INDEX_BUILD', 'CREATE INDEX')",
+            ),
+            (
+                "ALTER TABLE ASYNC t VALIDATE CONSTRAINT c",
+                "SELECT job_id FROM sys.local_rds_run('ALTER TABLE  t VALIDATE CONSTRAINT c', \
+                 'VALIDATE_CONSTRAINT', 'ALTER TABLE')",
+            ),
+            ("AWS IAM GRANT \"a b\" TO 'arn:x'", "GRANT rds_iam TO \"a b\""),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(planned(text), Plan::Replace(expected.into()));
+        }
+    }
+
+    #[test]
+    fn names_and_strings_are_not_keywords() {
+        for text in [
+            "SELECT \"set_config\"",
+            "SELECT set_config FROM t",
+            "INSERT INTO t VALUES ('TRUNCATE', 'FOR SHARE')",
+            "CREATE TABLE t (\"as\" int, note text DEFAULT 'AS IDENTITY')",
+            "ALTER TABLE t RENAME COLUMN a TO b",
+        ] {
+            assert_eq!(planned(text), Plan::Forward, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_start_of_a_functions_name_decides() {
+        for (text, code) in [
+            ("SELECT pg_catalog.set_config('a', 'b', false)", "0A000"),
+            ("SELECT Pg_Try_Advisory_Lock (1)", "0A000"),
+            ("SELECT pg_current_xact_id_if_assigned()", "42883"),
+        ] {
+            let Plan::Refuse(refusal) = planned(text) else { panic!("{text}") };
+            assert_eq!(refusal.code, code, "{text}");
+        }
+    }
+
+    #[test]
+    fn kinds() {
+        let cases = [
+            ("explain analyze insert into t values (1)", Kind::Dml),
+            ("EXPLAIN INSERT INTO t VALUES (1)", Kind::Other),
+            ("WITH a AS (SELECT 1) UPDATE t SET n = 1", Kind::Dml),
+            ("WITH a AS (SELECT id FROM t FOR UPDATE) SELECT * FROM a", Kind::Other),
+            ("/* a */ -- b\ncreate table t ()", Kind::Ddl),
+            ("end", Kind::End),
+            ("start transaction", Kind::Begin),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(kind(&statements(text)[0]), expected, "{text}");
+        }
+    }
 }

@@ -16,7 +16,17 @@ pub(super) fn create(tokens: &Tokens<'_>) -> Check {
     if tokens.has("EXCLUDE USING") || tokens.has("EXCLUDE (") {
         return refuse("EXCLUDE constraint not supported");
     }
+    let open = tokens.list().iter().position(|token| token.text == "(");
+    let parts = open.map(|open| tokens.parts(open + 1)).unwrap_or_default();
+    if parts.iter().any(|part| is_deferrable(part) && !part.has("REFERENCES")) {
+        return refuse("DEFERRABLE constraint not supported");
+    }
     identity(tokens)
+}
+
+/// Only foreign keys can be deferrable.
+fn is_deferrable(part: &Tokens<'_>) -> bool {
+    part.find(1, "DEFERRABLE").is_some_and(|at| !part.is_at(at - 1, "NOT"))
 }
 
 /// Each identity column needs CACHE. Without it, PostgreSQL takes 1.

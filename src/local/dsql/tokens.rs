@@ -114,10 +114,12 @@ impl<'a> Tokens<'a> {
         at
     }
 
-    /// Returns the parts from `from` on that are separated by commas outside of parentheses.
+    /// Returns the parts of a list that begins at `from`, without its commas.
     pub(super) fn parts(&self, from: usize) -> Vec<Tokens<'a>> {
         let list = self.list.get(from..).unwrap_or_default();
-        let parts = list.split(|token| token.depth == 0 && token.text == ",");
+        let depth = list.first().map_or(0, |token| token.depth);
+        let end = list.iter().position(|token| token.depth < depth).unwrap_or(list.len());
+        let parts = list[..end].split(|token| token.depth == depth && token.text == ",");
         parts.map(|part| Tokens { text: self.text, list: part.to_vec() }).collect()
     }
 }
