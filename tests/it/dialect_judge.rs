@@ -52,14 +52,14 @@ fn cases() -> Vec<Case> {
 }
 
 /// ministack's proxy, and the PostgreSQL behind it.
-struct Ministack {
+pub(crate) struct Ministack {
     process: Child,
-    port: u16,
+    pub(crate) port: u16,
     _postgres: LocalRds,
 }
 
 impl Ministack {
-    fn start() -> Ministack {
+    pub(crate) fn start() -> Ministack {
         let postgres = trusting_postgres();
         let mut process = Command::new(python_bin().join("python3"))
             .args(["-c", MINISTACK, &postgres.port().to_string()])

@@ -18,6 +18,7 @@ use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Endpoint, Error, RdsConnectionManager, TransactionError};
 use tempfile::TempDir;
 
+use crate::dialect_judge::Ministack;
 use crate::examples::{logged, printed, run};
 use crate::support::web::Web;
 use crate::support::{eventually, example, manager, start};
@@ -79,6 +80,19 @@ fn migrations_run_once_and_their_indexes_are_complete() {
         "SELECT count(*) FROM pg_index WHERE indisvalid AND indexrelid = 'jobs_to_do'::regclass";
     assert_eq!(number(&rds, valid), 1);
     assert_eq!(run_pending_migrations(connection, EXAMPLES).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn migrations_run_on_ministack_too() {
+    let ministack = Ministack::start();
+    let url = format!("postgres://admin@127.0.0.1:{}/app?sslmode=disable", ministack.port);
+    let connection = &mut PgConnection::establish(&url).unwrap();
+    for expected in [5, 0] {
+        assert_eq!(run_pending_migrations(connection, EXAMPLES).unwrap().len(), expected);
+    }
+    let files = Files::new(&[("2027-01-01-000000_x", "CREATE TABLE t (id SERIAL PRIMARY KEY)")]);
+    let error = run_pending_migrations(connection, &files).unwrap_err().to_string();
+    assert!(error.contains("statement 1 of 1") && error.contains("SERIAL"), "{error}");
 }
 
 #[test]
