@@ -49,7 +49,7 @@ fn migrate() -> Result<(), Failure> {
     let wait = wait_in(&arguments)?;
     let database = database::Database::open(RdsConnectionManager::builder())?;
     let mut connection = connect(&database.manager, wait)?;
-    migrations::run(&mut connection, print)
+    migrations::run(&database.manager, &mut connection, print)
 }
 
 /// Prints a line. Unlike `println!` it does not panic if standard output is closed.

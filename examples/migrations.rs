@@ -8,8 +8,11 @@ use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use diesel_rds_iam::{Endpoint, RdsConnectionManager, dsql};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations");
+/// The same tables, in the SQL of Aurora DSQL.
+const DSQL_MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/migrations_dsql");
 
 /// The key of the advisory lock. All programs that migrate this database must use the same one.
 const LOCK: i64 = 0x6469_6573_656c;
@@ -20,7 +23,19 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Runs the pending migrations, and reports each step as a line. A second program waits for the
 /// first, and then has nothing to do. Each migration is a transaction, unless its metadata.toml
 /// says otherwise: a failed one changes nothing, and those before it stay.
-pub(crate) fn run(connection: &mut PgConnection, report: impl Fn(&str)) -> Result<()> {
+///
+/// On Aurora DSQL each statement is a transaction.
+pub(crate) fn run(
+    manager: &RdsConnectionManager,
+    connection: &mut PgConnection,
+    report: impl Fn(&str),
+) -> Result<()> {
+    if manager.endpoints().any(Endpoint::is_dsql) {
+        let names = dsql::run_pending_migrations(connection, DSQL_MIGRATIONS)?;
+        names.iter().for_each(|name| report(&format!("migration run: {name}")));
+        report(&format!("the schema is up to date; migrations run: {}", names.len()));
+        return Ok(());
+    }
     if !try_lock(connection)? {
         report("another program migrates this database; waiting for it");
         lock(connection)

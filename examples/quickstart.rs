@@ -86,7 +86,7 @@ fn on_a_local_rds() -> Result<(), Failure> {
 }
 
 fn migrate(pool: &Pool) -> Result<(), Failure> {
-    migrations::run(&mut *pool.get()?, |_| {})
+    migrations::run(pool.manager(), &mut *pool.get()?, |_| {})
 }
 
 /// Opens all connections of the pool, and returns the process ids of their backends. The clock

@@ -2,7 +2,7 @@
 
 diesel::table! {
     entries (id) {
-        id -> Int4,
+        id -> Int8,
         text -> Text,
         finished_at -> Nullable<Timestamptz>,
     }
@@ -30,7 +30,7 @@ diesel::table! {
 
 diesel::table! {
     notes (id) {
-        id -> Int4,
+        id -> Int8,
         text -> Text,
         backend -> Int4,
     }

@@ -18,6 +18,9 @@ use crate::login::ca_bundle::CaBundle;
 use crate::login::{Iam, Login, targets};
 use crate::manager::RdsConnectionManager;
 
+/// Aurora DSQL ends a connection after this time.
+const DSQL_LIFETIME: Duration = Duration::from_secs(60 * 60);
+
 impl RdsConnectionManager {
     /// Makes a manager for a libpq connection string (URI or key/value) without a password.
     ///
@@ -191,7 +194,7 @@ impl Builder {
     /// random, so that a pool does not reconnect all at once. A connection past it is closed at its
     /// check-in or its next checkout, never during its use. `None` is no maximum.
     ///
-    /// Defaults to 14 minutes.
+    /// Defaults to 14 minutes. At an endpoint of Aurora DSQL, it must be less than 60 minutes.
     ///
     /// # Panics
     /// If it is zero, as r2d2's setter does.
@@ -342,8 +345,18 @@ impl Builder {
         Ok(RdsConnectionManager::with(login, max_lifetime, validate_after, hooks))
     }
 
-    fn build_iam(self, conninfo: IamConninfo, keywords: &Keywords) -> Result<Iam, Error> {
+    fn build_iam(self, mut conninfo: IamConninfo, keywords: &Keywords) -> Result<Iam, Error> {
         let targets = targets(&conninfo, keywords, self.profile.as_deref())?;
+        if targets.iter().any(|target| target.endpoint.is_dsql()) {
+            if self.max_lifetime.is_none_or(|lifetime| lifetime >= DSQL_LIFETIME) {
+                return Err(Error::Config(
+                    "Aurora DSQL ends each connection after 60 minutes, also in the middle of a \
+                     query; set max_lifetime to less"
+                        .into(),
+                ));
+            }
+            conninfo.adapt_to_dsql();
+        }
         let time_source = self.time_source.clone().unwrap_or_default();
         let credentials = self.credentials(targets[0].endpoint.region().to_owned())?;
         warn_of_sslmode(conninfo.sslmode());

@@ -38,6 +38,7 @@
 //! | [`Stats`], [`PoolLog`] | counters of a manager, and the log of its pool |
 //! | [`AuthToken`], [`presign`], [`Endpoint`] | the token by itself, signed without network access |
 //! | [`LibpqLogin`] | the same login for psql, pg_dump and other programs on libpq |
+//! | [`dsql`] | runs migrations on Aurora DSQL |
 //! | `doctor` (feature `doctor`) | checks a login step by step and reports what is wrong |
 //! | `local` (feature `local`) | a PostgreSQL on this machine that accepts IAM tokens, for tests |
 //!
@@ -83,6 +84,7 @@ mod conninfo;
 mod credentials;
 #[cfg(feature = "doctor")]
 pub mod doctor;
+pub mod dsql;
 mod error;
 // A fuzzed program sets the cfg for its dependencies too, so it is not part of the API.
 #[cfg(all(fuzzing, feature = "local"))]

@@ -335,6 +335,8 @@ impl RdsConnectionManager {
 
     fn role_check(&self, connection: &mut PgConnection) -> Option<RoleCheck> {
         let wanted = match &*self.login {
+            // Each endpoint accepts writes.
+            Login::Iam(iam) if iam.conninfo.is_dsql => return None,
             Login::Iam(iam) => iam.conninfo.role_check(),
             Login::Password(password) => password.role_check,
         };

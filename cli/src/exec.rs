@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::Args;
-use diesel_rds_iam::LibpqLogin;
+use diesel_rds_iam::{Endpoint, LibpqLogin};
 
 use crate::database::{Options, check_name};
-use crate::{Failure, Outcome, explained};
+use crate::{Failure, Outcome, explained, migrations};
 
 /// Run a command that logs in with a token
 ///
@@ -56,6 +56,13 @@ pub(crate) struct Exec {
     #[arg(long)]
     refresh: bool,
 
+    /// Do not check the migrations of the diesel CLI before they run on Aurora DSQL
+    ///
+    /// At an endpoint of Aurora DSQL, `diesel migration run`, `redo` and `revert` run only if the
+    /// linter of AWS (dsql-lint) finds that all files can work there.
+    #[arg(long)]
+    unchecked: bool,
+
     #[command(flatten)]
     pub(crate) options: Options,
 }
@@ -92,6 +99,12 @@ impl Exec {
         let ours = |error: diesel_rds_iam::Error| Failure::new(OURS, explained(&error));
         let (url, start) = self.split()?;
         let manager = self.options.manager_for(url).map_err(ours)?;
+        if !self.unchecked
+            && manager.endpoints().any(Endpoint::is_dsql)
+            && let Some(text) = migrations::complaints(&self.command[start..])
+        {
+            return Err(Failure::new(OURS, text));
+        }
         let login = manager.libpq_login().map_err(ours)?;
         check_name(&login).map_err(ours)?;
         let mut command = self.command(&self.command[start..], &login)?;

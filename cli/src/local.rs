@@ -10,6 +10,9 @@ use clap::Args;
 /// environment, and stops the stand-in when the command ends. Without a command, prints the
 /// variables to export, and runs until Ctrl-C. Needs PostgreSQL's server programs on this machine.
 /// Removes all its files at the end.
+///
+/// With --dsql it is a stand-in for Aurora DSQL: the host name and the tokens are those of DSQL,
+/// and it refuses statements that DSQL refuses.
 #[derive(Args)]
 #[command(after_long_help = "Users of the database app:
   app            logs in with a token
@@ -21,8 +24,12 @@ RDS_IAM_LOCAL_VERDICT names the file from which rds-iam doctor reads why a token
 Examples:
   rds-iam local
   rds-iam local -- rds-iam exec -- diesel migration run
+  rds-iam local --dsql -- rds-iam exec -- psql
   rds-iam local -- cargo test")]
 pub(crate) struct Local {
+    /// Speak the dialect of Aurora DSQL
+    #[arg(long)]
+    dsql: bool,
     /// The command and its arguments
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -31,7 +38,7 @@ pub(crate) struct Local {
 #[cfg(not(feature = "local"))]
 impl Local {
     pub(crate) fn run(self) -> crate::Outcome {
-        let _ = self.command;
+        let _ = (self.command, self.dsql);
         let text = "this rds-iam was built without the feature local\n\
                     help: cargo install rds-iam --features local";
         Err(crate::Failure::new(1, text))
@@ -56,9 +63,12 @@ mod with_local {
             without_pg_variables()?;
             // Before the server starts: a signal that ends this process must not leave the server.
             let mut signals = child::catch()?;
-            let rds = LocalRds::start()?;
+            let builder = LocalRds::builder();
+            let rds = if self.dsql { builder.dsql() } else { builder }.start()?;
             let Some((program, arguments)) = self.command.split_first() else {
-                writeln!(io::stdout(), "{}", exports(&rds))?;
+                let name = if self.dsql { "Aurora DSQL" } else { "RDS" };
+                let hint = format!("# Paste these lines into another shell. The local {name} runs");
+                writeln!(io::stdout(), "{}\n{hint} until Ctrl-C.", exports(&rds))?;
                 signals.forever().next();
                 return Ok(ExitCode::SUCCESS);
             };
@@ -90,8 +100,6 @@ mod with_local {
     fn exports(rds: &LocalRds) -> String {
         let variables = rds.environment().into_iter();
         let export = |(name, value): (&str, String)| Format::Sh.assignment(name, &value).ok();
-        let lines: Vec<String> = variables.filter_map(export).collect();
-        let hint = "# Paste these lines into another shell. The local RDS runs until Ctrl-C.";
-        format!("{}\n{hint}", lines.join("\n"))
+        variables.filter_map(export).collect::<Vec<String>>().join("\n")
     }
 }

@@ -11,6 +11,7 @@ mod exec;
 mod format;
 mod local;
 mod manual;
+mod migrations;
 #[cfg(unix)]
 mod passfile;
 mod token;

@@ -17,7 +17,7 @@ use crate::schema::entries;
 
 #[derive(Queryable, Serialize)]
 pub(crate) struct Entry {
-    id: i32,
+    id: i64,
     text: String,
     finished: bool,
 }
@@ -61,7 +61,7 @@ pub(crate) async fn add(
 
 pub(crate) async fn finish(
     State(app): State<App>,
-    id: Result<Path<i32>, PathRejection>,
+    id: Result<Path<i64>, PathRejection>,
 ) -> Result<Redirect, Problem> {
     let Path(id) = id.map_err(|_| Problem::NotFound)?;
     app.write(move |connection| {
@@ -69,7 +69,7 @@ pub(crate) async fn finish(
         let first_time = sql::<Nullable<Timestamptz>>("coalesce(finished_at, now())");
         let change =
             diesel::update(entries::table.find(id)).set(entries::finished_at.eq(first_time));
-        change.returning(entries::id).get_result::<i32>(connection)
+        change.returning(entries::id).get_result::<i64>(connection)
     })
     .await?;
     Ok(Redirect::to("/"))

@@ -75,7 +75,7 @@ fn run() -> Result<(), Failure> {
     let database = Database::open(manager_builder()?)?;
     // Not on a connection of the pool, because a second replica may wait here for a long time.
     let mut connection = database.manager.connect()?;
-    migrations::run(&mut connection, |line| log::info!("{line}"))?;
+    migrations::run(&database.manager, &mut connection, |line| log::info!("{line}"))?;
     let user: String =
         diesel::select(sql::<Text>("current_user::text")).get_result(&mut connection)?;
     drop(connection);

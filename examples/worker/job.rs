@@ -44,20 +44,28 @@ pub(crate) enum Failure {
 pub(crate) fn perform(
     job: i64,
     payload: &str,
+    has_savepoints: bool,
     connection: &mut PgConnection,
 ) -> Result<(), Failure> {
     let share: Share = serde_json::from_str(payload)?;
-    // A savepoint in the transaction of the queue.
-    connection.transaction(|connection| {
-        let amount = share.amount / share.of;
+    if has_savepoints {
+        connection.transaction(|connection| share.pay(job, connection))
+    } else {
+        share.pay(job, connection)
+    }
+}
+
+impl Share {
+    fn pay(&self, job: i64, connection: &mut PgConnection) -> Result<(), Failure> {
+        let amount = self.amount / self.of;
         let row =
-            (ledger::job_id.eq(job), ledger::account.eq(share.account), ledger::amount.eq(amount));
+            (ledger::job_id.eq(job), ledger::account.eq(self.account), ledger::amount.eq(amount));
         diesel::insert_into(ledger::table).values(row).execute(connection)?;
         diesel::sql_query("SELECT pg_sleep($1)")
-            .bind::<Double, _>(share.seconds)
+            .bind::<Double, _>(self.seconds)
             .execute(connection)?;
         Ok(())
-    })
+    }
 }
 
 pub(crate) const ABOUT_SAMPLES: &str =

@@ -5,6 +5,9 @@
 //! and is dead after several failures. A lost connection does not count as a failure of the job.
 //! NOTIFY wakes the threads, and they also poll. After SIGTERM or SIGINT, running jobs finish.
 //!
+//! Aurora DSQL has no LISTEN, so there the threads only poll, each second. It has no savepoints
+//! either: a failed job rolls its transaction back, and its failure is recorded in another one.
+//!
 //! Without DATABASE_URL it runs sample jobs on a local stand-in for RDS. With DATABASE_URL it runs
 //! the jobs that `worker enqueue` or another program inserts:
 //!
@@ -16,8 +19,8 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use diesel_rds_iam::RdsConnectionManager;
 use diesel_rds_iam::r2d2::ManageConnection;
+use diesel_rds_iam::{Endpoint, RdsConnectionManager};
 
 mod bell;
 mod connections;
@@ -105,8 +108,9 @@ fn enqueue(payloads: &[String]) -> Result<(), Failure> {
     if std::env::var_os("DATABASE_URL").is_none() {
         return Err("enqueue needs DATABASE_URL, because a local RDS stops with its program".into());
     }
-    let mut connection = Database::open(RdsConnectionManager::builder())?.manager.connect()?;
-    migrations::run(&mut connection, |line| log::info!("{line}"))?;
+    let manager = Database::open(RdsConnectionManager::builder())?.manager;
+    let mut connection = manager.connect()?;
+    migrations::run(&manager, &mut connection, |line| log::info!("{line}"))?;
     queue::enqueue(payloads, &mut connection)?;
     Ok(())
 }
@@ -115,7 +119,7 @@ fn work(mut options: Options) -> Result<(), Failure> {
     let is_local = std::env::var_os("DATABASE_URL").is_none();
     let database = Database::open(RdsConnectionManager::builder())?;
     let mut connection = database.manager.connect()?;
-    migrations::run(&mut connection, |line| log::info!("{line}"))?;
+    migrations::run(&database.manager, &mut connection, |line| log::info!("{line}"))?;
     if is_local {
         queue::enqueue(&job::samples(), &mut connection)?;
         options.until_empty = true;
@@ -125,10 +129,15 @@ fn work(mut options: Options) -> Result<(), Failure> {
     let connections = Connections::new(&database.manager, options.threads, options.pool)?;
     let bell = Arc::<Bell>::default();
     threads::stop_on_signals(bell.clone())?;
-    let workers = Arc::new(Workers::new(connections, bell.clone(), options.until_empty));
-    let manager = database.manager.clone();
-    let mut tasks: Vec<Task> =
-        vec![("listener".into(), Box::new(move || listener::listen(&manager, &bell)))];
+    let is_dsql = database.manager.endpoints().any(Endpoint::is_dsql);
+    let workers = Arc::new(Workers::new(connections, bell.clone(), options.until_empty, is_dsql));
+    let mut tasks: Vec<Task> = Vec::new();
+    if is_dsql {
+        print("Aurora DSQL has no LISTEN: the workers poll each second");
+    } else {
+        let manager = database.manager.clone();
+        tasks.push(("listener".into(), Box::new(move || listener::listen(&manager, &bell))));
+    }
     for i in 1..=options.threads {
         let workers = workers.clone();
         tasks.push((format!("worker-{i}"), Box::new(move || workers.work())));

@@ -58,6 +58,36 @@ pub(crate) fn run_next(connection: &mut PgConnection) -> QueryResult<Option<Outc
     Ok(Some(outcome))
 }
 
+/// A job that failed without a savepoint.
+pub(crate) struct Failed {
+    job: Job,
+    failure: Failure,
+}
+
+/// As [`run_next`], but without a savepoint, which Aurora DSQL does not have. A failure of the job
+/// rolls the transaction back, and needs another one for [`record_failed`].
+pub(crate) fn run_next_alone(
+    connection: &mut PgConnection,
+    failed: &mut Option<Failed>,
+) -> QueryResult<Option<Outcome>> {
+    *failed = None;
+    let Some(job) = next(connection)? else { return Ok(None) };
+    let perform = || job::perform(job.id, &job.payload, false, connection);
+    if let Err(failure) = catch_unwind(AssertUnwindSafe(perform)).unwrap_or(Err(Failure::Panic)) {
+        *failed = Some(Failed { job, failure });
+        return Err(diesel::result::Error::RollbackTransaction);
+    }
+    diesel::delete(jobs::table.find(job.id)).execute(connection)?;
+    Ok(Some(Outcome::Done))
+}
+
+pub(crate) fn record_failed(
+    failed: &Failed,
+    connection: &mut PgConnection,
+) -> QueryResult<Option<Outcome>> {
+    record(&failed.failure, &failed.job, connection).map(Some)
+}
+
 /// Returns the next job and locks its row. Other threads skip it until the transaction ends.
 fn next(connection: &mut PgConnection) -> QueryResult<Option<Job>> {
     jobs::table
@@ -76,7 +106,7 @@ fn next(connection: &mut PgConnection) -> QueryResult<Option<Job>> {
 fn perform(job: &Job, connection: &mut PgConnection) -> Result<(), Failure> {
     connection.transaction(|connection| {
         let ours = depth(connection)?;
-        let perform = || job::perform(job.id, &job.payload, connection);
+        let perform = || job::perform(job.id, &job.payload, true, connection);
         // A panic can leave transactions of the job open. They are rolled back here.
         catch_unwind(AssertUnwindSafe(perform)).unwrap_or_else(|_| {
             while depth(connection)? > ours {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use diesel::result::Error as QueryError;
 use diesel_rds_iam::Error;
 
 use crate::bell::Bell;
@@ -14,6 +15,8 @@ use crate::streak::{Streak, kind};
 
 /// How often a thread polls for retried jobs and for jobs whose notification was lost.
 const POLL: Duration = Duration::from_secs(5);
+/// Without LISTEN.
+const SHORT_POLL: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -22,16 +25,23 @@ pub(crate) struct Workers {
     connections: Connections,
     pub(crate) bell: Arc<Bell>,
     until_empty: bool,
+    is_dsql: bool,
     streak: Streak,
     pub(crate) counts: Counts,
 }
 
 impl Workers {
-    pub(crate) fn new(connections: Connections, bell: Arc<Bell>, until_empty: bool) -> Workers {
+    pub(crate) fn new(
+        connections: Connections,
+        bell: Arc<Bell>,
+        until_empty: bool,
+        is_dsql: bool,
+    ) -> Workers {
         Workers {
             connections,
             bell,
             until_empty,
+            is_dsql,
             streak: Streak::default(),
             counts: Counts::default(),
         }
@@ -49,7 +59,7 @@ impl Workers {
             }
             match step {
                 Ok(Some(outcome)) => self.counts.add(outcome),
-                Ok(None) => self.bell.wait(heard, POLL),
+                Ok(None) => self.bell.wait(heard, if self.is_dsql { SHORT_POLL } else { POLL }),
                 Err(error) => {
                     self.streak.failed(kind(&error), format_args!("cannot run jobs: {error}"));
                     self.bell.pause(queue::back_off(failures - 1, FIRST_PAUSE, LONGEST_PAUSE));
@@ -59,11 +69,26 @@ impl Workers {
     }
 
     fn run_next(&self) -> Result<Option<Outcome>, Error> {
-        let outcome = self.connections.transaction(queue::run_next)?;
+        let outcome = if self.is_dsql {
+            self.run_next_alone()?
+        } else {
+            self.connections.transaction(queue::run_next)?
+        };
         if outcome.is_none() && self.until_empty && self.connections.with(queue::is_empty)? {
             self.bell.stop();
         }
         Ok(outcome)
+    }
+
+    fn run_next_alone(&self) -> Result<Option<Outcome>, Error> {
+        let mut failed = None;
+        let ran = self.connections.transaction(|it| queue::run_next_alone(it, &mut failed));
+        match (ran, &failed) {
+            (Err(Error::Query(QueryError::RollbackTransaction)), Some(failed)) => {
+                self.connections.transaction(|it| queue::record_failed(failed, it))
+            }
+            (ran, _) => ran,
+        }
     }
 }
 

@@ -31,6 +31,9 @@ pub(crate) use moment::Moment;
 pub(crate) use progress::Progress;
 use query_types::QueryTypes;
 use statement::QueryEffects;
+#[cfg(feature = "local")]
+pub(crate) use statement::length_of_token;
+pub(crate) use statement::{Words, skip_comments, split};
 
 /// Kept with the connection as its instrumentation, which diesel calls at each query. Wraps the
 /// instrumentation of the builder, or the default one.

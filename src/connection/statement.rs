@@ -72,12 +72,18 @@ enum Statement {
 
 /// Returns the statements of a text. Semicolons in strings, quoted names and comments do not count.
 fn statements(text: &str) -> impl Iterator<Item = Statement> {
+    split(text).map(classify)
+}
+
+/// Splits a text at the semicolons that end a statement. What follows the last one is left out if
+/// it is white space and comments.
+pub(crate) fn split(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
         let text = rest.take()?;
         let end = if text.contains(';') { end_of_statement(text) } else { text.len() };
         rest = text.get(end + 1..).filter(|rest| !skip_comments(rest).is_empty());
-        Some(classify(&text[..end]))
+        Some(&text[..end])
     })
 }
 
@@ -157,8 +163,8 @@ fn end_of_transaction(words: Words<'_>) -> Statement {
     }
 }
 
-/// The words of a statement, without its comments.
-struct Words<'a>(&'a str);
+/// The words of a statement, without its comments, up to the first other sign.
+pub(crate) struct Words<'a>(pub(crate) &'a str);
 
 impl<'a> Iterator for Words<'a> {
     type Item = &'a str;
@@ -173,7 +179,7 @@ impl<'a> Iterator for Words<'a> {
 }
 
 /// Returns the text after white space and comments.
-fn skip_comments(mut text: &str) -> &str {
+pub(crate) fn skip_comments(mut text: &str) -> &str {
     loop {
         text = text.trim_start();
         if text.starts_with("--") {
@@ -208,23 +214,26 @@ fn length_of_block_comment(text: &str) -> usize {
 /// Returns the place of the semicolon that ends the first statement, or the length of the text
 /// (PostgreSQL, "Lexical Structure").
 fn end_of_statement(text: &str) -> usize {
-    let bytes = text.as_bytes();
     let mut at = 0;
-    while at < bytes.len() {
-        let rest = &bytes[at..];
-        at += match bytes[at] {
-            b';' => return at,
-            b'\'' => length_of_string(rest, is_escape_string(&bytes[..at])),
-            b'"' => length_of_string(rest, false),
-            b'$' if !is_in_word(&bytes[..at]) => length_of_dollar_string(rest),
-            b'-' if rest.starts_with(b"--") => {
-                rest.iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(rest.len())
-            }
-            b'/' if rest.starts_with(b"/*") => length_of_block_comment(&text[at..]),
-            _ => 1,
-        };
+    while at < text.len() && text.as_bytes()[at] != b';' {
+        at += length_of_token(text, at);
     }
-    bytes.len()
+    at.min(text.len())
+}
+
+/// Returns the length of the string, the quoted name or the comment at `at`, or 1.
+pub(crate) fn length_of_token(text: &str, at: usize) -> usize {
+    let (before, rest) = text.as_bytes().split_at(at);
+    match rest[0] {
+        b'\'' => length_of_string(rest, is_escape_string(before)),
+        b'"' => length_of_string(rest, false),
+        b'$' if !is_in_word(before) => length_of_dollar_string(rest),
+        b'-' if rest.starts_with(b"--") => {
+            rest.iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(rest.len())
+        }
+        b'/' if rest.starts_with(b"/*") => length_of_block_comment(&text[at..]),
+        _ => 1,
+    }
 }
 
 fn is_in_word(before: &[u8]) -> bool {

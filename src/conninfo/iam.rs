@@ -24,6 +24,9 @@ pub(crate) struct IamConninfo {
     /// `load_balance_hosts=random`: try the hosts, and the addresses of each, in random order. This
     /// crate does it, because each host gets its own token.
     pub(crate) is_balanced: bool,
+    /// libpq 17 and newer.
+    knows_direct_tls: bool,
+    pub(crate) is_dsql: bool,
 }
 
 /// What is set if the user sets nothing, and why.
@@ -67,12 +70,32 @@ impl IamConninfo {
         if let Some(name) = program() {
             settings.entry("fallback_application_name".into()).or_insert(name);
         }
+        let knows_direct_tls = all.contains_key("sslnegotiation");
         let is_balanced =
             is_balanced(load_balance_hosts.or(settings.remove("load_balance_hosts")))?;
         let list = |keyword: &str| settings.get(keyword).map(String::as_str).unwrap_or_default();
         let hosts = hosts::hosts(list("host"), list("hostaddr"), list("port"))?;
         check_iam(&settings)?;
-        Ok(IamConninfo { settings, hosts, defaulted, is_balanced })
+        let is_dsql = false;
+        Ok(IamConninfo { settings, hosts, defaulted, is_balanced, knows_direct_tls, is_dsql })
+    }
+
+    /// Adds the defaults for Aurora DSQL: its certificate is of a public authority.
+    pub(crate) fn adapt_to_dsql(&mut self) {
+        self.is_dsql = true;
+        // libpq 16 and newer know both.
+        let roots = match self.settings.contains_key("require_auth") {
+            true => Some("system".to_owned()),
+            false => openssl_probe::probe().cert_file.map(|file| file.display().to_string()),
+        };
+        let roots = roots.filter(|_| self.sslmode() == "verify-full");
+        let direct = self.knows_direct_tls.then(|| "direct".to_owned());
+        for (keyword, value) in [("sslrootcert", roots), ("sslnegotiation", direct)] {
+            if let Some(value) = value.filter(|_| !self.settings.contains_key(keyword)) {
+                self.settings.insert(keyword.into(), value);
+                self.defaulted.push(keyword);
+            }
+        }
     }
 
     fn get(&self, keyword: &str) -> Option<&str> {

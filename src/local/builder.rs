@@ -7,9 +7,10 @@ use aws_credential_types::Credentials;
 use diesel::connection::SimpleConnection;
 
 use super::certificates::Certificates;
+use super::dsql::{CLUSTER, Proxy, SYS};
 use super::judge::Judge;
 use super::ldap::Listener;
-use super::server::Server;
+use super::server::{Access, Server, free_port, port_of};
 use super::{LOCALHOST, LocalRds, failed};
 use crate::conninfo::LONGEST_NAME;
 use crate::error::Error;
@@ -24,6 +25,7 @@ pub struct Builder {
     names: Vec<String>,
     authority: String,
     users: Vec<String>,
+    is_dsql: bool,
 }
 
 impl Default for Builder {
@@ -34,6 +36,7 @@ impl Default for Builder {
             names: Vec::new(),
             authority: "LocalRds root".into(),
             users: vec![LocalRds::USER.into()],
+            is_dsql: false,
         }
     }
 }
@@ -81,28 +84,87 @@ impl Builder {
         self
     }
 
+    /// Lets the server speak the dialect of [Aurora DSQL](crate::guide::dsql).
+    ///
+    /// - The host name is one of DSQL, so tokens are for the action `DbConnect`, or
+    ///   `DbConnectAdmin` for the user `admin`. A host name given to [`endpoint`](Self::endpoint)
+    ///   is kept.
+    /// - A proxy before PostgreSQL refuses what DSQL refuses, with the SQLSTATE of DSQL: two
+    ///   statements of DDL, or DDL and DML, in one transaction; `SAVEPOINT`, `TRUNCATE`, `LISTEN`,
+    ///   PL/pgSQL, triggers, enums, arrays and other types as columns, `SERIAL`, advisory locks,
+    ///   most of `SET` and of `ALTER TABLE`.
+    /// - `CREATE INDEX ASYNC` and `ALTER TABLE ASYNC` return a job. `sys.jobs` and `CALL
+    ///   sys.wait_for_job('...')` know it.
+    /// - A transaction can change 3,000 rows and 10 MiB, and has the isolation `REPEATABLE READ`.
+    /// - A connection ends after 60 minutes on the server's [`clock`](LocalRds::clock), or when its
+    ///   transaction ends, at the latest after 65 minutes.
+    /// - The errors for conflicts are those of DSQL: SQLSTATE 40001, with `OC000`, or with `OC001`
+    ///   if DDL was committed during the transaction.
+    /// - `AWS IAM GRANT` and `AWS IAM REVOKE` of the user `admin`. The ARN is not checked.
+    ///
+    /// The answers are those of published records of a cluster, and of AWS' documentation. No DSQL
+    /// cluster was used for this crate. Known differences:
+    ///
+    /// - A conflict of data is an error of the statement, which first waits for the other
+    ///   transaction. On DSQL it is an error of COMMIT. A conflict with a changed schema occurs in
+    ///   transactions with BEGIN and a COMMIT that is not prepared, and with each DDL.
+    /// - A job has ended when its statement returns. A unique index for which there are duplicates
+    ///   does not exist afterwards. On DSQL it exists and is invalid.
+    /// - The database is `app` instead of `postgres`. The user `app` can create objects.
+    /// - A primary key column can be dropped. `PREPARE` and `EXECUTE` in SQL are not checked.
+    /// - The version is that of PostgreSQL on this machine. `pg_trigger` and `sys` contain what the
+    ///   stand-in needs.
+    /// - `options` in a connection string are passed on. TLS begins after a request, so
+    ///   `sslnegotiation=direct` fails.
+    /// - There is no limit for logins per second, and none of 5 minutes for a transaction.
+    /// - After [`stop`](LocalRds::stop) the port accepts connections and closes them at once.
+    /// - [`superuser`](LocalRds::superuser) is not limited.
+    ///
+    /// Defaults to the dialect of PostgreSQL.
+    pub fn dsql(mut self) -> Self {
+        self.is_dsql = true;
+        self
+    }
+
     /// Starts the server and waits until it accepts connections.
     ///
     /// # Errors
     /// - [`Error::Config`] if the endpoint, the region or a user is invalid.
     /// - [`Error::Local`] as in [`LocalRds::start`].
     pub fn start(mut self) -> Result<LocalRds, Error> {
+        if self.is_dsql {
+            self.users.push(ADMIN.into());
+        }
         self.check_users()?;
-        let (host, port) = self.endpoint.clone().unwrap_or((LOCALHOST.into(), UNKNOWN_PORT));
+        let (host, port) = self.endpoint.clone().unwrap_or((self.default_host(), UNKNOWN_PORT));
         let endpoint = Endpoint::new(&host, port, &self.region).map_err(invalid_setting)?;
         self.names.extend([endpoint.host().to_owned(), LOCALHOST.to_owned()]);
         let certificates = Certificates::new(&self.names, Ipv4Addr::LOCALHOST, &self.authority)?;
         let key_pair = new_key_pair()?;
         let judge = Arc::new(Judge::new(endpoint, key_pair.clone()));
         let ldap = Listener::start(judge.clone())?;
-        let server = Server::start(&certificates, ldap.port())?;
+        let listener = self.is_dsql.then(free_port).transpose()?;
+        let access = match &listener {
+            Some(listener) => Access::Socket(port_of(listener)?),
+            None => Access::Tcp,
+        };
+        let server = Server::start(&certificates, ldap.port(), access)?;
         judge.set_verdict_file(server.verdict_file()?);
         if self.endpoint.is_none() {
-            judge.set_endpoint(Endpoint::new(LOCALHOST, server.port(), &self.region)?);
+            judge.set_endpoint(Endpoint::new(&host, server.port(), &self.region)?);
         }
         let password = format!("local-rds-password-{}", random_hex()?);
         create_roles(&server, &self.users, &password)?;
+        let proxy = match listener {
+            Some(listener) => {
+                prepare_dialect(&server)?;
+                let clock = judge.clock();
+                Some(Proxy::start(listener, server.socket(), &certificates, clock)?)
+            }
+            None => None,
+        };
         Ok(LocalRds {
+            proxy,
             server,
             _ldap: ldap,
             judge,
@@ -111,6 +173,13 @@ impl Builder {
             names: self.names,
             authority: self.authority,
         })
+    }
+
+    fn default_host(&self) -> String {
+        match self.is_dsql {
+            true => format!("{CLUSTER}.dsql.{}.on.aws", self.region),
+            false => LOCALHOST.into(),
+        }
     }
 
     fn check_users(&self) -> Result<(), Error> {
@@ -128,6 +197,9 @@ impl Builder {
         Ok(())
     }
 }
+
+/// The user of DSQL whose tokens have another action.
+const ADMIN: &str = "admin";
 
 /// The port of the endpoint until the server has started.
 const UNKNOWN_PORT: u16 = 1;
@@ -151,6 +223,22 @@ fn random_hex() -> Result<String, Error> {
     let mut bytes = [0; 16];
     openssl::rand::rand_bytes(&mut bytes).map_err(failed("cannot get random bytes"))?;
     Ok(hex(&bytes))
+}
+
+/// Each transaction of DSQL has this isolation. `admin` can do what the owner of the database can.
+fn prepare_dialect(server: &Server) -> Result<(), Error> {
+    let (database, user) = (LocalRds::DATABASE, LocalRds::USER);
+    let roles = format!(
+        "ALTER DATABASE {database} SET default_transaction_isolation = 'repeatable read';
+         ALTER ROLE {ADMIN} CREATEROLE;
+         GRANT rds_iam TO {ADMIN} WITH ADMIN OPTION;
+         GRANT {user} TO {ADMIN}"
+    );
+    let mut superuser = server.superuser(database)?;
+    for script in [roles.as_str(), SYS] {
+        superuser.batch_execute(script).map_err(failed("cannot prepare the dialect of DSQL"))?;
+    }
+    Ok(())
 }
 
 fn create_roles(server: &Server, iam_users: &[String], password: &str) -> Result<(), Error> {

@@ -22,6 +22,7 @@
 mod builder;
 mod certificates;
 mod clock;
+mod dsql;
 mod folder;
 mod judge;
 mod ldap;
@@ -50,6 +51,7 @@ use crate::error::Error;
 use crate::manager::RdsConnectionManager;
 use crate::token::{Endpoint, encode};
 use certificates::Certificates;
+use dsql::Proxy;
 use judge::Judge;
 use ldap::Listener;
 use server::Server;
@@ -61,6 +63,8 @@ const LOCALHOST: &str = "localhost";
 ///
 /// It listens on a free port of 127.0.0.1 and has one database, [`DATABASE`](Self::DATABASE).
 pub struct LocalRds {
+    /// Only with the dialect of Aurora DSQL.
+    proxy: Option<Proxy>,
     server: Server,
     // Dropped after the server, because fields are dropped in this order.
     _ldap: Listener,
@@ -244,7 +248,10 @@ impl LocalRds {
     /// [`Error::Local`] if the server is stopped.
     pub fn rotate_certificate(&self) -> Result<Vec<u8>, Error> {
         let certificates = Certificates::new(&self.names, Ipv4Addr::LOCALHOST, &self.authority)?;
-        self.server.set_certificate(&certificates)?;
+        match &self.proxy {
+            Some(proxy) => proxy.set_certificate(&certificates)?,
+            None => self.server.set_certificate(&certificates)?,
+        }
         Ok(certificates.authority)
     }
 

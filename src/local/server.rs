@@ -29,20 +29,33 @@ pub(super) struct Server {
     /// Removes the folder when it is dropped.
     watchdog: Watchdog,
     folder: Folder,
+    access: Access,
+}
+
+/// How clients reach PostgreSQL.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Access {
+    Tcp,
+    /// By the unix socket for this port. Another listener has the port.
+    Socket(u16),
 }
 
 impl Server {
-    pub(super) fn start(certificates: &Certificates, ldap_port: u16) -> Result<Server, Error> {
+    pub(super) fn start(
+        certificates: &Certificates,
+        ldap_port: u16,
+        access: Access,
+    ) -> Result<Server, Error> {
         let bin = programs::find()?;
         let folder = Folder::create()?;
         let watchdog = Watchdog::start(&folder)?;
         let ca_file = folder.write("ca.pem", &certificates.authority)?;
         write_certificate(&folder, certificates)?;
-        folder.write_for_server("pg_hba.conf", pg_hba(ldap_port).as_bytes())?;
+        folder.write_for_server("pg_hba.conf", pg_hba(ldap_port, access).as_bytes())?;
         initdb(&bin, &folder)?;
-        let (postgres, port) = start_on_a_free_port(&bin, &folder, &watchdog)?;
+        let (postgres, port) = start_on_a_free_port(&bin, &folder, &watchdog, access)?;
         let postgres = Mutex::new(Some(postgres));
-        Ok(Server { port, ca_file, bin, postgres, watchdog, folder })
+        Ok(Server { port, ca_file, bin, postgres, watchdog, folder, access })
     }
 
     /// Shuts PostgreSQL down ("fast shutdown") and waits until it has ended.
@@ -53,7 +66,7 @@ impl Server {
     pub(super) fn restart(&self) -> Result<(), Error> {
         let mut postgres = self.postgres.lock();
         end(&mut postgres, "INT", &self.watchdog);
-        let settings = settings(&self.folder, self.port);
+        let settings = settings(&self.folder, self.port, self.access);
         let started = start(&self.bin.join("postgres"), &self.folder, &settings, &self.watchdog);
         *postgres = Some(started.map_err(failed("cannot start postgres again"))?);
         Ok(())
@@ -102,6 +115,11 @@ impl Server {
 
     pub(super) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Returns the unix socket of PostgreSQL.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.folder.run().join(format!(".s.PGSQL.{}", self.port))
     }
 
     /// Creates the file for the verdicts of the judge.
@@ -177,12 +195,16 @@ fn start_on_a_free_port(
     bin: &Path,
     folder: &Folder,
     watchdog: &Watchdog,
+    access: Access,
 ) -> Result<(Child, u16), Error> {
     let mut tries = 3;
     loop {
         tries -= 1;
-        let port = free_port()?;
-        match start(&bin.join("postgres"), folder, &settings(folder, port), watchdog) {
+        let port = match access {
+            Access::Tcp => port_of(&free_port()?)?,
+            Access::Socket(port) => port,
+        };
+        match start(&bin.join("postgres"), folder, &settings(folder, port, access), watchdog) {
             Ok(postgres) => return Ok((postgres, port)),
             Err(log) if tries > 0 && log.contains("Address already in use") => {}
             Err(log) => return Err(failed("cannot start postgres")(log)),
@@ -190,21 +212,30 @@ fn start_on_a_free_port(
     }
 }
 
-/// Returns a free port below those that kernels give to outgoing connections. Such a connection,
+/// Listens on a free port below those that kernels give to outgoing connections. Such a connection,
 /// even one to this server, could otherwise take the port while the server is stopped.
-fn free_port() -> Result<u16, Error> {
+pub(super) fn free_port() -> Result<TcpListener, Error> {
     std::iter::repeat_with(|| fastrand::u16(10_000..32_000))
         .take(1_000)
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .find_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())
         .ok_or_else(|| failed("no free port on 127.0.0.1")("1,000 ports are in use"))
 }
 
-fn settings(folder: &Folder, port: u16) -> Vec<(&'static str, String)> {
+pub(super) fn port_of(listener: &TcpListener) -> Result<u16, Error> {
+    let address = listener.local_addr().map_err(failed("cannot listen on 127.0.0.1"))?;
+    Ok(address.port())
+}
+
+fn settings(folder: &Folder, port: u16, access: Access) -> Vec<(&'static str, String)> {
     let file = |name: &str| folder.path().join(name).display().to_string();
+    let addresses = match access {
+        Access::Tcp => Ipv4Addr::LOCALHOST.to_string(),
+        Access::Socket(_) => String::new(),
+    };
     // A list of names, which can be quoted.
     let sockets = format!("\"{}\"", file("run").replace('"', "\"\""));
     vec![
-        ("listen_addresses", Ipv4Addr::LOCALHOST.to_string()),
+        ("listen_addresses", addresses),
         ("port", port.to_string()),
         ("unix_socket_directories", sockets),
         ("hba_file", file("pg_hba.conf")),
@@ -222,12 +253,16 @@ fn settings(folder: &Folder, port: u16) -> Vec<(&'static str, String)> {
 
 /// Returns the access rules of RDS: TLS for all, tokens for users with the role rds_iam, passwords
 /// for all others. The superuser logs in through the unix socket, in a private folder.
-fn pg_hba(ldap_port: u16) -> String {
+fn pg_hba(ldap_port: u16, access: Access) -> String {
     let (prefix, suffix) = (ldap::PREFIX, ldap::SUFFIX);
+    let (users, others) = match access {
+        Access::Tcp => ("hostssl all +rds_iam all", "hostssl all all all"),
+        Access::Socket(_) => ("local all +rds_iam", "local all all"),
+    };
     format!(
         "local all {SUPERUSER} trust\n\
-         hostssl all +rds_iam all ldap ldapserver=127.0.0.1 ldapport={ldap_port} \
+         {users} ldap ldapserver=127.0.0.1 ldapport={ldap_port} \
          ldapprefix=\"{prefix}\" ldapsuffix=\"{suffix}\"\n\
-         hostssl all all all scram-sha-256\n"
+         {others} scram-sha-256\n"
     )
 }

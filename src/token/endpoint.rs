@@ -55,8 +55,8 @@ impl Endpoint {
         &self.name
     }
 
-    /// Whether this is Aurora DSQL, whose tokens have another form.
-    pub(crate) fn is_dsql(&self) -> bool {
+    /// Whether this is a cluster of Aurora DSQL, by its host name. Its tokens have another form.
+    pub fn is_dsql(&self) -> bool {
         self.name.kind() == HostKind::Dsql
     }
 

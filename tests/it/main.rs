@@ -7,9 +7,12 @@ mod cli;
 mod credentials;
 #[cfg(target_os = "linux")]
 mod dead_peers;
+mod dialect;
+mod dialect_judge;
 mod diesel_api;
 mod doctor;
 mod doctor_program;
+mod dsql;
 mod environment;
 mod examples;
 mod exit;

@@ -36,7 +36,10 @@ struct Scene {
 
 impl Scene {
     fn new() -> Scene {
-        let rds = start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1"));
+        Scene::on(start(LocalRds::builder().endpoint(NAME, 5432).region("eu-west-1")))
+    }
+
+    fn on(rds: LocalRds) -> Scene {
         rds.superuser().unwrap().batch_execute(&[SCHEMA, COMMIT_WAITS].join(";")).unwrap();
         let proxy = Proxy::at("127.0.0.1", rds.port(), Duration::from_secs(5));
         let manager = manager(&rds, &proxy);
@@ -132,6 +135,19 @@ fn a_committed_transaction_returns_its_value() {
         assert_eq!(scene.runs.count(), 1);
         assert_eq!(values(&scene.rds), [(1, 0)]);
     }
+}
+
+#[test]
+fn on_dsql_the_outcome_is_unknown() {
+    let scene = Scene::on(start(LocalRds::builder().dsql()));
+    let outcome = with_fault(&scene, in_pool, |scene, pid| {
+        scene.proxy.set(Weather::Mute);
+        release(scene);
+        scene.wait_until_idle(pid);
+        scene.cut();
+    });
+    assert!(matches!(outcome, Err(TransactionError::OutcomeUnknown { .. })), "{outcome:?}");
+    assert_eq!((scene.runs.count(), values(&scene.rds)), (1, vec![(1, 0)]));
 }
 
 #[test]

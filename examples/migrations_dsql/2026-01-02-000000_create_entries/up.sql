@@ -1,0 +1,5 @@
+CREATE TABLE entries (
+    id BIGINT GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
+    text TEXT NOT NULL CHECK (text <> ''),
+    finished_at TIMESTAMPTZ
+);

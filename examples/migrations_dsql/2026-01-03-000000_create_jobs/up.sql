@@ -1,0 +1,8 @@
+CREATE TABLE jobs (
+    id BIGINT GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
+    payload TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    run_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    last_error TEXT,
+    died_at TIMESTAMPTZ
+);

@@ -1,0 +1,6 @@
+CREATE TABLE ledger (
+    id BIGINT GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
+    job_id BIGINT NOT NULL,
+    account INTEGER NOT NULL,
+    amount INTEGER NOT NULL CHECK (amount <> 0)
+);
