@@ -13,6 +13,8 @@ pub enum Retirement {
     Closed,
     /// A ping at its checkout failed.
     FailedCheck,
+    /// The [deadline](crate::RdsConnectionManager::set_deadline) of a unit of work passed.
+    Deadline,
     /// It was checked in with an open transaction, or in an unknown state.
     Transaction,
     /// Its prepared statements, or its cached plans, no longer fit the schema.
@@ -29,10 +31,11 @@ pub enum Retirement {
 }
 
 impl Retirement {
-    pub(crate) const ALL: [Retirement; 9] = [
+    pub(crate) const ALL: [Retirement; 10] = [
         Retirement::Age,
         Retirement::Closed,
         Retirement::FailedCheck,
+        Retirement::Deadline,
         Retirement::Transaction,
         Retirement::StaleStatements,
         Retirement::Panic,
@@ -47,6 +50,7 @@ impl Retirement {
             Retirement::Age => "age",
             Retirement::Closed => "closed",
             Retirement::FailedCheck => "failed_check",
+            Retirement::Deadline => "deadline",
             Retirement::Transaction => "transaction",
             Retirement::StaleStatements => "stale_statements",
             Retirement::Panic => "panic",
@@ -64,6 +68,7 @@ impl fmt::Display for Retirement {
             Retirement::Age => "it is older than max_lifetime",
             Retirement::Closed => "the server closed it",
             Retirement::FailedCheck => "a check failed",
+            Retirement::Deadline => "its deadline passed",
             Retirement::Transaction => "it was checked in with an open transaction",
             Retirement::StaleStatements => "its prepared statements are stale",
             Retirement::Panic => "a thread panicked while it used it",

@@ -8,8 +8,10 @@ use aws_credential_types::Credentials;
 use aws_smithy_async::time::SharedTimeSource;
 use diesel::{Connection, PgConnection};
 
+use super::Connected;
 use super::ca_bundle::CaBundle;
 use super::target::Target;
+use crate::connection::Mark;
 use crate::conninfo::IamConninfo;
 use crate::credentials::CredentialsCache;
 use crate::error::{Error, Refusal};
@@ -61,7 +63,7 @@ impl Iam {
     }
 
     /// Logs in to one host as `target_session_attrs=role`.
-    pub(super) fn log_in(&self, target: &Target, role: &str) -> Result<PgConnection, Error> {
+    pub(super) fn log_in(&self, target: &Target, role: &str) -> Result<Connected, Error> {
         let (token, credentials) = self.sign_with_cached(&target.endpoint)?;
         let refused = match self.log_in_with(&token, target, role) {
             Err(error) if error.refusal().is_some_and(Refusal::is_of_token) => error,
@@ -84,7 +86,7 @@ impl Iam {
         token: &AuthToken,
         target: &Target,
         role: &str,
-    ) -> Result<PgConnection, Error> {
+    ) -> Result<Connected, Error> {
         let trimmed = self.ca_bundle.as_ref().and_then(CaBundle::trimmed);
         match self.establish(token, target, role, trimmed.as_ref().map(|file| file.path())) {
             // The server may be in another region than we assume. The user trusts the whole bundle.
@@ -103,7 +105,7 @@ impl Iam {
         target: &Target,
         role: &str,
         sslrootcert: Option<&Path>,
-    ) -> Result<PgConnection, Error> {
+    ) -> Result<Connected, Error> {
         let started = Instant::now();
         let hostaddr = target.hostaddr(self.conninfo.is_balanced())?;
         let (host, hostaddr) = (hostaddr.host_list(target.endpoint.host()), hostaddr.to_string());
@@ -115,12 +117,15 @@ impl Iam {
             ("port", port.as_str()),
             ("target_session_attrs", role),
         ];
+        let mark = self.conninfo.tcp_user_timeout().map(Mark::new);
+        let timeout = mark.as_ref().map(|mark| mark.value().to_string());
+        settings.extend(timeout.as_ref().map(|it| ("tcp_user_timeout", it.as_str())));
         settings.extend(file.as_ref().map(|file| ("sslrootcert", file.as_ref())));
         let connected =
             PgConnection::establish(&self.conninfo.with_password(token.as_str(), &settings));
         let connection = connected
             .map_err(|error| Error::connect(target.to_string(), target.context(), error))?;
         log::debug!("connected to {target} (took {:.1?})", started.elapsed());
-        Ok(connection)
+        Ok(Connected { connection, socket: mark.and_then(Mark::find) })
     }
 }

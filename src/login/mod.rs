@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use diesel::{Connection, PgConnection};
 
+use crate::connection::{Mark, Socket};
 use crate::conninfo::PasswordConninfo;
 use crate::error::{EndpointKind, Error, LoginContext, Method};
 use crate::stats::Counters;
@@ -25,6 +26,13 @@ use round::{Round, log_failure};
 #[cfg(feature = "doctor")]
 pub(crate) use target::RegionFrom;
 pub(crate) use target::{Hostaddr, Target};
+
+/// A connection that has logged in.
+pub(crate) struct Connected {
+    pub(crate) connection: PgConnection,
+    /// `None` if it is not known.
+    pub(crate) socket: Option<Socket>,
+}
 
 pub(crate) enum Login {
     /// With a new token for each connection.
@@ -47,14 +55,16 @@ impl Login {
         &self,
         backoff: &Backoff,
         counters: &Counters,
-    ) -> Result<PgConnection, Error> {
+    ) -> Result<Connected, Error> {
         self.connect_until(Instant::now() + self.longest_retry(), backoff, counters)
     }
 
     /// Tries each host once.
     #[cfg(feature = "doctor")]
     pub(crate) fn connect_once(&self) -> Result<PgConnection, Error> {
-        self.connect_until(Instant::now(), &Backoff::default(), &Counters::default())
+        let connected =
+            self.connect_until(Instant::now(), &Backoff::default(), &Counters::default())?;
+        Ok(connected.connection)
     }
 
     fn connect_until(
@@ -62,11 +72,11 @@ impl Login {
         deadline: Instant,
         backoff: &Backoff,
         counters: &Counters,
-    ) -> Result<PgConnection, Error> {
+    ) -> Result<Connected, Error> {
         let mut attempts = Attempts { login: self, round: self.round(), backoff, counters };
         loop {
-            if let Some(connection) = attempts.go_round()? {
-                return Ok(connection);
+            if let Some(connected) = attempts.go_round()? {
+                return Ok(connected);
             }
             if !attempts.round.may_change() || Instant::now() + round::PAUSE >= deadline {
                 return Err(attempts.round.into_error());
@@ -109,7 +119,7 @@ enum Destination<'a> {
 }
 
 impl Destination<'_> {
-    fn log_in(self, role: &str) -> Result<PgConnection, Error> {
+    fn log_in(self, role: &str) -> Result<Connected, Error> {
         match self {
             Destination::Iam(iam, target) => iam.log_in(target, role),
             Destination::Password(conninfo) => log_in_by_password(conninfo),
@@ -117,10 +127,13 @@ impl Destination<'_> {
     }
 }
 
-fn log_in_by_password(conninfo: &PasswordConninfo) -> Result<PgConnection, Error> {
+fn log_in_by_password(conninfo: &PasswordConninfo) -> Result<Connected, Error> {
     let context = LoginContext { method: Method::Password, endpoint: EndpointKind::Other };
-    let connected = PgConnection::establish(&conninfo.for_login);
-    connected.map_err(|error| Error::connect("the database (without IAM)", context, error))
+    let mark = conninfo.tcp_user_timeout.map(Mark::new);
+    let connected = PgConnection::establish(&conninfo.for_login(mark.as_ref().map(Mark::value)));
+    let connection =
+        connected.map_err(|error| Error::connect("the database (without IAM)", context, error))?;
+    Ok(Connected { connection, socket: mark.and_then(Mark::find) })
 }
 
 /// The attempts of one login.
@@ -134,34 +147,34 @@ struct Attempts<'a> {
 impl Attempts<'_> {
     /// Tries the hosts in turn, until one accepts the login and has the right role. libpq could do
     /// so itself, but has one password for all hosts.
-    fn go_round(&mut self) -> Result<Option<PgConnection>, Error> {
+    fn go_round(&mut self) -> Result<Option<Connected>, Error> {
         let wanted = self.login.target_session_attrs();
         // libpq documents prefer-standby as two rounds: first for a standby, then for any server.
         let first = if wanted == PREFER_STANDBY { "standby" } else { wanted };
         for i in 0..self.round.len() {
             if self.round.is_due(i, Instant::now())
-                && let Some(connection) = self.try_host(i, first)?
+                && let Some(connected) = self.try_host(i, first)?
             {
-                return Ok(Some(connection));
+                return Ok(Some(connected));
             }
         }
         for i in 0..self.round.len() {
             if wanted == PREFER_STANDBY
                 && self.round.is_in_other_role(i)
-                && let Some(connection) = self.try_host(i, "any")?
+                && let Some(connected) = self.try_host(i, "any")?
             {
-                return Ok(Some(connection));
+                return Ok(Some(connected));
             }
         }
         Ok(None)
     }
 
     /// Tries one host. Returns `Ok(None)` if it failed and another host may still succeed.
-    fn try_host(&mut self, i: usize, role: &str) -> Result<Option<PgConnection>, Error> {
+    fn try_host(&mut self, i: usize, role: &str) -> Result<Option<Connected>, Error> {
         let outcome = self.round.host(i).log_in(role);
         self.counters.login(outcome.as_ref().err());
         match outcome {
-            Ok(connection) => Ok(Some(connection)),
+            Ok(connected) => Ok(Some(connected)),
             Err(error @ (Error::Connect { .. } | Error::Resolve { .. })) => {
                 self.backoff.host_failed(&error);
                 log_failure(&error, self.round.len());

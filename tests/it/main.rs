@@ -32,6 +32,8 @@ mod reports;
 mod review;
 mod secrets;
 mod session;
+#[cfg(target_os = "linux")]
+mod socket;
 mod sources;
 mod stats;
 mod support;
