@@ -73,6 +73,7 @@ pub struct Builder {
     max_lifetime: Option<Duration>,
     validate_after: Duration,
     hooks: Hooks,
+    ping_timeout: Option<Duration>,
 }
 
 impl Default for Builder {
@@ -86,6 +87,7 @@ impl Default for Builder {
             time_source: None,
             max_lifetime: Some(Duration::from_secs(14 * 60)),
             validate_after: Duration::from_secs(1),
+            ping_timeout: Some(Duration::from_secs(5)),
             hooks: Hooks::default(),
         }
     }
@@ -295,6 +297,23 @@ impl Builder {
         self
     }
 
+    /// How long a checkout waits for the answer to a ping. Then the connection is closed, and the
+    /// next one is tried. `None` is no limit. It has no effect if the crate does not know the
+    /// connection's socket: see [`set_deadline`](RdsConnectionManager::set_deadline).
+    ///
+    /// Defaults to 5 seconds: longer than a busy server takes, so that a slow answer does not cause
+    /// a login.
+    ///
+    /// # Panics
+    /// If it is zero.
+    #[doc(alias = "PingTimeout")]
+    #[doc(alias = "validationTimeout")]
+    pub fn ping_timeout(mut self, timeout: Option<Duration>) -> Self {
+        assert_ne!(timeout, Some(Duration::ZERO), "ping_timeout must be positive");
+        self.ping_timeout = timeout;
+        self
+    }
+
     /// The clock that signs tokens and decides when credentials expire: for tests.
     ///
     /// Defaults to the system's clock.
@@ -334,7 +353,7 @@ impl Builder {
         keep_openssl_until_the_end();
         check_version()?;
         let keywords = self.keywords.clone().or(string.keywords.clone());
-        let (max_lifetime, validate_after) = (self.max_lifetime, self.validate_after);
+        let Builder { max_lifetime, validate_after, ping_timeout, .. } = self;
         let hooks = self.hooks.clone();
         let login = if keywords.rds_iam_auth.unwrap_or(true) {
             Login::Iam(Box::new(self.build_iam(string.with_iam()?, &keywords)?))
@@ -342,7 +361,7 @@ impl Builder {
             log::info!("IAM authentication is off: libpq logs in as the connection string says");
             Login::Password(string.without_iam()?)
         };
-        Ok(RdsConnectionManager::with(login, max_lifetime, validate_after, hooks))
+        Ok(RdsConnectionManager::with(login, max_lifetime, validate_after, ping_timeout, hooks))
     }
 
     fn build_iam(self, mut conninfo: IamConninfo, keywords: &Keywords) -> Result<Iam, Error> {

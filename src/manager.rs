@@ -1,6 +1,7 @@
 //! [`RdsConnectionManager`]: r2d2's three verbs.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,11 +11,12 @@ use parking_lot::Mutex;
 use r2d2::ManageConnection;
 
 use crate::connection::{
-    CheckoutDecision, Generation, Hooks, Moment, Record, Role, RoleCheck, Shared, peek, ping,
+    Checkout, CheckoutDecision, Generation, Hooks, Moment, Record, Role, RoleCheck, Shared, peek,
+    ping,
 };
 use crate::error::{Error, Retirement};
-use crate::login::Login;
 use crate::login::backoff::Backoff;
+use crate::login::{Connected, Login};
 use crate::stats::{Counters, Stats};
 use crate::token::{AuthToken, Endpoint};
 
@@ -42,6 +44,7 @@ pub struct RdsConnectionManager {
     pub(crate) login: Arc<Login>,
     pub(crate) max_lifetime: Option<Duration>,
     validate_after: Duration,
+    ping_timeout: Option<Duration>,
     backoff: Arc<Backoff>,
     counters: Arc<Counters>,
     generation: Arc<Generation>,
@@ -76,6 +79,52 @@ impl RdsConnectionManager {
     pub fn retire_all(&self) {
         self.generation.retire_all();
         log::info!("open connections will be replaced, because retire_all was called");
+    }
+
+    /// Sets the time at which a unit of work on this connection has to end. Then the query in
+    /// flight fails with an error of a closed connection, and so do all later ones. This works also
+    /// if the server is frozen, or if something on the way acknowledges and does not answer. `None`
+    /// removes the deadline. The check-in removes it too.
+    ///
+    /// The connection is closed afterwards, for the reason [`Retirement::Deadline`]. The server can
+    /// go on with the query: set PostgreSQL's `statement_timeout` in addition, to a shorter time.
+    ///
+    /// ```no_run
+    /// use std::time::{Duration, Instant};
+    ///
+    /// use diesel_rds_iam::RdsConnectionManager;
+    ///
+    /// let manager = RdsConnectionManager::from_env()?;
+    /// let pool = manager.build_pool(manager.pool_builder())?;
+    /// let mut connection = pool.get()?;
+    /// let deadline = Instant::now() + Duration::from_secs(30);
+    /// RdsConnectionManager::set_deadline(&mut connection, Some(deadline))?;
+    /// # Ok::<(), diesel_rds_iam::Error>(())
+    /// ```
+    ///
+    /// It takes a `PgConnection`, so it works with the guards of a [`Pool`](crate::Pool), of a pool
+    /// of r2d2 and of [`PerThread`](crate::PerThread), and with a connection of its own.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] if the crate does not know the connection's socket: on a system other
+    /// than Linux, over a unix socket, or if the program replaced the instrumentation of the
+    /// connection.
+    #[doc(alias = "timeout")]
+    #[doc(alias = "networkTimeout")]
+    pub fn set_deadline(
+        connection: &mut PgConnection,
+        deadline: Option<Instant>,
+    ) -> Result<(), Error> {
+        let set = match Record::of(connection) {
+            Some(record) => record.set_deadline(deadline),
+            None => deadline.map_or(Ok(()), |_| Err(io::ErrorKind::Unsupported.into())),
+        };
+        set.map_err(|error| Error::Deadline {
+            reason: match error.kind() {
+                io::ErrorKind::Unsupported => NO_SOCKET.into(),
+                _ => format!("cannot start a thread: {error}; raise the limit of threads"),
+            },
+        })
     }
 
     /// Returns the maximum age of a connection.
@@ -122,12 +171,14 @@ impl RdsConnectionManager {
         login: Login,
         max_lifetime: Option<Duration>,
         validate_after: Duration,
+        ping_timeout: Option<Duration>,
         hooks: Hooks,
     ) -> RdsConnectionManager {
         RdsConnectionManager {
             login: Arc::new(login),
             max_lifetime,
             validate_after,
+            ping_timeout,
             backoff: Arc::default(),
             counters: Arc::default(),
             generation: Arc::default(),
@@ -150,6 +201,9 @@ impl RdsConnectionManager {
         &self.backoff
     }
 }
+
+const NO_SOCKET: &str =
+    "the connection's socket is not known; connect over TCP on Linux and keep its instrumentation";
 
 fn without_token() -> Error {
     Error::Config("rds_iam_auth=false: a login by password has no token; remove it".into())
@@ -194,9 +248,13 @@ impl ManageConnection for RdsConnectionManager {
     }
 
     /// Checks whether the connection can be checked out. It is pinged after an error, after
-    /// [`validate_after`](crate::Builder::validate_after) of idle time, if it LISTENs, and once
-    /// after another connection was found closed or demoted. Otherwise this only peeks at its
-    /// socket. Then calls [`before_check_out`](crate::Builder::before_check_out).
+    /// [`validate_after`](crate::Builder::validate_after) of idle time, and once after another
+    /// connection was found closed or demoted. Otherwise this only peeks at its socket, and pings
+    /// if there is something to read. A ping takes
+    /// [`ping_timeout`](crate::Builder::ping_timeout) at most. Then calls
+    /// [`before_check_out`](crate::Builder::before_check_out).
+    ///
+    /// If the socket is not known, a connection that LISTENs is pinged each time.
     fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
         self.check(connection)?;
         self.before_check_out(connection)
@@ -219,9 +277,11 @@ impl RdsConnectionManager {
             generation: self.generation.clone(),
             hooks: self.hooks.clone(),
         };
-        let mut connection = self.login.connect(&self.backoff, &self.counters)?;
+        let Connected { mut connection, socket } =
+            self.login.connect(&self.backoff, &self.counters)?;
         let now = Moment::now();
-        Record::start(&mut connection, now, self.max_lifetime, fastrand::f64(), shared)?;
+        let jitter = fastrand::f64();
+        Record::start(&mut connection, socket, now, self.max_lifetime, jitter, shared)?;
         self.hooks.after_connect(&mut connection)?;
         Ok(connection)
     }
@@ -234,6 +294,8 @@ impl RdsConnectionManager {
         });
         let valid = match decision {
             CheckoutDecision::Retire(reason) => Err(Error::Retired { reason }),
+            // `Pool` checks it in again.
+            _ if Checkout::is_over() => Ok(()),
             CheckoutDecision::Ping => self.ping(connection),
             CheckoutDecision::Peek => self.peek(connection),
         };
@@ -258,6 +320,7 @@ impl RdsConnectionManager {
 
     /// Whether the connection must not be used again, as its record says.
     pub(crate) fn is_retired(&self, connection: &mut PgConnection) -> bool {
+        let _ = Self::set_deadline(connection, None);
         let reason = self.retirement(connection);
         if let Some(reason) = reason {
             log::debug!("a connection is retired: {reason}");
@@ -313,7 +376,7 @@ impl RdsConnectionManager {
         self.counters.pinged();
         let generation = self.generation.current();
         let role_check = self.role_check(connection);
-        let answer = ping(connection, role_check);
+        let answer = ping(connection, role_check, self.ping_timeout);
         let Some(record) = Record::of(connection) else { return answer.map(|_| ()) };
         match answer {
             Ok(role) => {

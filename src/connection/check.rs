@@ -1,9 +1,13 @@
 //! Checks of a live connection: the ping, and the peek at its socket.
 
+use std::time::Duration;
+
 use diesel::connection::SimpleConnection;
+use diesel::result::DatabaseErrorKind;
 use diesel::sql_types::Bool;
 use diesel::{PgConnection, RunQueryDsl};
 
+use super::{Checkout, Record};
 use crate::error::{Error, Retirement};
 
 /// Whether the server accepts writes, as libpq checks it for `target_session_attrs=read-write`.
@@ -37,11 +41,25 @@ pub(crate) enum Role {
 }
 
 /// Sends a query and waits for its answer. With `role_check` a second query checks that the server
-/// still has the role.
+/// still has the role. After `timeout` the connection is ended, if its socket is known.
 pub(crate) fn ping(
     connection: &mut PgConnection,
     role_check: Option<RoleCheck>,
+    timeout: Option<Duration>,
 ) -> Result<Role, Error> {
+    let alarm = timeout.and_then(|timeout| Record::of(connection)?.limit_ping(timeout));
+    let answer = answer(connection, role_check);
+    drop(alarm);
+    match Record::of(connection).and_then(|record| record.shut_down_for()) {
+        Some(_) => {
+            Checkout::ping_timed_out();
+            Err(lost(format!("no answer to a ping within {:.1?}", timeout.unwrap_or_default())))
+        }
+        None => answer,
+    }
+}
+
+fn answer(connection: &mut PgConnection, role_check: Option<RoleCheck>) -> Result<Role, Error> {
     // Not diesel's ping: that is a prepared statement, which never ends on a connection that was
     // left in a COPY.
     connection.batch_execute("SELECT 1").map_err(failed)?;
@@ -64,8 +82,11 @@ fn is_true(query: &str, connection: &mut PgConnection) -> Result<bool, Error> {
 }
 
 /// Checks without waiting whether the server has closed the connection. Returns whether there is
-/// something to read.
+/// something to read. Without the socket, what is read is consumed.
 pub(crate) fn peek(connection: &mut PgConnection) -> Result<bool, Error> {
+    if let Some(socket) = Record::of(connection).and_then(|record| record.socket()) {
+        return socket.peek().map_err(|error| lost(error.to_string()));
+    }
     let mut read = || connection.notifications_iter().next().transpose().map_err(failed);
     // After the server has closed it, the first read returns nothing and the second the error.
     Ok(read()?.is_some() || read()?.is_some())
@@ -73,4 +94,12 @@ pub(crate) fn peek(connection: &mut PgConnection) -> Result<bool, Error> {
 
 fn failed(cause: diesel::result::Error) -> Error {
     Error::Ping { cause }
+}
+
+/// The error of a connection that no longer works.
+fn lost(reason: String) -> Error {
+    failed(diesel::result::Error::DatabaseError(
+        DatabaseErrorKind::ClosedConnection,
+        Box::new(reason),
+    ))
 }

@@ -26,10 +26,10 @@ impl Generation {
         self.current.load(SeqCst)
     }
 
-    /// The server closed a connection, possibly together with all others.
+    /// A connection was closed or does not answer, possibly together with all others.
     pub(crate) fn connection_closed(&self) {
         self.current.fetch_add(1, SeqCst);
-        self.warn("the server closed a connection: open connections are checked before their use");
+        self.warn("a connection was lost: open connections are checked before their use");
     }
 
     /// A server that accepted writes refuses them now.

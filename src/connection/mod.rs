@@ -2,6 +2,7 @@
 
 mod backend;
 mod check;
+mod checkout;
 mod condition;
 mod failure;
 mod generation;
@@ -9,10 +10,14 @@ mod hooks;
 mod moment;
 mod progress;
 mod query_types;
+#[cfg_attr(not(target_os = "linux"), path = "socket_elsewhere.rs")]
+mod socket;
 mod statement;
+mod watchdog;
 
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
 use diesel::connection::{Connection, Instrumentation, InstrumentationEvent};
@@ -23,6 +28,7 @@ use crate::error::{Error, Retirement};
 use crate::stats::Counters;
 pub(crate) use backend::{Backend, Lsn, Means};
 pub(crate) use check::{IS_READ_WRITE, Role, RoleCheck, peek, ping, role_check};
+pub(crate) use checkout::Checkout;
 use condition::{Condition, condition_after};
 pub(crate) use failure::Failure;
 pub(crate) use generation::Generation;
@@ -30,10 +36,12 @@ pub(crate) use hooks::Hooks;
 pub(crate) use moment::Moment;
 pub(crate) use progress::Progress;
 use query_types::QueryTypes;
+pub(crate) use socket::{Mark, Socket};
 use statement::QueryEffects;
 #[cfg(feature = "local")]
 pub(crate) use statement::length_of_token;
 pub(crate) use statement::{Words, skip_comments, split};
+use watchdog::Alarm;
 
 /// Kept with the connection as its instrumentation, which diesel calls at each query. Wraps the
 /// instrumentation of the builder, or the default one.
@@ -68,6 +76,9 @@ pub(crate) struct Record {
     /// Of the transaction that is open.
     progress: Progress,
     backend: Option<Backend>,
+    socket: Option<Arc<Socket>>,
+    /// The deadline of the unit of work.
+    deadline: Option<Alarm>,
     wrapped: Option<Box<dyn Instrumentation>>,
     /// The generation in which the connection was last found usable.
     checked: u64,
@@ -99,6 +110,7 @@ impl Record {
     /// life by up to a tenth, so that a pool does not reconnect all at once.
     pub(crate) fn start(
         connection: &mut PgConnection,
+        socket: Option<Socket>,
         now: Moment,
         max_lifetime: Option<Duration>,
         jitter: f64,
@@ -107,7 +119,9 @@ impl Record {
         let life = max_lifetime.map(|lifetime| lifetime - lifetime.mul_f64(0.1 * jitter));
         let ends = life.and_then(|life| now.checked_add(life));
         let wrapped = shared.hooks.new_instrumentation()?;
-        connection.set_instrumentation(Record::new(now, ends, wrapped, shared));
+        let mut record = Record::new(now, ends, wrapped, shared);
+        record.socket = socket.map(Arc::new);
+        connection.set_instrumentation(record);
         Ok(())
     }
 
@@ -135,6 +149,8 @@ impl Record {
             query_types: QueryTypes::reading_all(shared.hooks.reset_on_release),
             progress: Progress::default(),
             backend: None,
+            socket: None,
+            deadline: None,
             wrapped,
             checked: shared.born,
             shared,
@@ -219,8 +235,9 @@ impl Record {
         }
         let may_be_closed = self.shared.generation.needs_check(self.checked);
         let is_idle = now.since(self.last_use) > validate_after;
-        // The peek would consume the notifications of a connection that listens.
-        if self.is_suspect() || self.listens || may_be_closed || is_idle {
+        // Without the socket the peek consumes the notifications of a connection that listens.
+        let would_consume = self.listens && self.socket.is_none();
+        if self.is_suspect() || would_consume || may_be_closed || is_idle {
             CheckoutDecision::Ping
         } else {
             CheckoutDecision::Peek
@@ -229,6 +246,9 @@ impl Record {
 
     /// Returns why the connection must not be used again.
     pub(crate) fn retirement(&self, now: Moment) -> Option<Retirement> {
+        if let Some(reason) = self.shut_down_for() {
+            return Some(reason);
+        }
         match self.condition {
             Condition::Broken(reason) => Some(reason),
             _ if self.is_left_open => Some(Retirement::Transaction),
@@ -243,6 +263,31 @@ impl Record {
         if self.retirement(Moment::now()).is_none() {
             self.condition = Condition::Broken(reason);
         }
+    }
+
+    /// Returns the socket of the connection, if it is known.
+    fn socket(&self) -> Option<&Socket> {
+        self.socket.as_deref()
+    }
+
+    /// Returns why this crate ended the connection while it was in use.
+    fn shut_down_for(&self) -> Option<Retirement> {
+        self.socket()?.shut_down_for()
+    }
+
+    /// Limits the next ping, until the alarm is dropped. Without the socket there is no limit.
+    fn limit_ping(&self, timeout: Duration) -> Option<Alarm> {
+        let at = Instant::now().checked_add(timeout)?;
+        Alarm::set(self.socket.clone()?, at, Retirement::FailedCheck).ok()
+    }
+
+    /// Sets or removes the deadline of the unit of work.
+    pub(crate) fn set_deadline(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        self.deadline = None;
+        let Some(at) = deadline else { return Ok(()) };
+        let socket = self.socket.clone().ok_or(io::ErrorKind::Unsupported)?;
+        self.deadline = Some(Alarm::set(socket, at, Retirement::Deadline)?);
+        Ok(())
     }
 
     /// Whether the connection had an error and was not pinged since.
@@ -311,7 +356,8 @@ impl Record {
 
     fn worsen(&mut self, condition: Condition) {
         if condition > self.condition {
-            if condition == Condition::Broken(Retirement::Closed) {
+            if condition == Condition::Broken(Retirement::Closed) && self.shut_down_for().is_none()
+            {
                 self.shared.generation.connection_closed();
             }
             self.condition = condition;

@@ -30,12 +30,32 @@ const PINNED: &[&str] = &["host", "port", "user", "dbname"];
 /// The settings of a login without IAM (`rds_iam_auth=false`).
 pub(crate) struct PasswordConninfo {
     pub(crate) string: ConnectionString,
-    /// The string for libpq, with `gssencmode=disable` if nothing sets it. The Kerberos library
-    /// aborts a program that ends while a thread is inside it.
-    pub(crate) for_login: String,
     pub(crate) connect_timeout: Option<Duration>,
+    /// As [`IamConninfo::tcp_user_timeout`]. Also `None` if a host is a unix socket.
+    pub(crate) tcp_user_timeout: Option<u32>,
     /// The query whether the server still has the role of `target_session_attrs`.
     pub(crate) role_check: Option<&'static str>,
+}
+
+impl PasswordConninfo {
+    /// Returns the string for one login. It has `gssencmode=disable` if nothing sets it: the
+    /// Kerberos library aborts a program that ends while a thread is inside it.
+    pub(crate) fn for_login(&self, tcp_user_timeout: Option<u32>) -> String {
+        let has_gssencmode = self.string.is_set("service", "PGSERVICE")
+            || self.string.is_set("gssencmode", "PGGSSENCMODE");
+        let gssencmode = (!has_gssencmode).then(|| "gssencmode=disable".to_owned());
+        let timeout = tcp_user_timeout.map(|it| format!("tcp_user_timeout={it}"));
+        let mut text = self.string.text();
+        for setting in gssencmode.into_iter().chain(timeout) {
+            text.push(match () {
+                () if !is_uri(&text) => ' ',
+                () if text[host_of_uri(&text)..].contains('?') => '&',
+                () => '?',
+            });
+            text.push_str(&setting);
+        }
+        text
+    }
 }
 
 impl ConnectionString {
@@ -87,23 +107,13 @@ impl ConnectionString {
         let value = |keyword: &str| all.get(keyword)?.value.as_deref();
         Ok(PasswordConninfo {
             string: self.clone(),
-            for_login: self.without_gssencmode(),
             connect_timeout: value("connect_timeout").and_then(seconds),
+            tcp_user_timeout: all
+                .get("tcp_user_timeout")
+                .filter(|_| is_tcp(value("host").or(value("hostaddr")).unwrap_or_default()))
+                .map(|it| milliseconds(it.value.as_deref().unwrap_or_default())),
             role_check: value("target_session_attrs").and_then(role_check),
         })
-    }
-
-    fn without_gssencmode(&self) -> String {
-        let text = self.text();
-        if self.is_set("service", "PGSERVICE") || self.is_set("gssencmode", "PGGSSENCMODE") {
-            return text;
-        }
-        let separator = match () {
-            () if !is_uri(&text) => " ",
-            () if text[host_of_uri(&text)..].contains('?') => "&",
-            () => "?",
-        };
-        format!("{text}{separator}gssencmode=disable")
     }
 
     /// Whether the string has this keyword, or the environment its variable.
@@ -255,6 +265,16 @@ pub(super) fn seconds(text: &str) -> Option<Duration> {
     text.trim().parse().ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
 }
 
+/// Reads libpq's time in milliseconds, of which zero and less means the system's own.
+pub(super) fn milliseconds(text: &str) -> u32 {
+    text.trim().parse().unwrap_or_default()
+}
+
+/// Whether libpq connects over TCP, whichever of these hosts it takes.
+fn is_tcp(hosts: &str) -> bool {
+    hosts.split(',').all(|host| !host.is_empty() && !host.starts_with(['/', '@']))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -358,7 +378,7 @@ mod tests {
             assert_eq!(string.keywords.rds_iam_auth, Some(false));
             let conninfo = string.without_iam().unwrap();
             assert_eq!(string.text(), rest);
-            let parsed = libpq::parse(&c_string(&conninfo.for_login).unwrap()).ok().unwrap();
+            let parsed = libpq::parse(&c_string(&conninfo.for_login(None)).unwrap()).ok().unwrap();
             assert_eq!(parsed["gssencmode"], "disable", "{rest}");
             assert_eq!(parsed.len(), string.explicit.len() + 1, "{rest}");
         }

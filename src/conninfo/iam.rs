@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::checks::check_iam;
-use super::connection_string::seconds;
+use super::connection_string::{milliseconds, seconds};
 use super::hosts::{self, Host};
 use super::libpq::{self, Settings};
 use super::{invalid, render};
@@ -109,6 +109,12 @@ impl IamConninfo {
     /// The time limit for one host. `None` is no limit.
     pub(crate) fn connect_timeout(&self) -> Option<Duration> {
         seconds(self.get("connect_timeout")?)
+    }
+
+    /// In milliseconds, of which 0 is the system's own timeout. `None` if this libpq does not know
+    /// the keyword.
+    pub(crate) fn tcp_user_timeout(&self) -> Option<u32> {
+        Some(milliseconds(self.get("tcp_user_timeout")?))
     }
 
     /// The file of root certificates: as set, or libpq's default. `None` for those of the system.

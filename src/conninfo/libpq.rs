@@ -1,4 +1,4 @@
-//! libpq's functions for connection strings. The only module with unsafe code.
+//! libpq's functions for connection strings.
 #![expect(unsafe_code, reason = "libpq is a C library; pq-sys declares it as it is")]
 
 use std::collections::BTreeMap;

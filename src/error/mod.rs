@@ -197,6 +197,14 @@ pub enum Error {
         reason: Retirement,
     },
 
+    /// [`set_deadline`](crate::RdsConnectionManager::set_deadline) cannot limit this connection.
+    #[error("cannot set a deadline: {reason}")]
+    #[non_exhaustive]
+    Deadline {
+        /// Why, and what to do.
+        reason: String,
+    },
+
     /// A query of the program failed. `?` makes this from diesel's error.
     #[error("the query failed: {}", one_line(.0))]
     Query(diesel::result::Error),

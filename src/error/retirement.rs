@@ -12,6 +12,8 @@ named! {
         Closed = "closed", "the server closed it";
         /// A ping at its checkout failed.
         FailedCheck = "failed_check", "a check failed";
+        /// The [deadline](crate::RdsConnectionManager::set_deadline) of a unit of work passed.
+        Deadline = "deadline", "its deadline passed";
         /// It was checked in with an open transaction, or in an unknown state.
         Transaction = "transaction", "it was checked in with an open transaction";
         /// Its prepared statements, or its cached plans, no longer fit the schema.

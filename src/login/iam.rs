@@ -7,8 +7,10 @@ use aws_credential_types::Credentials;
 use aws_smithy_async::time::SharedTimeSource;
 use diesel::{Connection, PgConnection};
 
+use super::Connected;
 use super::ca_bundle::CaBundle;
 use super::target::Target;
+use crate::connection::Mark;
 use crate::conninfo::IamConninfo;
 use crate::credentials::CredentialsCache;
 use crate::error::{Error, Refusal};
@@ -60,7 +62,7 @@ impl Iam {
     }
 
     /// Logs in to one host as `target_session_attrs=role`.
-    pub(super) fn log_in(&self, target: &Target, role: &str) -> Result<PgConnection, Error> {
+    pub(super) fn log_in(&self, target: &Target, role: &str) -> Result<Connected, Error> {
         let (token, credentials) = self.sign_with_cached(&target.endpoint)?;
         let refused = match self.log_in_with(&token, target, role) {
             Err(error) if error.refusal().is_some_and(Refusal::is_of_token) => error,
@@ -83,7 +85,7 @@ impl Iam {
         token: &AuthToken,
         target: &Target,
         role: &str,
-    ) -> Result<PgConnection, Error> {
+    ) -> Result<Connected, Error> {
         let trimmed = self.ca_bundle.as_ref().and_then(CaBundle::trimmed);
         let file = trimmed.as_ref().map(|in_memory| in_memory.1.as_str());
         match self.establish(token, target, role, file) {
@@ -103,7 +105,7 @@ impl Iam {
         target: &Target,
         role: &str,
         sslrootcert: Option<&str>,
-    ) -> Result<PgConnection, Error> {
+    ) -> Result<Connected, Error> {
         let started = Instant::now();
         let addresses = target.addresses(self.conninfo.is_balanced)?;
         let host = vec![target.endpoint.host(); addresses.len()].join(",");
@@ -115,12 +117,15 @@ impl Iam {
             ("port", port.as_str()),
             ("target_session_attrs", role),
         ];
+        let mark = self.conninfo.tcp_user_timeout().map(Mark::new);
+        let timeout = mark.as_ref().map(|mark| mark.value().to_string());
+        settings.extend(timeout.as_ref().map(|it| ("tcp_user_timeout", it.as_str())));
         settings.extend(sslrootcert.map(|file| ("sslrootcert", file)));
         let connected =
             PgConnection::establish(&self.conninfo.with_password(token.as_str(), &settings));
         let connection =
             connected.map_err(|error| Error::connect(target.to_string(), target.login(), error))?;
         log::debug!("connected to {target} (took {:.1?})", started.elapsed());
-        Ok(connection)
+        Ok(Connected { connection, socket: mark.and_then(Mark::find) })
     }
 }

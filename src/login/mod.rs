@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use diesel::{Connection, PgConnection};
 
+use crate::connection::{Mark, Socket};
 use crate::conninfo::PasswordConninfo;
 use crate::error::{Error, LoginKind};
 use crate::stats::Counters;
@@ -25,6 +26,13 @@ pub(crate) use region::targets;
 #[cfg(feature = "doctor")]
 pub(crate) use target::RegionFrom;
 pub(crate) use target::Target;
+
+/// A connection that has logged in.
+pub(crate) struct Connected {
+    pub(crate) connection: PgConnection,
+    /// `None` if it is not known.
+    pub(crate) socket: Option<Socket>,
+}
 
 pub(crate) enum Login {
     /// With a new token for each connection.
@@ -48,14 +56,16 @@ impl Login {
         &self,
         backoff: &Backoff,
         counters: &Counters,
-    ) -> Result<PgConnection, Error> {
+    ) -> Result<Connected, Error> {
         self.connect_until(Instant::now() + self.longest_retry(), backoff, counters)
     }
 
     /// Tries each host once.
     #[cfg(feature = "doctor")]
     pub(crate) fn connect_once(&self) -> Result<PgConnection, Error> {
-        self.connect_until(Instant::now(), &Backoff::default(), &Counters::default())
+        let connected =
+            self.connect_until(Instant::now(), &Backoff::default(), &Counters::default())?;
+        Ok(connected.connection)
     }
 
     fn connect_until(
@@ -63,7 +73,7 @@ impl Login {
         deadline: Instant,
         backoff: &Backoff,
         counters: &Counters,
-    ) -> Result<PgConnection, Error> {
+    ) -> Result<Connected, Error> {
         let roles = match self {
             // libpq documents two rounds: first for a standby, then for any server.
             Login::Iam(iam) if iam.conninfo.target_session_attrs() == "prefer-standby" => {
@@ -75,8 +85,8 @@ impl Login {
         };
         let mut attempts = Attempts { candidates: self.candidates(), roles, backoff, counters };
         loop {
-            if let Some(connection) = attempts.go_round()? {
-                return Ok(connection);
+            if let Some(connected) = attempts.go_round()? {
+                return Ok(connected);
             }
             let may_change = attempts.candidates.iter().any(Candidate::may_change);
             if !may_change || Instant::now() + PAUSE >= deadline {
@@ -113,16 +123,21 @@ enum Destination<'a> {
 }
 
 impl Destination<'_> {
-    fn log_in(self, role: &str) -> Result<PgConnection, Error> {
+    fn log_in(self, role: &str) -> Result<Connected, Error> {
         match self {
             Destination::Iam(iam, target) => iam.log_in(target, role),
-            Destination::Password(conninfo) => {
-                let target = "the database (without IAM)".to_owned();
-                let connected = PgConnection::establish(&conninfo.for_login);
-                connected.map_err(|error| Error::connect(target, LoginKind::Password, error))
-            }
+            Destination::Password(conninfo) => log_in_by_password(conninfo),
         }
     }
+}
+
+fn log_in_by_password(conninfo: &PasswordConninfo) -> Result<Connected, Error> {
+    let mark = conninfo.tcp_user_timeout.map(Mark::new);
+    let connected = PgConnection::establish(&conninfo.for_login(mark.as_ref().map(Mark::value)));
+    let target = "the database (without IAM)".to_owned();
+    let connection =
+        connected.map_err(|error| Error::connect(target, LoginKind::Password, error))?;
+    Ok(Connected { connection, socket: mark.and_then(Mark::find) })
 }
 
 /// The attempts of one login.
@@ -137,7 +152,7 @@ struct Attempts<'a> {
 impl Attempts<'_> {
     /// Tries the hosts in turn, until one accepts the login and has the right role. libpq could do
     /// so itself, but has one password for all hosts.
-    fn go_round(&mut self) -> Result<Option<PgConnection>, Error> {
+    fn go_round(&mut self) -> Result<Option<Connected>, Error> {
         for (pass, role) in self.roles.clone().into_iter().enumerate() {
             for i in 0..self.candidates.len() {
                 let candidate = &self.candidates[i];
@@ -145,8 +160,8 @@ impl Attempts<'_> {
                     0 => candidate.is_due(Instant::now()),
                     _ => candidate.is_in_other_role(),
                 };
-                if is_tried && let Some(connection) = self.try_host(i, role)? {
-                    return Ok(Some(connection));
+                if is_tried && let Some(connected) = self.try_host(i, role)? {
+                    return Ok(Some(connected));
                 }
             }
         }
@@ -154,11 +169,11 @@ impl Attempts<'_> {
     }
 
     /// Tries one host. Returns `Ok(None)` if it failed and another host may still succeed.
-    fn try_host(&mut self, i: usize, role: &str) -> Result<Option<PgConnection>, Error> {
+    fn try_host(&mut self, i: usize, role: &str) -> Result<Option<Connected>, Error> {
         let outcome = self.candidates[i].host.log_in(role);
         self.counters.login(outcome.as_ref().err());
         match outcome {
-            Ok(connection) => Ok(Some(connection)),
+            Ok(connected) => Ok(Some(connected)),
             Err(error @ (Error::Connect { .. } | Error::Resolve { .. })) => {
                 self.backoff.host_failed(&error);
                 log_failure(&error, self.candidates.len() > 1);

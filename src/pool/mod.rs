@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use r2d2::{ManageConnection, PooledConnection};
 
+use crate::connection::Checkout;
 use crate::error::Error;
 use crate::manager::RdsConnectionManager;
 pub use log::PoolLog;
@@ -87,7 +88,8 @@ impl Pool {
         self.get_timeout(self.pool.connection_timeout())
     }
 
-    /// Checks out a connection. Waits for one for `timeout` at most.
+    /// Checks out a connection. Waits for one for `timeout` at most. If the server does not answer
+    /// a ping, this takes up to [`ping_timeout`](crate::Builder::ping_timeout) longer.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -95,19 +97,23 @@ impl Pool {
         &self,
         timeout: Duration,
     ) -> Result<PooledConnection<RdsConnectionManager>, Error> {
-        let connection = self.pool.get_timeout(timeout.min(LONGEST_TIMEOUT));
-        match connection {
+        let timeout = timeout.min(LONGEST_TIMEOUT);
+        let _checkout = Checkout::start(timeout);
+        match self.pool.get_timeout(timeout) {
+            // This connection was not checked, so it is checked in again.
+            Ok(_) if Checkout::is_over() => Err(self.timed_out(timeout, timeout_for(NO_ANSWER))),
             Ok(connection) => {
                 self.is_timing_out.store(false, Ordering::Relaxed);
                 Ok(connection)
             }
-            Err(error) => Err(self.timed_out(timeout, Some(&error))),
+            Err(error) => Err(self.timed_out(timeout, self.timeout_error(Some(&error)))),
         }
     }
 
     /// Checks out a connection if one is idle. Returns `None` without waiting if there is none.
     pub fn try_get(&self) -> Option<PooledConnection<RdsConnectionManager>> {
-        self.pool.try_get()
+        let _checkout = Checkout::start(Duration::ZERO);
+        self.pool.try_get().filter(|_| !Checkout::is_over())
     }
 
     /// Returns how many connections there are, and how many of them are idle.
@@ -125,8 +131,7 @@ impl Pool {
         &self.manager
     }
 
-    fn timed_out(&self, timeout: Duration, said: Option<&r2d2::Error>) -> Error {
-        let error = self.timeout_error(said);
+    fn timed_out(&self, timeout: Duration, error: Error) -> Error {
         let was_timing_out = self.is_timing_out.swap(true, Ordering::Relaxed);
         let level = if was_timing_out { ::log::Level::Debug } else { ::log::Level::Warn };
         ::log::log!(level, "no connection within {timeout:.1?}: {error}");
@@ -139,7 +144,7 @@ impl Pool {
             let reason = format!(
                 "all {max_size} connections are in use; check them in sooner, or raise max_size"
             );
-            return Error::Timeout { reason, failure: None, is_transient: true };
+            return timeout_for(reason);
         }
         match self.manager.backoff().last_error() {
             Some(last) => Error::Timeout {
@@ -147,11 +152,7 @@ impl Pool {
                 failure: last.failure,
                 is_transient: last.is_transient,
             },
-            None => Error::Timeout {
-                reason: said.and_then(cause_in).unwrap_or_else(|| IN_PROGRESS.to_owned()),
-                failure: None,
-                is_transient: true,
-            },
+            None => timeout_for(said.and_then(cause_in).unwrap_or_else(|| IN_PROGRESS.to_owned())),
         }
     }
 
@@ -162,7 +163,7 @@ impl Pool {
         let deadline = Instant::now() + timeout;
         while self.pool.state().connections < wanted {
             if Instant::now() >= deadline {
-                return Err(self.timed_out(timeout, None));
+                return Err(self.timed_out(timeout, self.timeout_error(None)));
             }
             // r2d2 reports no event for this.
             thread::sleep(Duration::from_millis(1));
@@ -173,6 +174,13 @@ impl Pool {
 
 const IN_PROGRESS: &str = "logins are still in progress: the server is slow to accept connections; \
                            check its load, or raise connection_timeout";
+
+const NO_ANSWER: &str = "idle connections do not answer a ping within ping_timeout; check that the \
+                         server is not overloaded, and what is between it and this program";
+
+fn timeout_for(reason: impl Into<String>) -> Error {
+    Error::Timeout { reason: reason.into(), failure: None, is_transient: true }
+}
 
 /// Returns the cause that r2d2 reports to one of the waiting threads, such as the error of a
 /// `CustomizeConnection`.

@@ -49,7 +49,10 @@ fn manager_that_peeks(rds: &LocalRds, url: &str) -> RdsConnectionManager {
 
 fn run_clients(rds: &LocalRds, url: &str, cable: &Cable) {
     let manager = manager_that_peeks(rds, url);
-    let pinging = rds.manager_builder().validate_after(Duration::ZERO).build(url).unwrap();
+    let pinging = || rds.manager_builder().validate_after(Duration::ZERO);
+    let limited = pinging().build(url).unwrap();
+    let mut pinged = limited.connect().unwrap();
+    let pinging = pinging().ping_timeout(None).build(url).unwrap();
     let by_keepalives = rds.manager_builder().build(format!("{url}&tcp_user_timeout=0")).unwrap();
 
     let pool = pinging.pool_builder().max_size(1).build(pinging).unwrap();
@@ -69,8 +72,11 @@ fn run_clients(rds: &LocalRds, url: &str, cable: &Cable) {
     let sent = query("a query sent after the cut", used, "SELECT 1");
     let sent_by_keepalives =
         query("a query sent after the cut, with keepalives only", used_by_keepalives, "SELECT 1");
-    let checkout =
-        wait("a checkout that pings", move || pool.get().map(drop).unwrap_err().to_string());
+    let checkout = wait("a checkout that pings without a limit", move || {
+        pool.get().map(drop).unwrap_err().to_string()
+    });
+    let ping =
+        wait("a ping", move || limited.is_valid(&mut pinged).map(drop).unwrap_err().to_string());
     let another = manager.clone();
     let login = wait("a login", move || another.connect().map(drop).unwrap_err().to_string());
     let peek = Wait {
@@ -79,6 +85,7 @@ fn run_clients(rds: &LocalRds, url: &str, cable: &Cable) {
     };
 
     let gone = "Connection timed out";
+    ping.ends(cut, 5..5 + SLACK, "no answer to a ping within 5.0s");
     login.ends(cut, 9..10 + SLACK, "timeout expired");
     sent.ends(cut, 29..30 + SLACK, gone);
     checkout.ends(cut, 29..30 + SLACK, gone);

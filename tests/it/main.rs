@@ -37,6 +37,8 @@ mod reset;
 mod review;
 mod secrets;
 mod session;
+#[cfg(target_os = "linux")]
+mod socket;
 mod sources;
 mod stats;
 mod support;

@@ -253,12 +253,12 @@ fn dsql_over_privatelink_gets_a_dsql_token() {
     assert!(token.as_str().starts_with(start) && token.as_str().contains("us-east-2%2Fdsql%2F"));
 }
 
-mod process {
+pub(crate) mod process {
     #![expect(unsafe_code, reason = "std has no fork")]
 
     unsafe extern "C" {
-        pub(super) safe fn fork() -> i32;
-        pub(super) safe fn _exit(status: i32) -> !;
+        pub(crate) safe fn fork() -> i32;
+        pub(crate) safe fn _exit(status: i32) -> !;
     }
 }
 

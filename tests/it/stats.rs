@@ -251,7 +251,7 @@ fn the_log_of_a_pool_uses_its_levels() {
         ("TRACE", "checked in (used for"),
         ("DEBUG", "left the pool ("),
         ("WARN", "no connection within"),
-        ("WARN", "the server closed a connection"),
+        ("WARN", "a connection was lost"),
         ("DEBUG", "the connection is not usable"),
     ];
     for (level, text) in lines {

@@ -1,0 +1,69 @@
+//! [`Checkout`]: the time limit of a pool's checkout.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+thread_local! {
+    static CURRENT: Cell<Option<State>> = const { Cell::new(None) };
+}
+
+#[derive(Clone, Copy)]
+struct State {
+    deadline: Instant,
+    is_over: bool,
+}
+
+/// The checkout of this thread, until the drop.
+///
+/// r2d2 checks its idle connections in turn until one is valid, without a time limit. If the server
+/// is frozen, each check takes `ping_timeout`. A checkout that is over checks no more connections.
+pub(crate) struct Checkout(());
+
+impl Checkout {
+    pub(crate) fn start(timeout: Duration) -> Checkout {
+        let deadline = Instant::now() + timeout;
+        CURRENT.set(Some(State { deadline, is_over: false }));
+        Checkout(())
+    }
+
+    /// A ping got no answer. The checkout is over if its time is up. Before the first such ping it
+    /// is not: a connection that only had no time to answer would not be used again.
+    pub(super) fn ping_timed_out() {
+        if let Some(state) = CURRENT.get() {
+            let is_over = Instant::now() >= state.deadline;
+            CURRENT.set(Some(State { is_over, ..state }));
+        }
+    }
+
+    /// Whether this thread's checkout is over.
+    pub(crate) fn is_over() -> bool {
+        CURRENT.get().is_some_and(|state| state.is_over)
+    }
+}
+
+impl Drop for Checkout {
+    fn drop(&mut self) {
+        CURRENT.set(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkout_is_over_if_a_ping_got_no_answer_and_its_time_is_up() {
+        Checkout::ping_timed_out();
+        assert!(!Checkout::is_over(), "no checkout");
+        let long = Checkout::start(Duration::from_secs(3600));
+        Checkout::ping_timed_out();
+        assert!(!Checkout::is_over(), "there is time left");
+        drop(long);
+        let short = Checkout::start(Duration::ZERO);
+        assert!(!Checkout::is_over(), "each checkout can ping once");
+        Checkout::ping_timed_out();
+        assert!(Checkout::is_over());
+        drop(short);
+        assert!(!Checkout::is_over());
+    }
+}
