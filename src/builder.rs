@@ -63,8 +63,6 @@ pub struct Builder {
     role: Option<Role>,
     credentials_timeout: Duration,
     time_source: Option<SharedTimeSource>,
-    max_lifetime: Option<Duration>,
-    validate_after: Duration,
 }
 
 impl Default for Builder {
@@ -76,8 +74,6 @@ impl Default for Builder {
             role: None,
             credentials_timeout: Duration::from_secs(10),
             time_source: None,
-            max_lifetime: Some(Duration::from_secs(14 * 60)),
-            validate_after: Duration::from_secs(1),
         }
     }
 }
@@ -193,7 +189,7 @@ impl Builder {
     #[doc(alias = "MaxConnLifetime")]
     pub fn max_lifetime(mut self, max_lifetime: Option<Duration>) -> Self {
         assert_ne!(max_lifetime, Some(Duration::ZERO), "max_lifetime must be positive");
-        self.max_lifetime = max_lifetime;
+        self.keywords.max_lifetime = Some(max_lifetime);
         self
     }
 
@@ -203,7 +199,19 @@ impl Builder {
     #[doc(alias = "CONN_HEALTH_CHECKS")]
     #[doc(alias = "HealthCheckPeriod")]
     pub fn validate_after(mut self, idle: Duration) -> Self {
-        self.validate_after = idle;
+        self.keywords.validate_after = Some(idle);
+        self
+    }
+
+    /// How long a connection of a [`Pool`](crate::Pool) may be in use before a warning is logged,
+    /// which names the line of the program that checked it out. Each checkout is reported once. The
+    /// pool has no thread for this: it checks at each later checkout, and at
+    /// [`longest_checkout`](crate::Pool::longest_checkout).
+    ///
+    /// Defaults to no warning.
+    #[doc(alias = "leakDetectionThreshold")]
+    pub fn leak_detection_threshold(mut self, threshold: Duration) -> Self {
+        self.keywords.leak_detection_threshold = Some(threshold);
         self
     }
 
@@ -245,14 +253,13 @@ impl Builder {
     fn build_from(self, string: ConnectionString) -> Result<RdsConnectionManager, Error> {
         keep_openssl_until_the_end();
         let keywords = self.keywords.clone().or(string.keywords.clone());
-        let (max_lifetime, validate_after) = (self.max_lifetime, self.validate_after);
         let login = if keywords.rds_iam_auth.unwrap_or(true) {
             Login::Iam(Box::new(self.build_iam(string.with_iam()?, &keywords)?))
         } else {
             log::info!("IAM authentication is off: libpq logs in as the connection string says");
             Login::Password(string.without_iam()?)
         };
-        Ok(RdsConnectionManager::with(login, max_lifetime, validate_after))
+        Ok(RdsConnectionManager::with(login, &keywords))
     }
 
     fn build_iam(self, conninfo: IamConninfo, keywords: &Keywords) -> Result<Iam, Error> {

@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 use r2d2::ManageConnection;
 
 use crate::connection::{
-    CheckoutDecision, Generation, Moment, Record, Role, RoleCheck, Shared, peek, ping,
+    CheckoutDecision, Checkouts, Generation, Moment, Record, Role, RoleCheck, Shared, peek, ping,
 };
+use crate::conninfo::{Keywords, PoolKeywords};
 use crate::error::{Error, Retirement};
 use crate::login::Login;
 use crate::login::backoff::Backoff;
@@ -42,11 +43,15 @@ pub struct RdsConnectionManager {
     pub(crate) login: Arc<Login>,
     pub(crate) max_lifetime: Option<Duration>,
     validate_after: Duration,
+    pub(crate) leak_detection_threshold: Option<Duration>,
+    pub(crate) pool_keywords: PoolKeywords,
     backoff: Arc<Backoff>,
     counters: Arc<Counters>,
     generation: Arc<Generation>,
     /// The first connection of a pool, made before the pool is built.
     first: Arc<Mutex<Option<PgConnection>>>,
+    /// Of the pool that this clone is for.
+    checkouts: Arc<Checkouts>,
 }
 
 impl RdsConnectionManager {
@@ -59,7 +64,7 @@ impl RdsConnectionManager {
         self.backoff.last_error().map(|last| last.text)
     }
 
-    /// Returns the counters: logins, refreshes of credentials, retirements, checkouts.
+    /// Returns the figures: logins, refreshes of credentials, retirements, checkouts.
     pub fn stats(&self) -> Stats {
         self.counters.stats(match &*self.login {
             Login::Iam(iam) => iam.credentials.answers(),
@@ -117,34 +122,42 @@ impl RdsConnectionManager {
         targets.iter().map(|target| &target.endpoint)
     }
 
-    pub(crate) fn with(
-        login: Login,
-        max_lifetime: Option<Duration>,
-        validate_after: Duration,
-    ) -> RdsConnectionManager {
+    pub(crate) fn with(login: Login, keywords: &Keywords) -> RdsConnectionManager {
         RdsConnectionManager {
             login: Arc::new(login),
-            max_lifetime,
-            validate_after,
+            max_lifetime: keywords.max_lifetime.unwrap_or(Some(Duration::from_secs(14 * 60))),
+            validate_after: keywords.validate_after.unwrap_or(Duration::from_secs(1)),
+            leak_detection_threshold: keywords.leak_detection_threshold,
+            pool_keywords: keywords.pool,
             backoff: Arc::default(),
             counters: Arc::default(),
             generation: Arc::default(),
             first: Arc::default(),
+            checkouts: Arc::default(),
         }
     }
 
-    /// Returns a clone whose first `connect` returns this connection.
-    pub(crate) fn with_first(&self, connection: PgConnection) -> RdsConnectionManager {
-        RdsConnectionManager { first: Arc::new(Mutex::new(Some(connection))), ..self.clone() }
+    /// Returns a clone for a new pool. Its first `connect` returns this connection.
+    pub(crate) fn for_pool(&self, first: PgConnection) -> RdsConnectionManager {
+        let first = Arc::new(Mutex::new(Some(first)));
+        RdsConnectionManager { first, checkouts: Arc::default(), ..self.clone() }
     }
 
-    /// Whether the connection of [`with_first`](Self::with_first) was not asked for yet.
+    /// Whether the connection of [`for_pool`](Self::for_pool) was not asked for yet.
     pub(crate) fn has_first(&self) -> bool {
         self.first.lock().is_some()
     }
 
     pub(crate) fn backoff(&self) -> &Backoff {
         &self.backoff
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) fn checkouts(&self) -> &Arc<Checkouts> {
+        &self.checkouts
     }
 }
 
@@ -177,6 +190,7 @@ impl ManageConnection for RdsConnectionManager {
     /// row, the next calls return [`Error::Paused`] without dialling. The
     /// guide's [limits](crate::guide::limits) list the intervals.
     fn connect(&self) -> Result<PgConnection, Error> {
+        self.check_open()?;
         let first = self.first.lock().take();
         if let Some(mut first) = first
             && self.is_valid(&mut first).is_ok()
@@ -191,7 +205,7 @@ impl ManageConnection for RdsConnectionManager {
         self.login_succeeded();
         let now = Moment::now();
         Record::start(&mut connection, now, self.max_lifetime, fastrand::f64(), shared);
-        Ok(connection)
+        self.check_open().map(|()| connection)
     }
 
     /// Checks whether the connection can be checked out. It is pinged after an error, after
@@ -199,6 +213,9 @@ impl ManageConnection for RdsConnectionManager {
     /// after another connection was found closed or demoted. Otherwise this only peeks at its
     /// socket.
     fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        if self.checkouts.is_closed() {
+            return Ok(());
+        }
         let record = Record::of(connection);
         let decision = record.map_or(CheckoutDecision::Ping, |record| {
             record.checkout_decision(Moment::now(), self.validate_after)
@@ -224,7 +241,11 @@ impl ManageConnection for RdsConnectionManager {
             log::debug!("a connection is retired: {reason}");
             retire(connection, reason);
         }
-        reason.is_some()
+        let is_closed = reason.is_some() || self.checkouts.is_without_use();
+        if let (false, Some(record)) = (is_closed, Record::of(connection)) {
+            record.check_in();
+        }
+        is_closed
     }
 }
 
@@ -240,7 +261,13 @@ impl RdsConnectionManager {
         if let Some(ended) = self.backoff.succeeded(Instant::now()) {
             let failures = ended.failures;
             log::warn!("logins succeed again ({failures} failed in {:.1?})", ended.lasted);
+            self.counters.outage_ended(ended.lasted);
         }
+    }
+
+    /// A pool that is closed needs no connections, unless threads still wait for one in r2d2.
+    fn check_open(&self) -> Result<(), Error> {
+        if self.checkouts.is_without_use() { Err(Error::PoolClosed) } else { Ok(()) }
     }
 
     fn retirement(&self, connection: &mut PgConnection) -> Option<Retirement> {

@@ -2,11 +2,13 @@
 
 mod backend;
 mod check;
+mod checkouts;
 mod condition;
 mod failure;
 mod generation;
 mod moment;
 mod progress;
+mod series;
 mod statement;
 
 use std::fmt::{self, Write};
@@ -24,11 +26,13 @@ use crate::error::Retirement;
 use crate::stats::Counters;
 pub(crate) use backend::{Backend, Lsn, Means};
 pub(crate) use check::{IS_READ_WRITE, Role, RoleCheck, peek, ping, role_check};
+pub(crate) use checkouts::{Checkout, Checkouts};
 use condition::{Condition, condition_after};
 pub(crate) use failure::Failure;
 pub(crate) use generation::Generation;
 pub(crate) use moment::Moment;
 pub(crate) use progress::Progress;
+pub(crate) use series::Series;
 use statement::QueryEffects;
 
 /// Kept with the connection as its instrumentation, which diesel calls at each query. Wraps the
@@ -63,6 +67,8 @@ pub(crate) struct Record {
     /// The generation in which the connection was last found usable.
     checked: u64,
     shared: Shared,
+    /// The use by a thread, if the connection is one of a [`Pool`](crate::Pool).
+    checkout: Option<Checkout>,
 }
 
 /// What a connection shares with its manager.
@@ -124,6 +130,7 @@ impl Record {
             wrapped,
             checked: shared.born,
             shared,
+            checkout: None,
         }
     }
 
@@ -135,6 +142,16 @@ impl Record {
     /// Returns when the connection is to be retired for its age.
     pub(crate) fn ends(&self) -> Option<Moment> {
         self.ends
+    }
+
+    /// Records that a thread uses the connection. A connection that is closed at its check-in is in
+    /// use until then, so that it is gone before another thread has its turn.
+    pub(crate) fn check_out(&mut self, checkout: Checkout) {
+        self.checkout = Some(checkout);
+    }
+
+    pub(crate) fn check_in(&mut self) {
+        self.checkout = None;
     }
 
     fn met_read_only(&self) -> bool {

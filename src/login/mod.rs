@@ -158,8 +158,9 @@ impl Attempts<'_> {
 
     /// Tries one host. Returns `Ok(None)` if it failed and another host may still succeed.
     fn try_host(&mut self, i: usize, role: &str) -> Result<Option<PgConnection>, Error> {
+        let started = Instant::now();
         let outcome = self.round.host(i).log_in(role);
-        self.counters.login(outcome.as_ref().err());
+        self.counters.login(outcome.as_ref().err(), started.elapsed());
         match outcome {
             Ok(connection) => Ok(Some(connection)),
             Err(error @ (Error::Connect { .. } | Error::Resolve { .. })) => {

@@ -37,7 +37,13 @@ pub struct PoolLog;
 impl HandleError<Error> for PoolLog {
     fn handle_error(&self, error: Error) {
         let is_of_manager = error.login_failure().is_some()
-            || matches!(error, Error::Ping { .. } | Error::Retired { .. } | Error::Paused { .. });
+            || matches!(
+                error,
+                Error::Ping { .. }
+                    | Error::Retired { .. }
+                    | Error::Paused { .. }
+                    | Error::PoolClosed
+            );
         if !is_of_manager {
             log::error!("{error}");
         }

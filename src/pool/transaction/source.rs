@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use diesel::PgConnection;
-use r2d2::PooledConnection;
+use r2d2::{ManageConnection, PooledConnection};
 
 use crate::error::Error;
 use crate::manager::RdsConnectionManager;
@@ -20,6 +20,8 @@ pub(super) enum Source<'a> {
 pub(super) enum CheckedOut<'a> {
     Pool(PooledConnection<RdsConnectionManager>),
     PerThread(PerThreadConnection<'a>),
+    /// Only to find an outcome, after the pool was closed.
+    Single(PgConnection),
 }
 
 impl<'a> Source<'a> {
@@ -33,6 +35,17 @@ impl<'a> Source<'a> {
                 pool.get_timeout(timeout).map(CheckedOut::Pool)
             }
             Source::PerThread(connections) => connections.get().map(CheckedOut::PerThread),
+        }
+    }
+
+    /// As [`get`](Self::get), also after the pool was closed: its open transactions still end.
+    pub(super) fn get_for_outcome(
+        self,
+        timeout: Option<Duration>,
+    ) -> Result<CheckedOut<'a>, Error> {
+        match self.get(timeout) {
+            Err(Error::PoolClosed) => self.manager().connect().map(CheckedOut::Single),
+            other => other,
         }
     }
 
@@ -83,6 +96,7 @@ impl Deref for CheckedOut<'_> {
         match self {
             CheckedOut::Pool(connection) => connection,
             CheckedOut::PerThread(connection) => connection,
+            CheckedOut::Single(connection) => connection,
         }
     }
 }
@@ -92,6 +106,7 @@ impl DerefMut for CheckedOut<'_> {
         match self {
             CheckedOut::Pool(connection) => connection,
             CheckedOut::PerThread(connection) => connection,
+            CheckedOut::Single(connection) => connection,
         }
     }
 }
