@@ -5,8 +5,19 @@ use diesel_rds_iam::fuzzing::{read_by_libpq, with_token, without_iam};
 use libfuzzer_sys::fuzz_target;
 
 /// The last is libpq's own from version 16 on.
-const OUR_OWN: &[&str] =
-    &["rds_iam_auth", "region_name", "iam_host", "iam_port", "load_balance_hosts"];
+const OUR_OWN: &[&str] = &[
+    "rds_iam_auth",
+    "region_name",
+    "iam_host",
+    "iam_port",
+    "max_lifetime",
+    "validate_after",
+    "leak_detection_threshold",
+    "pool_max_size",
+    "pool_min_idle",
+    "pool_connection_timeout",
+    "load_balance_hosts",
+];
 
 /// Read before a token is signed, or without a meaning beside one.
 const NOT_HANDED_ON: &[&str] =

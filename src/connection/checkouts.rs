@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::series::Series;
 use crate::error::Error;
 
 /// The connections of one pool that are in use, and the threads that wait for one.
@@ -21,6 +22,10 @@ pub(crate) struct Checkouts {
     is_closed: AtomicBool,
     may_begin: Condvar,
     ended: Condvar,
+    /// Checkouts that got no connection in time.
+    pub(crate) timeouts: Series,
+    /// Checkouts that waited for long.
+    pub(crate) slow: Series,
 }
 
 #[derive(Debug, Default)]

@@ -32,7 +32,6 @@ pub(crate) use failure::Failure;
 pub(crate) use generation::Generation;
 pub(crate) use moment::Moment;
 pub(crate) use progress::Progress;
-pub(crate) use series::Series;
 use statement::QueryEffects;
 
 /// Kept with the connection as its instrumentation, which diesel calls at each query. Wraps the

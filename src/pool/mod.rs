@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use r2d2::{ManageConnection, PooledConnection};
 
-use crate::connection::{Checkouts, Record, Series};
+use crate::connection::{Checkouts, Record};
 use crate::conninfo::PoolKeywords;
 use crate::error::Error;
 use crate::manager::RdsConnectionManager;
@@ -72,8 +72,6 @@ impl RdsConnectionManager {
             manager: self.clone(),
             checkouts: manager.checkouts().clone(),
             pool: builder.build_unchecked(manager.clone()),
-            timeouts: Arc::default(),
-            slow_checkouts: Arc::default(),
         };
         pool.check_keywords(self.pool_keywords)?;
         pool.wait_for_idle_connections()?;
@@ -93,8 +91,6 @@ pub struct Pool {
     pool: r2d2::Pool<RdsConnectionManager>,
     manager: RdsConnectionManager,
     checkouts: Arc<Checkouts>,
-    timeouts: Arc<Series>,
-    slow_checkouts: Arc<Series>,
 }
 
 impl Pool {
@@ -143,8 +139,8 @@ impl Pool {
     /// Closes the pool, for the end of a program. Returns the number of connections that are still
     /// open after `timeout`, because they are in use: 0 if all are closed.
     ///
-    /// Further checkouts fail with [`Error::PoolClosed`], and so do those that wait for a connection
-    /// to be checked in. A checkout that waits for a login fails at the end of the login. Idle
+    /// Further checkouts fail with [`Error::PoolClosed`], and so do those that wait for a check-in
+    /// of another thread. A checkout that waits for a login fails at the end of the login. Idle
     /// connections are closed now, and those in use at their check-in, also after `timeout`.
     ///
     /// A [`transaction`](Self::transaction) in progress can still find its outcome. It is not
@@ -175,8 +171,8 @@ impl Pool {
         self.checkouts.waiting()
     }
 
-    /// Returns how long the connection that was checked out first is in use, if any is. A value that
-    /// only grows is a connection that is never checked in.
+    /// Returns how long the connection that was checked out first is in use, if any is. If the
+    /// value only grows, a connection is never checked in.
     ///
     /// Checkouts by [`AsRef`] are not included.
     pub fn longest_checkout(&self) -> Option<Duration> {
@@ -221,13 +217,13 @@ impl Pool {
 
     fn timed_out(&self, timeout: Duration, said: Option<&r2d2::Error>) -> Error {
         let error = self.timeout_error(said);
-        let level = self.timeouts.next_level();
+        let level = self.checkouts.timeouts.next_level();
         ::log::log!(level, "no connection within {timeout:.1?}: {error}");
         error
     }
 
     fn report_slow_checkout(&self, waited: Duration) {
-        let (level, waiting) = (self.slow_checkouts.next_level(), self.waiting());
+        let (level, waiting) = (self.checkouts.slow.next_level(), self.waiting());
         ::log::log!(
             level,
             "checkout was slow (waited {waited:.1?}, {waiting} threads still wait): check in \
