@@ -1,6 +1,7 @@
 //! `Pool::close`.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::{Error, Pool};
 
 use crate::local_rds::postmaster;
-use crate::support::{current_user, manager, send, sessions, soon, start};
+use crate::support::{backend, current_user, manager, send, sessions, soon, start};
 
 /// Longer than any test takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -148,4 +149,21 @@ fn a_thread_that_waits_gets_a_new_connection_if_one_breaks_and_min_idle_is_0() {
             waiting.join().unwrap().unwrap();
         });
     }
+}
+
+#[test]
+fn close_does_not_wait_for_a_frozen_server() {
+    let rds = start(LocalRds::builder());
+    let manager =
+        rds.manager_builder().validate_after(Duration::ZERO).build(rds.database_url()).unwrap();
+    let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
+    let frozen = backend(&mut pool.get().unwrap());
+    send("STOP", frozen);
+    let (sender, closed) = channel();
+    thread::scope(|scope| {
+        scope.spawn(move || sender.send(pool.close(LONG)));
+        let closed = closed.recv_timeout(LONG / 2);
+        send("CONT", frozen);
+        assert_eq!(closed, Ok(0));
+    });
 }
