@@ -85,7 +85,7 @@ impl RdsConnectionManager {
 /// [`build_pool`](RdsConnectionManager::build_pool).
 ///
 /// r2d2 reports a cause to one of the waiting threads. Clones are cheap and are the same pool.
-/// [`AsRef`] gives r2d2's own type.
+/// [`AsRef`] gives r2d2's own type. Its checkouts do not end at [`close`](Pool::close).
 #[derive(Debug, Clone)]
 pub struct Pool {
     pool: r2d2::Pool<RdsConnectionManager>,
@@ -118,7 +118,12 @@ impl Pool {
         let waited = started.elapsed();
         self.manager.counters().checkout(waited);
         if waited >= SLOW && checked_out.is_ok() {
-            self.report_slow_checkout(waited);
+            let (level, waiting) = (self.checkouts.slow.next_level(), self.waiting());
+            ::log::log!(
+                level,
+                "checkout was slow (waited {waited:.1?}, {waiting} threads still wait): check in \
+                 connections sooner, or raise max_size"
+            );
         }
         self.report_overdue();
         checked_out
@@ -220,15 +225,6 @@ impl Pool {
         let level = self.checkouts.timeouts.next_level();
         ::log::log!(level, "no connection within {timeout:.1?}: {error}");
         error
-    }
-
-    fn report_slow_checkout(&self, waited: Duration) {
-        let (level, waiting) = (self.checkouts.slow.next_level(), self.waiting());
-        ::log::log!(
-            level,
-            "checkout was slow (waited {waited:.1?}, {waiting} threads still wait): check in \
-             connections sooner, or raise max_size"
-        );
     }
 
     fn report_overdue(&self) {

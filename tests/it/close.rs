@@ -118,6 +118,7 @@ fn close_waits_for_no_login_and_a_thread_that_waits_for_one_fails_at_its_end() {
     let postmaster = postmaster(&rds);
     send("STOP", &postmaster);
     thread::scope(|scope| {
+        let started = Instant::now();
         let waiting = [(); 2].map(|()| scope.spawn(|| pool.get()));
         soon("2 threads wait for a login", || pool.waiting() == 2);
         let close = scope.spawn(|| pool.close(LONG));
@@ -129,6 +130,7 @@ fn close_waits_for_no_login_and_a_thread_that_waits_for_one_fails_at_its_end() {
         }
         assert_eq!(close.join().unwrap(), 0);
         send("CONT", &postmaster);
+        assert!(started.elapsed() < LONG / 2, "they did not wait for connection_timeout");
     });
     soon("the server has no sessions", || sessions(&rds) == 0);
 }
