@@ -16,7 +16,7 @@ use crate::credentials::{Configured, CredentialsCache, Role, Source};
 use crate::error::Error;
 use crate::login::ca_bundle::CaBundle;
 use crate::login::{Iam, Login, targets};
-use crate::manager::RdsConnectionManager;
+use crate::manager::{MAX_LIFETIME, RdsConnectionManager};
 
 /// Aurora DSQL ends a connection after this time.
 const DSQL_LIFETIME: Duration = Duration::from_secs(60 * 60);
@@ -70,10 +70,8 @@ pub struct Builder {
     role: Option<Role>,
     credentials_timeout: Duration,
     time_source: Option<SharedTimeSource>,
-    max_lifetime: Option<Duration>,
-    validate_after: Duration,
-    hooks: Hooks,
     ping_timeout: Option<Duration>,
+    hooks: Hooks,
 }
 
 impl Default for Builder {
@@ -85,8 +83,6 @@ impl Default for Builder {
             role: None,
             credentials_timeout: Duration::from_secs(10),
             time_source: None,
-            max_lifetime: Some(Duration::from_secs(14 * 60)),
-            validate_after: Duration::from_secs(1),
             ping_timeout: Some(Duration::from_secs(5)),
             hooks: Hooks::default(),
         }
@@ -204,7 +200,7 @@ impl Builder {
     #[doc(alias = "MaxConnLifetime")]
     pub fn max_lifetime(mut self, max_lifetime: Option<Duration>) -> Self {
         assert_ne!(max_lifetime, Some(Duration::ZERO), "max_lifetime must be positive");
-        self.max_lifetime = max_lifetime;
+        self.keywords.max_lifetime = Some(max_lifetime);
         self
     }
 
@@ -214,7 +210,19 @@ impl Builder {
     #[doc(alias = "CONN_HEALTH_CHECKS")]
     #[doc(alias = "HealthCheckPeriod")]
     pub fn validate_after(mut self, idle: Duration) -> Self {
-        self.validate_after = idle;
+        self.keywords.validate_after = Some(idle);
+        self
+    }
+
+    /// How long a connection of a [`Pool`](crate::Pool) may be in use before a warning is logged,
+    /// which names the line of the program that checked it out. Each checkout is reported once. The
+    /// pool has no thread for this: it checks at each later checkout, and at
+    /// [`longest_checkout`](crate::Pool::longest_checkout).
+    ///
+    /// Defaults to no warning.
+    #[doc(alias = "leakDetectionThreshold")]
+    pub fn leak_detection_threshold(mut self, threshold: Duration) -> Self {
+        self.keywords.leak_detection_threshold = Some(threshold);
         self
     }
 
@@ -353,7 +361,7 @@ impl Builder {
         keep_openssl_until_the_end();
         check_version()?;
         let keywords = self.keywords.clone().or(string.keywords.clone());
-        let Builder { max_lifetime, validate_after, ping_timeout, .. } = self;
+        let ping_timeout = self.ping_timeout;
         let hooks = self.hooks.clone();
         let login = if keywords.rds_iam_auth.unwrap_or(true) {
             Login::Iam(Box::new(self.build_iam(string.with_iam()?, &keywords)?))
@@ -361,13 +369,14 @@ impl Builder {
             log::info!("IAM authentication is off: libpq logs in as the connection string says");
             Login::Password(string.without_iam()?)
         };
-        Ok(RdsConnectionManager::with(login, max_lifetime, validate_after, ping_timeout, hooks))
+        Ok(RdsConnectionManager::with(login, &keywords, ping_timeout, hooks))
     }
 
     fn build_iam(self, mut conninfo: IamConninfo, keywords: &Keywords) -> Result<Iam, Error> {
         let targets = targets(&conninfo, keywords, self.profile.as_deref())?;
         if targets.iter().any(|target| target.endpoint.is_dsql()) {
-            if self.max_lifetime.is_none_or(|lifetime| lifetime >= DSQL_LIFETIME) {
+            let lifetime = keywords.max_lifetime.unwrap_or(Some(MAX_LIFETIME));
+            if lifetime.is_none_or(|lifetime| lifetime >= DSQL_LIFETIME) {
                 return Err(Error::Config(
                     "Aurora DSQL ends each connection after 60 minutes, also in the middle of a \
                      query; set max_lifetime to less"

@@ -35,7 +35,7 @@
 //! | [`PerThread`] | one persistent connection per thread, as in Django |
 //! | [`TransactionBuilder`] | transactions that are retried and whose outcome is known |
 //! | [`Error`] | what failed and what to do |
-//! | [`Stats`], [`PoolLog`] | counters of a manager, and the log of its pool |
+//! | [`Stats`], [`Histogram`], [`PoolLog`] | figures of a manager, and the log of its pool |
 //! | [`AuthToken`], [`presign`], [`Endpoint`] | the token by itself, signed without network access |
 //! | [`LibpqLogin`] | the same login for psql, pg_dump and other programs on libpq |
 //! | [`dsql`] | runs migrations on Aurora DSQL |
@@ -62,7 +62,7 @@
 //! | level | what |
 //! |---|---|
 //! | error | a failed login or hook of a new connection, once per cause until a login succeeds; an error of your `CustomizeConnection` |
-//! | warn | what works but not as intended: a weak `sslmode`, a refused host among several, a failed refresh of credentials; the first timeout of a pool; a login that succeeds after failures, with their number |
+//! | warn | what works but not as intended: a weak `sslmode`, a refused host among several, a failed refresh of credentials; the first timeout or slow checkout of a pool; a connection that stays in use past `leak_detection_threshold`; a login that succeeds after failures, with their number |
 //! | info | the settings of a new manager |
 //! | debug | each login, each refresh of credentials, each closed connection |
 //! | trace | each checkout and check-in of a pool |
@@ -112,7 +112,7 @@ pub use manager::RdsConnectionManager;
 pub use pool::{
     PerThread, PerThreadConnection, Pool, PoolLog, TransactionBuilder, TransactionError,
 };
-pub use stats::Stats;
+pub use stats::{Histogram, Stats};
 pub use token::{AuthToken, Endpoint, presign};
 
 /// Makes doc tests of the README's examples.

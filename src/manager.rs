@@ -11,9 +11,10 @@ use parking_lot::Mutex;
 use r2d2::ManageConnection;
 
 use crate::connection::{
-    Checkout, CheckoutDecision, Generation, Hooks, Moment, Record, Role, RoleCheck, Shared, peek,
-    ping,
+    CheckoutDecision, CheckoutTimeout, Checkouts, Generation, Hooks, Moment, Record, Role,
+    RoleCheck, Shared, peek, ping,
 };
+use crate::conninfo::{Keywords, PoolKeywords};
 use crate::error::{Error, Retirement};
 use crate::login::backoff::Backoff;
 use crate::login::{Connected, Login};
@@ -45,13 +46,20 @@ pub struct RdsConnectionManager {
     pub(crate) max_lifetime: Option<Duration>,
     validate_after: Duration,
     ping_timeout: Option<Duration>,
-    backoff: Arc<Backoff>,
-    counters: Arc<Counters>,
+    pub(crate) leak_detection_threshold: Option<Duration>,
+    pub(crate) pool_keywords: PoolKeywords,
+    pub(crate) backoff: Arc<Backoff>,
+    pub(crate) counters: Arc<Counters>,
     generation: Arc<Generation>,
     hooks: Arc<Hooks>,
     /// The first connection of a pool, made before the pool is built.
     first: Arc<Mutex<Option<PgConnection>>>,
+    /// Of the pool that this clone is for.
+    pub(crate) checkouts: Arc<Checkouts>,
 }
+
+/// Shorter than the life of a token.
+pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(14 * 60);
 
 impl RdsConnectionManager {
     /// Returns the text of the last error of [`connect`](ManageConnection::connect), which says
@@ -63,7 +71,7 @@ impl RdsConnectionManager {
         self.backoff.last_error().map(|last| last.text)
     }
 
-    /// Returns the counters: logins, refreshes of credentials, retirements, checkouts.
+    /// Returns the figures: logins, refreshes of credentials, retirements, checkouts.
     pub fn stats(&self) -> Stats {
         self.counters.stats(match &*self.login {
             Login::Iam(iam) => iam.credentials.answers(),
@@ -169,36 +177,35 @@ impl RdsConnectionManager {
 
     pub(crate) fn with(
         login: Login,
-        max_lifetime: Option<Duration>,
-        validate_after: Duration,
+        keywords: &Keywords,
         ping_timeout: Option<Duration>,
         hooks: Hooks,
     ) -> RdsConnectionManager {
         RdsConnectionManager {
             login: Arc::new(login),
-            max_lifetime,
-            validate_after,
+            max_lifetime: keywords.max_lifetime.unwrap_or(Some(MAX_LIFETIME)),
+            validate_after: keywords.validate_after.unwrap_or(Duration::from_secs(1)),
             ping_timeout,
+            leak_detection_threshold: keywords.leak_detection_threshold,
+            pool_keywords: keywords.pool,
             backoff: Arc::default(),
             counters: Arc::default(),
             generation: Arc::default(),
             hooks: Arc::new(hooks),
             first: Arc::default(),
+            checkouts: Arc::default(),
         }
     }
 
-    /// Returns a clone whose first `connect` returns this connection.
-    pub(crate) fn with_first(&self, connection: PgConnection) -> RdsConnectionManager {
-        RdsConnectionManager { first: Arc::new(Mutex::new(Some(connection))), ..self.clone() }
+    /// Returns a clone for a new pool. Its first `connect` returns this connection.
+    pub(crate) fn for_pool(&self, first: PgConnection) -> RdsConnectionManager {
+        let first = Arc::new(Mutex::new(Some(first)));
+        RdsConnectionManager { first, checkouts: Arc::default(), ..self.clone() }
     }
 
-    /// Whether the connection of [`with_first`](Self::with_first) was not asked for yet.
+    /// Whether the connection of [`for_pool`](Self::for_pool) was not asked for yet.
     pub(crate) fn has_first(&self) -> bool {
         self.first.lock().is_some()
-    }
-
-    pub(crate) fn backoff(&self) -> &Backoff {
-        &self.backoff
     }
 }
 
@@ -235,6 +242,7 @@ impl ManageConnection for RdsConnectionManager {
     /// row, the next calls return [`Error::Paused`] without dialling. The
     /// guide's [limits](crate::guide::limits) list the intervals.
     fn connect(&self) -> Result<PgConnection, Error> {
+        self.check_open()?;
         let first = self.first.lock().take();
         if let Some(mut first) = first
             && self.check(&mut first).is_ok()
@@ -244,7 +252,7 @@ impl ManageConnection for RdsConnectionManager {
         self.backoff.begin(Instant::now())?;
         let connection = self.log_in().inspect_err(|error| self.login_failed(error))?;
         self.login_succeeded();
-        Ok(connection)
+        self.check_open().map(|()| connection)
     }
 
     /// Checks whether the connection can be checked out. It is pinged after an error, after
@@ -256,6 +264,9 @@ impl ManageConnection for RdsConnectionManager {
     ///
     /// If the socket is not known, a connection that LISTENs is pinged each time.
     fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        if self.checkouts.is_closed() {
+            return Ok(());
+        }
         self.check(connection)?;
         self.before_check_out(connection)
     }
@@ -295,7 +306,7 @@ impl RdsConnectionManager {
         let valid = match decision {
             CheckoutDecision::Retire(reason) => Err(Error::Retired { reason }),
             // `Pool` checks it in again.
-            _ if Checkout::is_over() => Ok(()),
+            _ if CheckoutTimeout::is_over() => Ok(()),
             CheckoutDecision::Ping => self.ping(connection),
             CheckoutDecision::Peek => self.peek(connection),
         };
@@ -326,7 +337,11 @@ impl RdsConnectionManager {
             log::debug!("a connection is retired: {reason}");
             retire(connection, reason);
         }
-        reason.is_some()
+        let is_closed = reason.is_some() || self.checkouts.is_without_use();
+        if let (false, Some(record)) = (is_closed, Record::of(connection)) {
+            record.checkout = None;
+        }
+        is_closed
     }
 
     /// Calls the hook of a check-in, and resets the session.
@@ -349,7 +364,13 @@ impl RdsConnectionManager {
         if let Some(ended) = self.backoff.succeeded(Instant::now()) {
             let failures = ended.failures;
             log::warn!("logins succeed again ({failures} failed in {:.1?})", ended.lasted);
+            self.counters.outage_ended(ended.lasted);
         }
+    }
+
+    /// A pool that is closed needs no connections, unless threads still wait for one in r2d2.
+    fn check_open(&self) -> Result<(), Error> {
+        if self.checkouts.is_without_use() { Err(Error::PoolClosed) } else { Ok(()) }
     }
 
     fn retirement(&self, connection: &mut PgConnection) -> Option<Retirement> {

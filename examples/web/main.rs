@@ -8,7 +8,7 @@
 //! - `MAX_LIFETIME`: the maximum age of a connection, in seconds. A small value shows how
 //!   connections are replaced.
 //!
-//! SIGTERM and SIGINT end it after the open requests have finished.
+//! SIGTERM and SIGINT end it after the open requests have finished, and close its connections.
 //!
 //! A client waits at most 10 seconds, but its query continues. Limit queries in the database:
 //! `ALTER ROLE app SET statement_timeout = '10s'`. Run the app behind a load balancer or a reverse
@@ -18,7 +18,7 @@
 use std::net::TcpListener;
 use std::num::NonZeroU32;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::dsl::sql;
 use diesel::prelude::*;
@@ -108,6 +108,7 @@ fn serve(app: App, listener: TcpListener) -> Result<(), Failure> {
     let runtime = Runtime::new()?;
     let (stop, stopped) = oneshot::channel::<()>();
     let address = listener.local_addr()?;
+    let pool = app.pool.clone();
     let server = runtime.block_on(async {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -117,8 +118,11 @@ fn serve(app: App, listener: TcpListener) -> Result<(), Failure> {
     })?;
     println!("listening on http://{address}");
     signals.forever().next();
+    let deadline = Instant::now() + GRACE;
     drop(stop);
     let ended = runtime.block_on(async { tokio::time::timeout(GRACE, server).await });
+    // A query continues after its request has timed out. The pool logs how many are left.
+    pool.close(deadline.saturating_duration_since(Instant::now()));
     // Does not wait for threads that are still in a query.
     runtime.shutdown_background();
     match ended {

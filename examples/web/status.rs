@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Html;
-use diesel_rds_iam::Stats;
+use diesel_rds_iam::{Histogram, Pool, Stats};
 use maud::{Markup, html};
 
 use crate::app::App;
@@ -32,7 +32,7 @@ pub(crate) async fn status(State(app): State<App>) -> Html<String> {
                 "so they can be older."
             }
         }
-        div.tables { (of_stats(&stats)) }
+        div.tables { (of_stats(&stats, &app.pool)) }
     };
     layout::live_page("Status", body)
 }
@@ -66,13 +66,24 @@ pub(crate) fn for_people(time: Duration) -> String {
     format!("{}:{:02} min", seconds / 60, seconds % 60)
 }
 
-fn of_stats(stats: &Stats) -> Markup {
+fn of_stats(stats: &Stats, pool: &Pool) -> Markup {
     let failed: u64 = stats.failed_logins.values().sum();
     let mut logins = rows(&[("all", stats.login_attempts), ("failed", failed)]);
     let causes = stats.failed_logins.iter().filter(|(_, count)| **count > 0);
     logins.extend(
         causes.map(|(cause, count)| (format!("failed: {}", cause.as_str()), count.to_string())),
     );
+    logins.push(("average duration".into(), average(&stats.login_duration)));
+    if let Some(outage) = stats.last_outage {
+        logins.push(("last outage".into(), format!("{outage:.1?}")));
+    }
+    let mut checkouts =
+        rows(&[("pinged", stats.checkouts_pinged), ("peeked", stats.checkouts_peeked)]);
+    checkouts.push(("average wait".into(), average(&stats.checkout_wait)));
+    checkouts.push(("threads waiting".into(), pool.waiting().to_string()));
+    if let Some(longest) = pool.longest_checkout() {
+        checkouts.push(("longest in progress".into(), for_people(longest)));
+    }
     let retirements =
         stats.retirements.iter().map(|(reason, count)| (reason.to_string(), count.to_string()));
     html! {
@@ -81,10 +92,13 @@ fn of_stats(stats: &Stats) -> Markup {
         (table("Credentials", &rows(&[
             ("refreshes", stats.refreshes), ("failed", stats.failed_refreshes)
         ])))
-        (table("Checkouts", &rows(&[
-            ("pinged", stats.checkouts_pinged), ("peeked", stats.checkouts_peeked)
-        ])))
+        (table("Checkouts", &checkouts))
     }
+}
+
+fn average(histogram: &Histogram) -> String {
+    let milliseconds = histogram.sum.as_secs_f64() * 1e3 / histogram.count.max(1) as f64;
+    format!("{milliseconds:.2} ms")
 }
 
 fn rows(counts: &[(&str, u64)]) -> Vec<(String, String)> {

@@ -41,6 +41,15 @@ impl Connections {
             Connections::Pool(pool) => Ok(work(&mut *pool.get()?)?),
         }
     }
+
+    /// Closes the connections of a pool, after the threads have ended. A thread itself closes the
+    /// connection that it has by [`PerThread`].
+    pub(crate) fn close(&self) {
+        if let Connections::Pool(pool) = self {
+            pool.close(Duration::ZERO);
+        }
+    }
+
     /// Runs a transaction. `work` may run more than once.
     pub(crate) fn transaction<T>(
         &self,

@@ -143,6 +143,7 @@ fn work(mut options: Options) -> Result<(), Failure> {
         tasks.push((format!("worker-{i}"), Box::new(move || workers.work())));
     }
     let outcome = threads::run(tasks, &workers.bell);
+    workers.connections.close();
     print(&workers.counts.to_string());
     outcome
 }

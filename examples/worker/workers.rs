@@ -22,7 +22,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The state that the threads share.
 pub(crate) struct Workers {
-    connections: Connections,
+    pub(crate) connections: Connections,
     pub(crate) bell: Arc<Bell>,
     until_empty: bool,
     is_dsql: bool,

@@ -7,7 +7,7 @@ use diesel::result::DatabaseErrorKind;
 use diesel::sql_types::Bool;
 use diesel::{PgConnection, RunQueryDsl};
 
-use super::{Checkout, Record};
+use super::{CheckoutTimeout, Record};
 use crate::error::{Error, Retirement};
 
 /// Whether the server accepts writes, as libpq checks it for `target_session_attrs=read-write`.
@@ -52,7 +52,7 @@ pub(crate) fn ping(
     drop(alarm);
     match Record::of(connection).and_then(|record| record.shut_down_for()) {
         Some(_) => {
-            Checkout::ping_timed_out();
+            CheckoutTimeout::ping_timed_out();
             Err(lost(format!("no answer to a ping within {:.1?}", timeout.unwrap_or_default())))
         }
         None => answer,

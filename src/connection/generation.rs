@@ -2,9 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use parking_lot::Mutex;
-
-use super::Moment;
+use super::series::Series;
 
 /// Counts the events that concern all open connections. Each connection compares the current number
 /// with its own at its checkout and check-in.
@@ -15,11 +13,9 @@ pub(crate) struct Generation {
     role_changed: AtomicU64,
     /// Connections that are older are retired.
     oldest: AtomicU64,
-    last_warning: Mutex<Option<Moment>>,
+    /// A restart or a failover is reported once.
+    events: Series,
 }
-
-/// A restart or a failover is reported once.
-const BETWEEN_WARNINGS: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Generation {
     pub(crate) fn current(&self) -> u64 {
@@ -29,14 +25,14 @@ impl Generation {
     /// A connection was closed or does not answer, possibly together with all others.
     pub(crate) fn connection_closed(&self) {
         self.current.fetch_add(1, SeqCst);
-        self.warn("a connection was lost: open connections are checked before their use");
+        self.report("a connection was lost: open connections are checked before their use");
     }
 
     /// A server that accepted writes refuses them now.
     pub(crate) fn writer_demoted(&self) {
         let next = self.current.fetch_add(1, SeqCst) + 1;
         self.role_changed.fetch_max(next, SeqCst);
-        self.warn("the writer refuses writes: open connections are checked before their use");
+        self.report("the writer refuses writes: open connections are checked before their use");
     }
 
     /// All open connections are to be replaced.
@@ -57,12 +53,8 @@ impl Generation {
         checked < self.role_changed.load(SeqCst)
     }
 
-    fn warn(&self, text: &str) {
-        let now = Moment::now();
-        let last = self.last_warning.lock().replace(now);
-        if last.is_none_or(|last| now.since(last) > BETWEEN_WARNINGS) {
-            log::warn!("{text}");
-        }
+    fn report(&self, text: &str) {
+        log::log!(self.events.next_level(), "{text}");
     }
 }
 

@@ -61,7 +61,7 @@ impl Hooks {
         }
         // Without a record nothing is known of the session.
         let is_due = self.reset_on_release
-            && Record::of(connection).is_none_or(|record| record.has_changed_session())
+            && Record::of(connection).is_none_or(|record| record.has_changed_session)
             && !is_in_transaction(connection);
         if is_due { self.reset(connection) } else { Ok(()) }
     }

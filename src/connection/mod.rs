@@ -2,7 +2,8 @@
 
 mod backend;
 mod check;
-mod checkout;
+mod checkout_timeout;
+mod checkouts;
 mod condition;
 mod failure;
 mod generation;
@@ -10,6 +11,7 @@ mod hooks;
 mod moment;
 mod progress;
 mod query_types;
+mod series;
 #[cfg_attr(not(target_os = "linux"), path = "socket_elsewhere.rs")]
 mod socket;
 mod statement;
@@ -28,7 +30,8 @@ use crate::error::{Error, Retirement};
 use crate::stats::Counters;
 pub(crate) use backend::{Backend, Lsn, Means};
 pub(crate) use check::{IS_READ_WRITE, Role, RoleCheck, peek, ping, role_check};
-pub(crate) use checkout::Checkout;
+pub(crate) use checkout_timeout::CheckoutTimeout;
+pub(crate) use checkouts::{Checkout, Checkouts};
 use condition::{Condition, condition_after};
 pub(crate) use failure::Failure;
 pub(crate) use generation::Generation;
@@ -48,7 +51,8 @@ use watchdog::Alarm;
 ///
 /// A program that sets another instrumentation replaces it. Then nothing is known.
 pub(crate) struct Record {
-    ends: Option<Moment>,
+    /// When the connection is to be retired for its age.
+    pub(crate) ends: Option<Moment>,
     last_use: Moment,
     condition: Condition,
     in_transaction: bool,
@@ -69,13 +73,14 @@ pub(crate) struct Record {
     met_read_only: bool,
     listens: bool,
     /// The last user may have changed what the next one gets.
-    has_changed_session: bool,
+    pub(crate) has_changed_session: bool,
     /// The connection was never checked out.
     is_new: bool,
     query_types: QueryTypes,
     /// Of the transaction that is open.
-    progress: Progress,
-    backend: Option<Backend>,
+    pub(crate) progress: Progress,
+    /// The server process, once a transaction needed it.
+    pub(crate) backend: Option<Backend>,
     socket: Option<Arc<Socket>>,
     /// The deadline of the unit of work.
     deadline: Option<Alarm>,
@@ -83,6 +88,10 @@ pub(crate) struct Record {
     /// The generation in which the connection was last found usable.
     checked: u64,
     shared: Shared,
+    /// The use by a thread, if the connection is one of a [`Pool`](crate::Pool). A connection that
+    /// is closed at its check-in is in use until then, so that it is gone before another thread has
+    /// its turn.
+    pub(crate) checkout: Option<Checkout>,
 }
 
 /// What a connection shares with its manager.
@@ -154,6 +163,7 @@ impl Record {
             wrapped,
             checked: shared.born,
             shared,
+            checkout: None,
         }
     }
 
@@ -162,37 +172,8 @@ impl Record {
         connection.instrumentation().downcast_mut()
     }
 
-    /// Returns when the connection is to be retired for its age.
-    pub(crate) fn ends(&self) -> Option<Moment> {
-        self.ends
-    }
-
     fn met_read_only(&self) -> bool {
         self.met_read_only && !self.is_reader
-    }
-
-    /// What happened since [`restart_progress`](Self::restart_progress).
-    pub(crate) fn progress(&self) -> &Progress {
-        &self.progress
-    }
-
-    /// Forgets what happened in earlier transactions.
-    pub(crate) fn restart_progress(&mut self) {
-        self.progress = Progress::default();
-    }
-
-    /// Returns what [`set_backend`](Self::set_backend) recorded.
-    pub(crate) fn backend(&self) -> Option<Backend> {
-        self.backend
-    }
-
-    /// Records the server process, which stays the same for the life of a connection.
-    pub(crate) fn set_backend(&mut self, backend: Backend) {
-        self.backend = Some(backend);
-    }
-
-    pub(crate) fn has_changed_session(&self) -> bool {
-        self.has_changed_session
     }
 
     /// Records that the session is as the next user expects it.

@@ -370,6 +370,7 @@ mod tests {
             ("host=h rds_iam_auth = 'false'  user='a\\'b=c'", "host=h   user='a\\'b=c'"),
             ("host=h rds_iam_auth='false'user=u", "host=h user=u"),
             ("region_name=x iam_host=y iam_port=1 rds_iam_auth=FALSE", "    "),
+            ("pool_max_size=2 rds_iam_auth=false max_lifetime=60 host=h", "    host=h"),
             ("\u{feff} postgres://h/d?rds_iam_auth=false\r\n", "postgres://h/d"),
             ("host=h user=a\\  rds_iam_auth=false user=a\\ ", "host=h user=a\\   user=a\\ "),
         ];

@@ -1,7 +1,9 @@
 //! [`Keywords`]: our own, taken out of a connection string before libpq gets it.
 
 use std::num::NonZeroU16;
+use std::ops::RangeInclusive;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use super::libpq;
 use super::redact::redacted;
@@ -15,17 +17,48 @@ pub(crate) struct Keywords {
     pub(crate) region_name: Option<String>,
     pub(crate) iam_host: Option<String>,
     pub(crate) iam_port: Option<u16>,
+    /// The inner `None` is no maximum.
+    pub(crate) max_lifetime: Option<Option<Duration>>,
+    pub(crate) validate_after: Option<Duration>,
+    pub(crate) leak_detection_threshold: Option<Duration>,
+    pub(crate) pool: PoolKeywords,
     /// libpq's own keyword, if this libpq is too old to know it.
     pub(crate) load_balance_hosts: Option<String>,
 }
+
+/// What r2d2's builder has setters for.
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(crate) struct PoolKeywords {
+    pub(crate) max_size: Option<u32>,
+    pub(crate) min_idle: Option<u32>,
+    pub(crate) connection_timeout: Option<Duration>,
+}
+
+/// As for libpq's `connect_timeout`.
+const SECONDS: RangeInclusive<u32> = 1..=i32::MAX as u32;
+/// The largest `max_connections` of PostgreSQL.
+const LARGEST_POOL: u32 = 262_143;
+/// r2d2's default.
+const DEFAULT_MAX_SIZE: u32 = 10;
 
 /// Whether this libpq knows `load_balance_hosts` (16 does).
 static BALANCES: LazyLock<bool> =
     LazyLock::new(|| libpq::parse(c"load_balance_hosts=random").is_ok());
 
 impl Keywords {
-    pub(super) const ALL: [&'static str; 5] =
-        ["rds_iam_auth", "region_name", "iam_host", "iam_port", "load_balance_hosts"];
+    pub(super) const ALL: [&'static str; 11] = [
+        "rds_iam_auth",
+        "region_name",
+        "iam_host",
+        "iam_port",
+        "max_lifetime",
+        "validate_after",
+        "leak_detection_threshold",
+        "pool_max_size",
+        "pool_min_idle",
+        "pool_connection_timeout",
+        "load_balance_hosts",
+    ];
 
     /// Takes our keywords out of `text`. Returns the rest, and the keywords. libpq unquotes the
     /// values.
@@ -40,6 +73,12 @@ impl Keywords {
             let parsed = libpq::parse(&carried).map_err(|complaint| redacted(&complaint, text))?;
             let value = parsed.get("application_name").map(String::as_str).unwrap_or_default();
             keywords.set(keyword, value)?;
+        }
+        let PoolKeywords { max_size, min_idle, .. } = keywords.pool;
+        if min_idle > Some(max_size.unwrap_or(DEFAULT_MAX_SIZE)) {
+            return invalid(format!(
+                "pool_min_idle is larger than pool_max_size, which is {DEFAULT_MAX_SIZE} by default"
+            ));
         }
         Ok((rest, keywords))
     }
@@ -60,6 +99,13 @@ impl Keywords {
             region_name: trimmed(self.region_name.or(others.region_name)),
             iam_host: trimmed(self.iam_host.or(others.iam_host)),
             iam_port: self.iam_port.or(others.iam_port),
+            max_lifetime: self.max_lifetime.or(others.max_lifetime),
+            validate_after: self.validate_after.or(others.validate_after),
+            leak_detection_threshold: self
+                .leak_detection_threshold
+                .or(others.leak_detection_threshold),
+            // The builder has no setters for these.
+            pool: others.pool,
             load_balance_hosts: self.load_balance_hosts.or(others.load_balance_hosts),
         }
     }
@@ -74,7 +120,7 @@ impl Keywords {
                 Ok(on) => self.rds_iam_auth = Some(on),
                 Err(_) => return invalid("rds_iam_auth must be \"true\" or \"false\""),
             },
-            _ => match value.trim().parse::<NonZeroU16>() {
+            "iam_port" => match value.trim().parse::<NonZeroU16>() {
                 Ok(port) => self.iam_port = Some(port.get()),
                 Err(_) if value.is_empty() => self.iam_port = None,
                 Err(_) => {
@@ -84,8 +130,46 @@ impl Keywords {
                     );
                 }
             },
+            "max_lifetime" => self.max_lifetime = seconds(keyword, value, SECONDS)?.map(Some),
+            "validate_after" => {
+                self.validate_after = seconds(keyword, value, 0..=*SECONDS.end())?;
+            }
+            "leak_detection_threshold" => {
+                self.leak_detection_threshold = seconds(keyword, value, SECONDS)?;
+            }
+            "pool_max_size" => self.pool.max_size = number(keyword, value, "", 1..=LARGEST_POOL)?,
+            "pool_min_idle" => self.pool.min_idle = number(keyword, value, "", 0..=LARGEST_POOL)?,
+            _ => self.pool.connection_timeout = seconds(keyword, value, SECONDS)?,
         }
         Ok(())
+    }
+}
+
+fn seconds(
+    keyword: &str,
+    value: &str,
+    allowed: RangeInclusive<u32>,
+) -> Result<Option<Duration>, Error> {
+    let seconds = number(keyword, value, " of seconds, without a unit,", allowed)?;
+    Ok(seconds.map(|seconds| Duration::from_secs(seconds.into())))
+}
+
+/// Returns `None` for an empty value, as if the keyword were not there.
+fn number(
+    keyword: &str,
+    value: &str,
+    unit: &str,
+    allowed: RangeInclusive<u32>,
+) -> Result<Option<u32>, Error> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    match value.trim().parse() {
+        Ok(number) if allowed.contains(&number) => Ok(Some(number)),
+        _ => {
+            let (least, most) = allowed.into_inner();
+            invalid(format!("{keyword} must be a whole number{unit} from {least} to {most}"))
+        }
     }
 }
 
@@ -196,6 +280,40 @@ mod tests {
         let merged = builder.or(string);
         assert_eq!(merged.region_name.as_deref(), Some("eu-west-1"));
         assert_eq!(merged.iam_host.as_deref(), Some("h"));
+    }
+
+    #[test]
+    fn numbers_are_accepted_up_to_their_limits() {
+        const LIMITS: [(&str, u32, u32); 6] = [
+            ("max_lifetime", 1, i32::MAX as u32),
+            ("validate_after", 0, i32::MAX as u32),
+            ("leak_detection_threshold", 1, i32::MAX as u32),
+            ("pool_connection_timeout", 1, i32::MAX as u32),
+            ("pool_max_size", 1, LARGEST_POOL),
+            ("pool_min_idle", 0, DEFAULT_MAX_SIZE),
+        ];
+        for (keyword, least, most) in LIMITS {
+            for value in [least, most] {
+                let keywords = taken(&format!("{keyword}='{value} '")).1;
+                assert_ne!(keywords, Keywords::default(), "{keyword}={value}");
+            }
+            for value in [i64::from(least) - 1, i64::from(most) + 1] {
+                let error = Keywords::take_from(&format!("{keyword}={value}")).unwrap_err();
+                assert!(error.to_string().contains(keyword), "{error}");
+            }
+            for value in ["14min", "30s", "1.5", "none", "0x10"] {
+                let error = Keywords::take_from(&format!("{keyword}={value}")).unwrap_err();
+                assert!(error.to_string().contains("must be a whole number"), "{error}");
+            }
+            assert_eq!(taken(&format!("{keyword}=''")).1, Keywords::default());
+        }
+        let minute = Duration::from_secs(60);
+        let keywords = taken("postgres:///?max_lifetime=60&pool_min_idle=20&pool_max_size=20").1;
+        assert_eq!(keywords.max_lifetime, Some(Some(minute)));
+        assert_eq!((keywords.pool.min_idle, keywords.pool.max_size), (Some(20), Some(20)));
+        Keywords::take_from("pool_min_idle=3 pool_max_size=2").unwrap_err();
+        let of_builder = Keywords { max_lifetime: Some(None), ..Keywords::default() };
+        assert_eq!(of_builder.or(keywords).max_lifetime, Some(None));
     }
 
     #[test]

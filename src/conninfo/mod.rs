@@ -20,7 +20,7 @@ pub(crate) use checks::signed_host;
 pub(crate) use connection_string::{ConnectionString, PasswordConninfo};
 pub(crate) use hosts::{Host, one_or_one_for_each};
 pub(crate) use iam::IamConninfo;
-pub(crate) use keywords::Keywords;
+pub(crate) use keywords::{Keywords, PoolKeywords};
 
 /// Renders settings in the key/value form, with all values quoted (libpq, "Keyword/Value Connection
 /// Strings").

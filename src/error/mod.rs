@@ -159,6 +159,10 @@ pub enum Error {
         is_transient: bool,
     },
 
+    /// [`Pool::close`](crate::Pool::close) was called.
+    #[error("the pool is closed, so there are no more checkouts; end this work, or build a pool")]
+    PoolClosed,
+
     /// A guard of this thread is still alive. A second connection would not see what the first one
     /// has not committed, and could wait for its locks without end.
     #[error("this thread's connection is in use; drop the first guard, or pass a reference to it")]

@@ -170,8 +170,9 @@ impl Attempts<'_> {
 
     /// Tries one host. Returns `Ok(None)` if it failed and another host may still succeed.
     fn try_host(&mut self, i: usize, role: &str) -> Result<Option<Connected>, Error> {
+        let started = Instant::now();
         let outcome = self.candidates[i].host.log_in(role);
-        self.counters.login(outcome.as_ref().err());
+        self.counters.login(outcome.as_ref().err(), started.elapsed());
         match outcome {
             Ok(connected) => Ok(Some(connected)),
             Err(error @ (Error::Connect { .. } | Error::Resolve { .. })) => {

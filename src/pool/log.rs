@@ -15,20 +15,24 @@ use crate::error::Error;
 /// ```
 /// use diesel_rds_iam::PoolLog;
 /// use diesel_rds_iam::r2d2::HandleEvent;
-/// use diesel_rds_iam::r2d2::event::CheckoutEvent;
+/// use diesel_rds_iam::r2d2::event::CheckinEvent;
 ///
 /// #[derive(Debug)]
-/// struct SlowCheckouts;
+/// struct LongUses;
 ///
-/// impl HandleEvent for SlowCheckouts {
-///     fn handle_checkout(&self, event: CheckoutEvent) {
-///         if event.duration().as_millis() > 500 {
-///             eprintln!("waited {:?} for a connection", event.duration());
+/// impl HandleEvent for LongUses {
+///     fn handle_checkin(&self, event: CheckinEvent) {
+///         if event.duration().as_secs() >= 5 {
+///             eprintln!("a connection was in use for {:?}", event.duration());
 ///         }
-///         PoolLog.handle_checkout(event);
+///         PoolLog.handle_checkin(event);
 ///     }
 /// }
 /// ```
+///
+/// While all connections of a [`Pool`](crate::Pool) are in use, threads wait in the `Pool` and not
+/// in r2d2. So [`CheckoutEvent::duration`] has a part of the wait only, and r2d2 reports few
+/// timeouts. [`Stats::checkout_wait`](crate::Stats::checkout_wait) has all of it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PoolLog;
 
@@ -43,6 +47,7 @@ impl HandleError<Error> for PoolLog {
                     | Error::Retired { .. }
                     | Error::Paused { .. }
                     | Error::Hook { .. }
+                    | Error::PoolClosed
             );
         if !is_of_manager {
             log::error!("{error}");
@@ -64,7 +69,7 @@ impl HandleEvent for PoolLog {
 
     fn handle_checkout(&self, event: CheckoutEvent) {
         let (id, waited) = (event.connection_id(), event.duration());
-        log::trace!("connection {id} checked out (waited {waited:.1?})");
+        log::trace!("connection {id} checked out (waited {waited:.1?} in r2d2)");
     }
 
     fn handle_checkin(&self, event: CheckinEvent) {

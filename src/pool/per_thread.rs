@@ -9,6 +9,7 @@ use diesel::PgConnection;
 use r2d2::ManageConnection;
 
 use crate::connection::{Moment, Record};
+use crate::conninfo::PoolKeywords;
 use crate::error::{Error, Retirement};
 use crate::manager::RdsConnectionManager;
 use crate::pool::slot::Slot;
@@ -43,7 +44,12 @@ pub struct PerThread(Connections<RdsConnectionManager>);
 
 impl PerThread {
     /// Creates the connections of this manager. Nothing is dialled yet.
+    ///
+    /// Keywords of the connection string that start with `pool_` have no effect here.
     pub fn new(manager: RdsConnectionManager) -> PerThread {
+        if manager.pool_keywords != PoolKeywords::default() {
+            log::warn!("PerThread ignores the pool_ keywords of the connection string");
+        }
         PerThread(Connections::new(manager))
     }
 
@@ -83,7 +89,8 @@ impl PerThread {
         &self.0.manager
     }
 
-    /// Closes this thread's connection, unless it is in use.
+    /// Closes this thread's connection, unless it is in use. A connection of another thread is
+    /// closed when that thread calls this or ends. So at the end of a program, join its threads.
     pub fn close(&self) {
         self.0.close();
     }
@@ -172,7 +179,7 @@ impl Manager for RdsConnectionManager {
     }
 
     fn ends(connection: &mut PgConnection) -> Option<Moment> {
-        Record::of(connection)?.ends()
+        Record::of(connection)?.ends
     }
 
     fn retire_for_age(connection: &mut PgConnection) {

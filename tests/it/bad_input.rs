@@ -44,6 +44,18 @@ const CASES: &[(&str, &str)] = &[
         "it has a keyword that libpq does not know; did you mean rds_iam_auth?",
     ),
     (
+        "postgres://app@db.example.com/app?pool_maxsize=8",
+        "it has a keyword that libpq does not know; did you mean pool_max_size?",
+    ),
+    (
+        "postgres://app@db.example.com/app?max_lifetime=hunter2",
+        "max_lifetime must be a whole number of seconds, without a unit, from 1 to 2147483647",
+    ),
+    (
+        "postgres://app@db.example.com/app?pool_min_idle=11",
+        "pool_min_idle is larger than pool_max_size, which is 10 by default",
+    ),
+    (
         "app:hunter2@db.example.com/app?sslmode=require",
         "it has no scheme; write postgres://USER@HOST:5432/DATABASE, or pairs keyword=value",
     ),

@@ -111,6 +111,20 @@ mod exec {
     }
 
     #[test]
+    fn keywords_of_this_crate_do_not_reach_the_program() {
+        let (rds, folder) = (start(LocalRds::builder()), folder());
+        let own = "&pool_max_size=3&pool_min_idle=1&pool_connection_timeout=4&max_lifetime=60\
+                   &validate_after=0&leak_detection_threshold=30";
+        let url = format!("--database-url={}{own}", rds.database_url());
+        for options in [vec!["exec"], vec!["exec", "--refresh"], vec!["exec", "--in-url"]] {
+            let script = "env | grep -e pool_ -e max_lifetime; psql -Atc 'SELECT 1' $DATABASE_URL";
+            let mut command = rds_iam(&rds, &folder, &options);
+            let said = run(command.args([&url, "--", "sh", "-c", script]));
+            assert_eq!((said.code, said.stdout.as_str()), (Some(0), "1\n"), "{said:?}");
+        }
+    }
+
+    #[test]
     fn arguments_streams_and_exit_codes_are_unchanged() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
         for refresh in [&["exec", "--"][..], &["exec", "--refresh", "--"]] {

@@ -244,7 +244,7 @@ fn debug_shows_no_secret() {
 }
 
 /// The process id of the server.
-fn postmaster(rds: &LocalRds) -> String {
+pub(crate) fn postmaster(rds: &LocalRds) -> String {
     let text = std::fs::read_to_string(folder(rds).join("data/postmaster.pid")).unwrap();
     text.lines().next().unwrap().to_owned()
 }

@@ -4,6 +4,7 @@
 mod bad_input;
 mod browser;
 mod cli;
+mod close;
 mod credentials;
 #[cfg(target_os = "linux")]
 mod dead_peers;

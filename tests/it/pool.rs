@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::{ManageConnection, Pool};
+use diesel_rds_iam::{Error, RdsConnectionManager};
 
 use crate::support::{backend, current_user, end_sessions, manager, start};
 
@@ -83,4 +84,54 @@ fn a_waiting_thread_gets_the_cause_of_a_refused_login() {
     let builder = manager.pool_builder().max_size(1).connection_timeout(Duration::from_millis(500));
     let error = builder.build(manager).expect_err("the login succeeded").to_string();
     assert!(error.contains("rds-db:connect"), "{error}");
+}
+
+#[test]
+fn keywords_of_the_connection_string_configure_the_pool() {
+    let rds = start(LocalRds::builder());
+    let url = rds.database_url()
+        + "&pool_max_size=3&pool_min_idle=1&pool_connection_timeout=4&max_lifetime=60"
+        + "&validate_after=0&leak_detection_threshold=30";
+    let manager = rds.manager_builder().build(&url).unwrap();
+    let pool = manager.build_pool(manager.pool_builder()).unwrap();
+    let own: &Pool<_> = pool.as_ref();
+    assert_eq!((own.max_size(), own.min_idle()), (3, Some(1)));
+    assert_eq!(own.connection_timeout(), Duration::from_secs(4));
+    assert_eq!(manager.max_lifetime(), Some(Duration::from_secs(60)));
+    let pings = manager.stats().checkouts_pinged;
+    drop(pool.get().unwrap());
+    assert_eq!(manager.stats().checkouts_pinged, pings + 1, "validate_after=0");
+    let in_code = rds.manager_builder().max_lifetime(None).build(&url).unwrap();
+    assert_eq!(in_code.max_lifetime(), None, "a setter wins");
+
+    let login = manager.libpq_login().unwrap();
+    let others = [login.database_url(), login.database_url_with_token().unwrap()];
+    let others = others.into_iter().chain(login.variables().into_iter().map(|(_, value)| value));
+    for text in others {
+        let own = ["pool_", "max_lifetime", "validate_after", "leak_detection"];
+        assert!(own.iter().all(|own| !text.contains(own)), "another program gets {own:?}");
+    }
+    let url = rds.password_url() + "&rds_iam_auth=false&pool_max_size=2";
+    let manager = RdsConnectionManager::new(url).unwrap();
+    assert_eq!(manager.build_pool(manager.pool_builder()).unwrap().max_size(), 2);
+}
+
+#[test]
+fn a_program_that_replaces_a_keyword_of_the_connection_string_gets_an_error() {
+    let rds = start(LocalRds::builder());
+    let url = rds.database_url() + "&pool_max_size=3&pool_min_idle=1&pool_connection_timeout=4";
+    let manager = rds.manager_builder().build(url).unwrap();
+    let builder = || manager.pool_builder();
+    let cases = [
+        ("max_size", builder().max_size(2)),
+        ("min_idle", builder().min_idle(None)),
+        ("connection_timeout", builder().connection_timeout(Duration::from_secs(5))),
+        ("max_size", Pool::builder()),
+    ];
+    for (name, builder) in cases {
+        let error = manager.build_pool(builder).map(drop).unwrap_err();
+        assert!(matches!(error, Error::Config(_)), "{error}");
+        assert!(error.to_string().contains(&format!("pool_{name} of the connection")), "{error}");
+    }
+    manager.build_pool(builder().max_size(3)).unwrap();
 }

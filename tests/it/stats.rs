@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_credential_types::provider::ProvideCredentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -13,7 +13,8 @@ use diesel::prelude::*;
 use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{
-    Builder, Credentials, LoginFailure, PerThread, RdsConnectionManager, Retirement, Stats,
+    Builder, Credentials, Histogram, LoginFailure, PerThread, RdsConnectionManager, Retirement,
+    Stats,
 };
 
 use crate::support::{end_sessions, in_a_child, key_pair, manager, minutes, soon, start};
@@ -273,4 +274,84 @@ fn logs_checkouts() {
     drop(held);
     rds.restart().unwrap();
     drop(pool.get().unwrap());
+}
+
+#[test]
+fn waits_and_logins_are_counted_by_their_duration() {
+    let rds = start(LocalRds::builder());
+    let manager = manager(&rds);
+    let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
+    let before = manager.stats().checkout_wait.count;
+    assert_eq!((pool.waiting(), pool.longest_checkout()), (0, None));
+    let held = pool.get().unwrap();
+    let wait = Duration::from_millis(30);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| drop(pool.get().unwrap()));
+        soon("a thread waits", || pool.waiting() == 1);
+        pool.get_timeout(wait).map(drop).unwrap_err();
+        assert!(pool.longest_checkout().unwrap() >= wait);
+        drop(held);
+        waiting.join().unwrap();
+    });
+    assert_eq!((pool.waiting(), pool.longest_checkout()), (0, None));
+    let Stats { checkout_wait, login_duration, last_outage, .. } = manager.stats();
+    let over_25_ms = |it: &Histogram| it.count - it.buckets[4].1;
+    assert_eq!(checkout_wait.buckets[4].0, Duration::from_millis(25));
+    assert_eq!((checkout_wait.count - before, over_25_ms(&checkout_wait)), (3, 2));
+    assert!(checkout_wait.sum >= 2 * wait, "{checkout_wait:?}");
+    assert_eq!((login_duration.count, last_outage), (1, None));
+    assert!(login_duration.sum > Duration::from_millis(1), "{login_duration:?}");
+}
+
+#[test]
+fn an_outage_lasts_from_the_first_failed_login_to_the_next_success() {
+    let rds = start(LocalRds::builder());
+    let manager = rds.manager_builder().build(rds.database_url() + "&connect_timeout=1").unwrap();
+    manager.connect().unwrap();
+    rds.stop();
+    let stopped = Instant::now();
+    manager.connect().map(drop).unwrap_err();
+    let failed = Instant::now();
+    assert_eq!(manager.stats().last_outage, None, "it is not over");
+    rds.restart().unwrap();
+    let least = failed.elapsed();
+    manager.connect().unwrap();
+    let outage = manager.stats().last_outage.unwrap();
+    assert!((least..stopped.elapsed()).contains(&outage), "{outage:?}");
+    assert_eq!(manager.stats().login_duration.count, 2, "failed logins are not counted");
+}
+
+#[test]
+fn slow_checkouts_and_connections_that_stay_in_use_are_warnings_once() {
+    let shown = in_a_child("stats::holds_a_connection", &[("RUST_LOG", "diesel_rds_iam=warn")]);
+    let warnings = shown.lines().filter(|line| line.contains("WARN")).collect::<Vec<_>>();
+    let expected = [
+        "checkout was slow (waited 2.",
+        "no connection within 2.1s",
+        "is still in use (for 2.",
+        "is checked in (used for 2.",
+    ];
+    for text in expected {
+        assert_eq!(warnings.iter().filter(|it| it.contains(text)).count(), 1, "{text}: {shown}");
+    }
+    let place = |it: &&&str| it.contains("the connection checked out at tests/it/stats.rs:");
+    assert_eq!((warnings.len(), warnings.iter().filter(place).count()), (4, 2), "{shown}");
+}
+
+#[test]
+#[ignore = "runs in a child process, whose log the test above reads"]
+fn holds_a_connection() {
+    let rds = start(LocalRds::builder());
+    let builder = rds.manager_builder().leak_detection_threshold(Duration::from_secs(1));
+    let manager = builder.build(rds.database_url()).unwrap();
+    let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
+    let held = pool.get().unwrap();
+    std::thread::scope(|scope| {
+        (0..2).for_each(|_| drop(scope.spawn(|| drop(pool.get().unwrap()))));
+        soon("2 threads wait", || pool.waiting() == 2);
+        pool.get_timeout(Duration::from_millis(2100)).map(drop).unwrap_err();
+        assert!(pool.longest_checkout().is_some());
+        drop(held);
+    });
+    pool.get_timeout(Duration::ZERO).map(drop).unwrap();
 }

@@ -308,6 +308,7 @@ fn while_the_database_is_blocked_clients_get_503_and_hold_no_thread() {
         assert_eq!(get(&web, "/health").body, "ok\n");
         let status = get(&web, "/status").body;
         assert_eq!((number(&status, "in use"), number(&status, "idle")), (Some(7), Some(1)));
+        assert!(status.contains("longest in progress") && status.contains("average wait"));
         assert!(get(&web, "/metrics").body.contains("rds_iam_connections{state=\"in_use\"} 7\n"));
         assert_threads(&web);
         eventually("493 requests are answered", || answered.load(Ordering::SeqCst) == 493);
@@ -542,17 +543,26 @@ fn metrics_are_in_the_format_of_prometheus() {
     assert_eq!(metrics.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let samples = samples(&metrics.body);
     let value = |name: &str| samples.iter().find(|(sample, _)| sample == name).unwrap().1;
-    assert_eq!(value("rds_iam_logins_total"), rds.attempts().len() as u64);
-    assert_eq!(value("rds_iam_failed_logins_total{cause=\"refused_token\"}"), 0);
+    let logins = rds.attempts().len() as f64;
+    assert_eq!(value("rds_iam_logins_total"), logins);
+    assert_eq!(value("rds_iam_failed_logins_total{cause=\"refused_token\"}"), 0.0);
     // The connection that ran the migrations.
-    assert_eq!(value("rds_iam_retirements_total{reason=\"released\"}"), 1);
-    assert_eq!(value("rds_iam_connections{state=\"idle\"}"), 8);
-    assert_eq!(value("rds_iam_connections{state=\"in_use\"}"), 0);
-    assert_eq!(value("rds_iam_max_connections"), 8);
+    assert_eq!(value("rds_iam_retirements_total{reason=\"released\"}"), 1.0);
+    assert_eq!(value("rds_iam_connections{state=\"idle\"}"), 8.0);
+    assert_eq!(value("rds_iam_connections{state=\"in_use\"}"), 0.0);
+    assert_eq!(value("rds_iam_max_connections"), 8.0);
+    assert_eq!(value("rds_iam_login_duration_seconds_count"), logins);
+    assert_eq!(value("rds_iam_login_duration_seconds_bucket{le=\"+Inf\"}"), logins);
+    assert!(value("rds_iam_login_duration_seconds_sum") > 0.001);
+    let waits = ["_bucket{le=\"0.001\"}", "_count"]
+        .map(|it| value(&format!("rds_iam_checkout_wait_seconds{it}")));
+    assert!(waits[0] <= waits[1], "{waits:?}");
+    let now = ["waiting_threads", "longest_checkout_seconds", "last_outage_seconds"];
+    assert_eq!(now.map(|name| value(&format!("rds_iam_{name}"))), [0.0; 3]);
 }
 
 /// Parses the text format 0.0.4 strictly: HELP, TYPE and samples, family by family.
-fn samples(text: &str) -> Vec<(String, u64)> {
+fn samples(text: &str) -> Vec<(String, f64)> {
     let is_name =
         |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     let (mut samples, mut families) = (Vec::new(), BTreeSet::new());
@@ -561,22 +571,37 @@ fn samples(text: &str) -> Vec<(String, u64)> {
         let mut lines = family.lines();
         let (name, help) = lines.next().unwrap().split_once(' ').unwrap();
         assert!(is_name(name) && !help.is_empty() && families.insert(name), "{family}");
-        let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+        let kind = match name {
+            _ if name.ends_with("_total") => "counter",
+            _ if family.contains("_bucket") => "histogram",
+            _ => "gauge",
+        };
         assert_eq!(lines.next().unwrap(), format!("# TYPE {name} {kind}"));
         let before = samples.len();
         for line in lines {
             let (sample, value) = line.rsplit_once(' ').unwrap();
-            let labels = sample.strip_prefix(name).unwrap();
+            let rest = sample.strip_prefix(name).unwrap();
+            let labels = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| rest.strip_prefix(suffix).filter(|_| kind == "histogram"))
+                .unwrap_or(rest);
             let label = labels.strip_prefix('{').and_then(|labels| labels.strip_suffix("\"}"));
             let label = label.and_then(|label| label.split_once("=\""));
+            let is_value =
+                |name, value| is_name(value) || name == "le" && value.parse::<f64>().is_ok();
             assert!(
                 labels.is_empty()
-                    || label.is_some_and(|(name, value)| is_name(name) && is_name(value)),
+                    || label.is_some_and(|(name, value)| is_name(name) && is_value(name, value)),
                 "{line}"
             );
             samples.push((sample.to_owned(), value.parse().unwrap()));
         }
         assert!(samples.len() > before, "{family}");
+        if kind == "histogram" {
+            let (counts, [_, count]) = samples[before..].split_last_chunk::<2>().unwrap();
+            assert!(counts.is_sorted_by(|(_, a), (_, b)| a <= b), "{family}");
+            assert_eq!(counts.last().unwrap().1, count.1, "{family}");
+        }
     }
     let distinct: BTreeSet<_> = samples.iter().map(|(sample, _)| sample).collect();
     assert_eq!(distinct.len(), samples.len());
@@ -658,6 +683,10 @@ fn a_request_ends_after_10_seconds_if_database_or_client_is_silent() {
             assert!((10.0..15.0).contains(&took), "{took} s");
         }
     });
+    web.signal("TERM");
+    let output = web.wait().output;
+    let left = "pool closed before all connections were checked in (1 still in use)";
+    assert!(output.contains(left), "{output}");
 }
 
 #[test]

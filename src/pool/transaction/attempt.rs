@@ -12,7 +12,7 @@ use diesel::{NullableExpressionMethods, PgConnection, QueryResult, RunQueryDsl};
 use super::error::TransactionError;
 use super::options::Options;
 use super::outcome::Written;
-use crate::connection::{Backend, Failure, IS_READ_WRITE, Lsn, Means, Record};
+use crate::connection::{Backend, Failure, IS_READ_WRITE, Lsn, Means, Progress, Record};
 use crate::error::{Retirement, one_line};
 
 /// How an attempt ended that sent COMMIT.
@@ -65,14 +65,14 @@ fn begin(connection: &mut PgConnection, options: &Options) -> QueryResult<Option
     let backend = if options.is_read_only { None } else { Some(backend(connection)?) };
     AnsiTransactionManager::begin_transaction_sql(connection, &options.begin())?;
     if let Some(record) = Record::of(connection) {
-        record.restart_progress();
+        record.progress = Progress::default();
     }
     Ok(backend)
 }
 
 /// Queries it once for each connection, or for each transaction if the program replaced the record.
 fn backend(connection: &mut PgConnection) -> QueryResult<Backend> {
-    if let Some(known) = Record::of(connection).and_then(|record| record.backend()) {
+    if let Some(known) = Record::of(connection).and_then(|record| record.backend) {
         return Ok(known);
     }
     let backend = Backend::of(connection)?;
@@ -80,14 +80,14 @@ fn backend(connection: &mut PgConnection) -> QueryResult<Backend> {
     if !backend.is_standby
         && let Some(record) = Record::of(connection)
     {
-        record.set_backend(backend);
+        record.backend = Some(backend);
     }
     Ok(backend)
 }
 
 fn was_ended(connection: &mut PgConnection) -> bool {
     let has_raw_control =
-        Record::of(connection).is_some_and(|record| record.progress().has_raw_control);
+        Record::of(connection).is_some_and(|record| record.progress.has_raw_control);
     has_raw_control || matches!(depth(connection), Ok(None))
 }
 
@@ -97,7 +97,7 @@ fn depth(connection: &mut PgConnection) -> QueryResult<Option<NonZeroU32>> {
 }
 
 fn noted_failure(connection: &mut PgConnection) -> Option<(Failure, String)> {
-    let (failure, text) = Record::of(connection)?.progress().failure()?;
+    let (failure, text) = Record::of(connection)?.progress.failure()?;
     Some((failure, text.to_owned()))
 }
 
@@ -162,7 +162,7 @@ fn before_commit<E>(
     let noted = noted_failure(connection);
     let has_record = Record::of(connection).is_some();
     // A COPY that was left open would go wrong without an error: libpq ends it at the next query.
-    let has_copied = Record::of(connection).is_none_or(|record| record.progress().has_copied);
+    let has_copied = Record::of(connection).is_none_or(|record| record.progress.has_copied);
     if (has_copied || noted.is_some())
         && let Err(error) = connection.batch_execute("SELECT 1")
     {

@@ -104,7 +104,7 @@ fn query(
 ) -> Result<Verdict, Error> {
     // One login fits into a second.
     let timeout = left.map(|left| left.max(Duration::from_secs(1)));
-    let mut connection = source.get(timeout)?;
+    let mut connection = source.get_for_outcome(timeout)?;
     let verdict = verdict(lsn, backend, &answer(&mut connection, xid, backend.means)?);
     if verdict == Verdict::InProgress && is_to_be_ended {
         terminate(&mut connection, xid, backend.pid);

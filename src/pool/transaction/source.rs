@@ -6,6 +6,7 @@ use std::ops::DerefMut;
 use std::time::Duration;
 
 use diesel::PgConnection;
+use r2d2::ManageConnection;
 
 use crate::error::Error;
 use crate::pool::{PerThread, Pool};
@@ -32,6 +33,19 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// As [`get`](Self::get), also after the pool was closed: its open transactions still end.
+    pub(super) fn get_for_outcome(
+        self,
+        timeout: Option<Duration>,
+    ) -> Result<CheckedOut<'a>, Error> {
+        match (self.get(timeout), self) {
+            (Err(Error::PoolClosed), Source::Pool(pool)) => {
+                Ok(Box::new(Box::new(pool.manager().connect()?)))
+            }
+            (other, _) => other,
+        }
+    }
+
     /// Returns `None` in the closure of another transaction of the same manager.
     pub(super) fn enter(self) -> Option<Entered> {
         let manager = match self {
@@ -39,7 +53,7 @@ impl<'a> Source<'a> {
             Source::PerThread(connections) => connections.manager(),
         };
         // The same for all clones of a manager.
-        let manager = std::ptr::from_ref(manager.backoff()).addr();
+        let manager = std::ptr::from_ref(&*manager.backoff).addr();
         let is_new = OPEN.try_with(|open| open.borrow_mut().insert(manager));
         // In the destructor of a thread-local nothing is known.
         is_new.unwrap_or(true).then(|| Entered { manager })

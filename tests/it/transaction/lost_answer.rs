@@ -151,6 +151,21 @@ fn on_dsql_the_outcome_is_unknown() {
 }
 
 #[test]
+fn the_outcome_is_found_while_the_pool_closes() {
+    let scene = Scene::new();
+    let outcome = with_fault(&scene, in_pool, |scene, pid| {
+        assert_eq!(scene.pool.close(Duration::ZERO), 1);
+        scene.proxy.set(Weather::Mute);
+        release(scene);
+        scene.wait_until_idle(pid);
+        scene.cut();
+    });
+    assert_eq!(outcome.unwrap(), 1);
+    assert_eq!(scene.pool.close(Duration::from_secs(10)), 0);
+    assert_eq!(values(&scene.rds), [(1, 0)]);
+}
+
+#[test]
 fn an_aborted_transaction_runs_again() {
     for transaction in [in_pool, per_thread] {
         let scene = Scene::new();

@@ -1,4 +1,4 @@
-//! [`Checkout`]: the time limit of a pool's checkout.
+//! [`CheckoutTimeout`]: the time limit of a pool's checkout.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -17,13 +17,13 @@ struct State {
 ///
 /// r2d2 checks its idle connections in turn until one is valid, without a time limit. If the server
 /// is frozen, each check takes `ping_timeout`. A checkout that is over checks no more connections.
-pub(crate) struct Checkout(());
+pub(crate) struct CheckoutTimeout(());
 
-impl Checkout {
-    pub(crate) fn start(timeout: Duration) -> Checkout {
+impl CheckoutTimeout {
+    pub(crate) fn start(timeout: Duration) -> CheckoutTimeout {
         let deadline = Instant::now() + timeout;
         CURRENT.set(Some(State { deadline, is_over: false }));
-        Checkout(())
+        CheckoutTimeout(())
     }
 
     /// A ping got no answer. The checkout is over if its time is up. Before the first such ping it
@@ -41,7 +41,7 @@ impl Checkout {
     }
 }
 
-impl Drop for Checkout {
+impl Drop for CheckoutTimeout {
     fn drop(&mut self) {
         CURRENT.set(None);
     }
@@ -53,17 +53,17 @@ mod tests {
 
     #[test]
     fn a_checkout_is_over_if_a_ping_got_no_answer_and_its_time_is_up() {
-        Checkout::ping_timed_out();
-        assert!(!Checkout::is_over(), "no checkout");
-        let long = Checkout::start(Duration::from_secs(3600));
-        Checkout::ping_timed_out();
-        assert!(!Checkout::is_over(), "there is time left");
+        CheckoutTimeout::ping_timed_out();
+        assert!(!CheckoutTimeout::is_over(), "no checkout");
+        let long = CheckoutTimeout::start(Duration::from_secs(3600));
+        CheckoutTimeout::ping_timed_out();
+        assert!(!CheckoutTimeout::is_over(), "there is time left");
         drop(long);
-        let short = Checkout::start(Duration::ZERO);
-        assert!(!Checkout::is_over(), "each checkout can ping once");
-        Checkout::ping_timed_out();
-        assert!(Checkout::is_over());
+        let short = CheckoutTimeout::start(Duration::ZERO);
+        assert!(!CheckoutTimeout::is_over(), "each checkout can ping once");
+        CheckoutTimeout::ping_timed_out();
+        assert!(CheckoutTimeout::is_over());
         drop(short);
-        assert!(!Checkout::is_over());
+        assert!(!CheckoutTimeout::is_over());
     }
 }

@@ -1,16 +1,24 @@
 //! [`Stats`]: what a manager has counted.
 
+mod histogram;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, LoginFailure, Retirement};
+use histogram::Durations;
+pub use histogram::Histogram;
 
 /// The counters of a manager and its clones since the manager was made, for metrics. From
 /// [`stats`](crate::RdsConnectionManager::stats).
 ///
 /// Counting is an atomic addition. A snapshot reads one counter after the other, so sums can differ
-/// by the events of that moment. [`Pool::state`](crate::Pool::state) says how many connections a
-/// pool has, and how many of them are idle.
+/// by the events of that moment. A [`Pool`](crate::Pool) has the figures of this moment:
+/// [`state`](crate::Pool::state), [`waiting`](crate::Pool::waiting),
+/// [`longest_checkout`](crate::Pool::longest_checkout).
 ///
 /// ```
 /// # use diesel_rds_iam::RdsConnectionManager;
@@ -45,6 +53,14 @@ pub struct Stats {
     /// Checkouts that only peeked at the socket. With `test_on_check_out(false)` a checkout does
     /// neither.
     pub checkouts_peeked: u64,
+    /// How long each checkout of a [`Pool`](crate::Pool) took, from the call to the connection or
+    /// the error. The wait for a connection and the check of the connection are included.
+    pub checkout_wait: Histogram,
+    /// How long each successful login took, at one host. Failed attempts are not included.
+    pub login_duration: Histogram,
+    /// How long the last outage was: from the first failed login to the next success. `None` if
+    /// there was none, or if the first one is not over.
+    pub last_outage: Option<Duration>,
 }
 
 /// The counters behind [`Stats`]. No counter guards other data, so their order does not matter.
@@ -55,15 +71,29 @@ pub(crate) struct Counters {
     retirements: [AtomicU64; Retirement::ALL.len()],
     checkouts_pinged: AtomicU64,
     checkouts_peeked: AtomicU64,
+    checkout_wait: Durations,
+    login_duration: Durations,
+    last_outage: Mutex<Option<Duration>>,
 }
 
 impl Counters {
-    pub(crate) fn login(&self, failure: Option<&Error>) {
+    /// An attempt at one host.
+    pub(crate) fn login(&self, failure: Option<&Error>, took: Duration) {
         add_one(&self.logins);
         if let Some(error) = failure {
             let cause = error.login_failure().unwrap_or(LoginFailure::Other);
             add_one(&self.failed_logins[cause as usize]);
+        } else {
+            self.login_duration.add(took);
         }
+    }
+
+    pub(crate) fn outage_ended(&self, lasted: Duration) {
+        *self.last_outage.lock() = Some(lasted);
+    }
+
+    pub(crate) fn checkout(&self, waited: Duration) {
+        self.checkout_wait.add(waited);
     }
 
     pub(crate) fn retirement(&self, reason: Retirement) {
@@ -94,6 +124,9 @@ impl Counters {
                 .collect(),
             checkouts_pinged: read(&self.checkouts_pinged),
             checkouts_peeked: read(&self.checkouts_peeked),
+            checkout_wait: self.checkout_wait.histogram(),
+            login_duration: self.login_duration.histogram(),
+            last_outage: *self.last_outage.lock(),
         }
     }
 }
