@@ -207,9 +207,13 @@ impl Pool {
         caller: &'static Location<'static>,
     ) -> Result<PooledConnection<RdsConnectionManager>, Error> {
         let deadline = started + timeout.min(LONGEST_TIMEOUT);
-        let turn = self.checkouts.begin(self.pool.max_size(), deadline)?;
+        let begin = |deadline| self.checkouts.begin(self.pool.max_size(), deadline);
+        // The clock is not read again if there was no wait.
+        let (turn, left) = match begin(started)? {
+            Some(turn) => (Some(turn), deadline - started),
+            None => (begin(deadline)?, deadline.saturating_duration_since(Instant::now())),
+        };
         let turn = turn.ok_or_else(|| self.timed_out(timeout, None))?;
-        let left = deadline.saturating_duration_since(Instant::now());
         let connection = self.pool.get_timeout(left);
         // If the pool was closed, the turn ends before the connection, which r2d2 then closes.
         let checkout = turn.start(caller)?;
