@@ -93,25 +93,34 @@ fn trusting_postgres() -> LocalRds {
     rds
 }
 
-async fn answer(client: &Client, statement: &str) -> String {
-    match client.simple_query(statement).await {
-        Ok(_) => "ok".to_owned(),
-        Err(error) => match error.code() {
-            Some(code) => code.code().to_owned(),
-            None => error.to_string(),
-        },
-    }
+/// The two ways to send a statement.
+#[derive(Clone, Copy, PartialEq)]
+enum Protocol {
+    Simple,
+    /// A text with several statements cannot be prepared, and is sent as it is.
+    Prepared,
 }
 
-async fn answers(client: &Client) -> Vec<String> {
+async fn answers(client: &Client, protocol: Protocol) -> Vec<String> {
     let mut answers = Vec::new();
-    for case in cases() {
-        answers.push(answer(client, &case.statement).await);
+    for Case { statement, .. } in cases() {
+        let outcome = if protocol == Protocol::Simple || statement.contains("; ") {
+            client.simple_query(&statement).await.map(drop)
+        } else {
+            client.execute(&statement, &[]).await.map(drop)
+        };
+        answers.push(match outcome {
+            Ok(()) => "ok".to_owned(),
+            Err(error) => match error.code() {
+                Some(code) => code.code().to_owned(),
+                None => error.to_string(),
+            },
+        });
     }
     answers
 }
 
-async fn ours() -> Vec<String> {
+async fn ours(protocol: Protocol) -> Vec<String> {
     let rds = start(LocalRds::builder().dsql());
     let root = std::fs::read(rds.ca_file()).unwrap();
     let connector = native_tls::TlsConnector::builder()
@@ -124,7 +133,7 @@ async fn ours() -> Vec<String> {
     let tls = postgres_native_tls::MakeTlsConnector::new(connector);
     let (client, connection) = config.connect(tls).await.unwrap();
     tokio::spawn(connection);
-    answers(&client).await
+    answers(&client, protocol).await
 }
 
 async fn theirs() -> Vec<String> {
@@ -133,13 +142,13 @@ async fn theirs() -> Vec<String> {
     config.host("127.0.0.1").port(ministack.port).user("admin").dbname(LocalRds::DATABASE);
     let (client, connection) = config.connect(NoTls).await.unwrap();
     tokio::spawn(connection);
-    answers(&client).await
+    answers(&client, Protocol::Simple).await
 }
 
 #[test]
 fn each_statement_is_answered_as_by_ministack_or_as_recorded() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (ours, theirs) = (runtime.block_on(ours()), runtime.block_on(theirs()));
+    let (ours, theirs) = (runtime.block_on(ours(Protocol::Simple)), runtime.block_on(theirs()));
     let cases = cases();
     let mut wrong = Vec::new();
     for ((case, ours), theirs) in cases.iter().zip(&ours).zip(&theirs) {
@@ -156,5 +165,16 @@ fn each_statement_is_answered_as_by_ministack_or_as_recorded() {
         }
     }
     assert!(cases.len() >= 100, "{} statements", cases.len());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_prepared_statement_has_the_same_answer() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let answers = runtime.block_on(ours(Protocol::Prepared));
+    let wrong = cases().into_iter().zip(answers).filter(|(case, answer)| case.expected != answer);
+    let wrong: Vec<String> = wrong
+        .map(|(case, answer)| format!("{}: {} expected, {answer}", case.statement, case.expected))
+        .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -1,7 +1,8 @@
 //! [`Proxy`]: speaks the dialect of Aurora DSQL before a PostgreSQL.
 //!
-//! It ends TLS and passes the login on. After the login it refuses what DSQL refuses, and passes
-//! everything else on. PostgreSQL listens on a unix socket only, so there is no way around it.
+//! The proxy ends TLS, and PostgreSQL checks the login. After the login the proxy refuses what DSQL
+//! refuses, and passes on everything else. PostgreSQL listens on a unix socket in a private folder
+//! only, so no client can bypass the proxy.
 
 mod proxy;
 mod session;

@@ -18,7 +18,8 @@ use super::wire::{
 };
 use super::{Clock, Shared};
 
-/// DSQL ends a connection after this time, but leaves an open transaction some more.
+/// After this time DSQL ends a connection. An open transaction can continue for
+/// `LONGEST_TRANSACTION`.
 const LONGEST_CONNECTION: Duration = Duration::from_secs(60 * 60);
 const LONGEST_TRANSACTION: Duration = Duration::from_secs(5 * 60);
 /// How often the age of a connection is checked. A test can advance the clock at any time.
@@ -156,7 +157,7 @@ async fn pass_answers(
             session.lock().on_answer(&message, &mut output);
         }
         to.write_all(&output).await?;
-        // `split` has a buffer of TLS behind it.
+        // TLS may have a buffer.
         to.flush().await?;
         let age = clock.now().duration_since(opened).unwrap_or_default();
         let is_old = age >= LONGEST_CONNECTION && session.lock().is_idle();

@@ -1,7 +1,7 @@
 //! [`Session`]: what the proxy changes in the messages of one connection.
 //!
-//! A refused statement is replaced by one that PostgreSQL refuses, too. So PostgreSQL itself keeps
-//! the order of the answers and ends the transaction. The answer is then replaced by DSQL's.
+//! A refused statement is replaced by a statement that PostgreSQL refuses. So PostgreSQL sends the
+//! error in the right order and aborts the transaction. The error is then replaced by DSQL's.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -192,7 +192,7 @@ impl Session {
                     self.catalog.fetch_add(1, Ordering::SeqCst);
                 }
                 match body {
-                    // With further messages on the way, what they contain is known already.
+                    // PostgreSQL has not seen all requests that `transaction` takes into account.
                     _ if self.pending > 0 => {}
                     b"I" => self.transaction = Transaction::default(),
                     _ => self.transaction.is_explicit = true,

@@ -69,7 +69,7 @@ pub(super) fn plan(tokens: &Tokens<'_>) -> Plan {
 
 /// Returns what stands for a statement that PostgreSQL does not know.
 fn replacement(tokens: &Tokens<'_>) -> Option<String> {
-    // The role in the ARN is not checked: the judge has the trusted key pairs.
+    // The ARN is not checked, because LocalRds trusts key pairs and no IAM roles.
     if let Some(role) = tokens.list().get(3).map(|token| token.text) {
         match () {
             () if tokens.is_at(0, "AWS IAM GRANT") => {
@@ -91,7 +91,7 @@ fn replacement(tokens: &Tokens<'_>) -> Option<String> {
     let keyword = tokens.list().get(tokens.find(0, "ASYNC")?)?;
     let (before, rest) = tokens.text.split_at(keyword.start);
     let statement = format!("{before}{}", &rest[keyword.text.len()..]).replace('\'', "''");
-    // A string with backslashes is the same with standard_conforming_strings, which stays on.
+    // standard_conforming_strings cannot be turned off, so backslashes need no quotes.
     Some(format!("SELECT job_id FROM sys.local_rds_run('{statement}', '{kind}', '{tag}')"))
 }
 
