@@ -99,7 +99,7 @@ fn unknown_keyword(message: &str) -> Option<&str> {
 }
 
 /// Keywords of libpq 16 to 18, which this libpq may not know.
-const NEWER: [&str; 12] = [
+const NEWER: [&str; 11] = [
     "gssdelegation",
     "max_protocol_version",
     "min_protocol_version",
@@ -108,7 +108,6 @@ const NEWER: [&str; 12] = [
     "require_auth",
     "scram_client_key",
     "scram_server_key",
-    "servicefile",
     "sslcertmode",
     "sslkeylogfile",
     "sslnegotiation",
