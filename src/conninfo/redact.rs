@@ -100,8 +100,8 @@ fn unknown_keyword(message: &str) -> Option<&str> {
 
 /// Keywords of libpq 16 to 18, which this libpq may not know.
 const NEWER: &str = "gssdelegation max_protocol_version min_protocol_version oauth_client_id \
-                     oauth_issuer require_auth scram_client_key scram_server_key servicefile \
-                     sslcertmode sslkeylogfile sslnegotiation";
+                     oauth_issuer require_auth scram_client_key scram_server_key sslcertmode \
+                     sslkeylogfile sslnegotiation";
 
 fn unknown_keyword_reason(keyword: &str) -> String {
     let written = keyword.trim().to_ascii_lowercase();

@@ -72,8 +72,18 @@ fn a_key_log_is_written_only_if_the_connection_string_names_it() {
     assert!(fs::read_to_string(&log).unwrap().contains("CLIENT_"));
 
     write_private(&services, format!("[logs]\n{setting}\n"));
-    let url = format!("{}&service=logs&servicefile={}", rds.database_url(), services.display());
-    let error = rds.manager_builder().build(url).unwrap_err().to_string();
+    let services = services.display().to_string();
+    let url = rds.database_url() + "&service=logs";
+    in_a_child(
+        "versions::a_key_log_of_a_service_file_is_refused",
+        &[("DATABASE_URL", &url), ("PGSERVICEFILE", &services)],
+    );
+}
+
+#[test]
+#[ignore = "runs in its own process, with the environment of another test"]
+fn a_key_log_of_a_service_file_is_refused() {
+    let error = RdsConnectionManager::from_env().unwrap_err().to_string();
     assert!(error.contains("sslkeylogfile") && error.contains("remove it"), "{error}");
 }
 

@@ -1,4 +1,9 @@
-#![allow(missing_docs, clippy::unwrap_used, reason = "a test fails by a panic")]
+#![allow(
+    missing_docs,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a test fails by a panic"
+)]
 //! Help, completions, manual pages and usage errors: tests that need no server.
 
 use std::path::Path;
