@@ -306,8 +306,9 @@ impl Builder {
     }
 
     /// How long a checkout waits for the answer to a ping. Then the connection is closed, and the
-    /// next one is tried. `None` is no limit. It has no effect if the crate does not know the
-    /// connection's socket: see [`set_deadline`](RdsConnectionManager::set_deadline).
+    /// next one is tried. A check-in waits as long for the answer to a
+    /// [reset](Self::reset_on_release). `None` is no limit. It has no effect if the crate does not
+    /// know the connection's socket: see [`set_deadline`](RdsConnectionManager::set_deadline).
     ///
     /// Defaults to 5 seconds: longer than a busy server takes, so that a slow answer does not cause
     /// a login.
@@ -367,7 +368,7 @@ impl Builder {
             Login::Iam(Box::new(self.build_iam(string.with_iam()?, &keywords)?))
         } else {
             log::info!("IAM authentication is off: libpq logs in as the connection string says");
-            Login::Password(string.without_iam()?)
+            Login::Password(Box::new(string.without_iam()?))
         };
         Ok(RdsConnectionManager::with(login, &keywords, ping_timeout, hooks))
     }

@@ -346,7 +346,8 @@ impl RdsConnectionManager {
 
     /// Calls the hook of a check-in, and resets the session.
     pub(crate) fn release(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        self.hooks.after_release(connection).inspect_err(|error| log::debug!("{error}"))?;
+        let released = self.hooks.after_release(connection, self.ping_timeout);
+        released.inspect_err(|error| log::debug!("{error}"))?;
         match self.retirement(connection) {
             Some(reason) => Err(Error::Retired { reason }),
             None => Ok(()),

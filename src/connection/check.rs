@@ -47,7 +47,7 @@ pub(crate) fn ping(
     role_check: Option<RoleCheck>,
     timeout: Option<Duration>,
 ) -> Result<Role, Error> {
-    let alarm = timeout.and_then(|timeout| Record::of(connection)?.limit_ping(timeout));
+    let alarm = timeout.and_then(|timeout| Record::of(connection)?.limit_answer(timeout));
     let answer = answer(connection, role_check);
     drop(alarm);
     match Record::of(connection).and_then(|record| record.shut_down_for()) {

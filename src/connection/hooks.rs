@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use diesel::connection::{
     AnsiTransactionManager, Instrumentation, SimpleConnection, TransactionManager,
@@ -54,8 +55,12 @@ impl Hooks {
         call("before_check_out", &**hook, connection)
     }
 
-    /// Ends the use of a connection.
-    pub(crate) fn after_release(&self, connection: &mut PgConnection) -> Result<(), Error> {
+    /// Ends the use of a connection. The server has `timeout` to answer to the reset.
+    pub(crate) fn after_release(
+        &self,
+        connection: &mut PgConnection,
+        timeout: Option<Duration>,
+    ) -> Result<(), Error> {
         if let Some(hook) = &self.after_release {
             call("after_release", &**hook, connection)?;
         }
@@ -63,12 +68,15 @@ impl Hooks {
         let is_due = self.reset_on_release
             && Record::of(connection).is_none_or(|record| record.has_changed_session)
             && !is_in_transaction(connection);
-        if is_due { self.reset(connection) } else { Ok(()) }
+        if is_due { self.reset(connection, timeout) } else { Ok(()) }
     }
 
     /// Undoes what the last user changed in the session, in one round trip.
-    fn reset(&self, connection: &mut PgConnection) -> Result<(), Error> {
+    fn reset(&self, connection: &mut PgConnection, timeout: Option<Duration>) -> Result<(), Error> {
+        let record = Record::of(connection).zip(timeout);
+        let limit = record.and_then(|(record, timeout)| record.limit_answer(timeout));
         call("reset_on_release", &|connection| connection.batch_execute(RESET), connection)?;
+        drop(limit);
         if let Some(record) = Record::of(connection) {
             record.session_was_reset();
         }

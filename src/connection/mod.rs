@@ -256,8 +256,9 @@ impl Record {
         self.socket()?.shut_down_for()
     }
 
-    /// Limits the next ping, until the alarm is dropped. Without the socket there is no limit.
-    fn limit_ping(&self, timeout: Duration) -> Option<Alarm> {
+    /// Limits the wait for an answer, until the alarm is dropped. Without the socket there is no
+    /// limit.
+    fn limit_answer(&self, timeout: Duration) -> Option<Alarm> {
         let at = Instant::now().checked_add(timeout)?;
         Alarm::set(self.socket.clone()?, at, Retirement::FailedCheck).ok()
     }

@@ -38,7 +38,7 @@ pub(crate) enum Login {
     /// With a new token for each connection.
     Iam(Box<Iam>),
     /// `rds_iam_auth=false`.
-    Password(PasswordConninfo),
+    Password(Box<PasswordConninfo>),
 }
 
 /// r2d2 has three threads for all work of a pool, and a waiting thread should get the cause within

@@ -165,6 +165,21 @@ fn over_a_unix_socket_a_deadline_is_an_error() {
 /// A sidecar, a tunnel or a frozen server acknowledges and never answers. The checkout waited for
 /// as long as it did.
 #[test]
+fn a_check_in_with_a_reset_ends_while_the_server_is_frozen() {
+    let rds = start(LocalRds::builder());
+    let builder = rds.manager_builder().reset_on_release(true).ping_timeout(Some(SECOND));
+    let manager = builder.build(rds.database_url()).unwrap();
+    let pool = pool_of(1, &manager);
+    let mut connection = pool.get().unwrap();
+    connection.batch_execute("SET search_path = tenant").unwrap();
+    let _frozen = Frozen::freeze(&rds, &[backend(&mut connection)]);
+    let started = Instant::now();
+    drop(connection);
+    assert!(started.elapsed() < SECOND + SLACK, "{:?}", started.elapsed());
+    assert_eq!(retired(&manager, Retirement::FailedCheck), 1);
+}
+
+#[test]
 fn get_timeout_of_a_second_ends_while_the_server_is_frozen() {
     let rds = start(LocalRds::builder());
     let builder = rds.manager_builder().validate_after(Duration::ZERO).ping_timeout(Some(SECOND));
