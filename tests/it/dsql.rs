@@ -173,7 +173,7 @@ fn a_connection_lost_in_a_statement_repeats_and_loses_nothing() {
 
     const NAME: &str = "2026-01-01-000000_x";
     let cases = [
-        // DDL: the server executes it, and nobody knows.
+        // DDL: the server executes it, and the harness does not get the answer.
         (
             "ALTER TABLE t ADD COLUMN b INT",
             "t",

@@ -12,7 +12,7 @@ use diesel_rds_iam::local::LocalRds;
 use diesel_rds_iam::r2d2::{ManageConnection, Pool};
 use diesel_rds_iam::{Builder, Error, RdsConnectionManager};
 
-use crate::support::{backend, log, start};
+use crate::support::{backend, log, soon, start};
 
 fn pool_of(size: u32, builder: Builder, url: &str) -> Pool<RdsConnectionManager> {
     let manager = builder.build(url).unwrap();
@@ -133,9 +133,12 @@ fn a_checkout_keeps_notifications() {
     pool.get().unwrap().batch_execute("LISTEN jobs").unwrap();
     rds.superuser().unwrap().batch_execute("NOTIFY jobs, 'hello'").unwrap();
     let mut connection = pool.get().unwrap();
-    let notification =
-        connection.notifications_iter().next().expect("the notification was lost").unwrap();
-    assert_eq!(notification.payload, "hello");
+    let mut arrived = None;
+    soon("the notification", || {
+        arrived = connection.notifications_iter().next();
+        arrived.is_some()
+    });
+    assert_eq!(arrived.unwrap().unwrap().payload, "hello");
 }
 
 fn demote(rds: &LocalRds) {
