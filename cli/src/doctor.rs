@@ -61,6 +61,9 @@ impl Doctor {
     }
 }
 
+/// In characters. The whole cause is above the last line.
+const LONGEST_CAUSE: usize = 100;
+
 /// The last line of the output.
 fn summary(report: &Report) -> String {
     if report.can_log_in() {
@@ -75,6 +78,10 @@ fn summary(report: &Report) -> String {
         .map(|(step, diagnosis)| {
             let likely = if diagnosis.causes.len() > 1 { "likely " } else { "" };
             let cause = diagnosis.causes.first().map_or(&diagnosis.symptom, |it| &it.cause);
+            let cause = match cause.char_indices().nth(LONGEST_CAUSE) {
+                Some((end, _)) => format!("{}...", &cause[..end]),
+                None => cause.clone(),
+            };
             format!("{}: {likely}{cause}", step.name)
         })
         .collect();

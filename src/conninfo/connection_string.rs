@@ -162,14 +162,15 @@ impl ConnectionString {
         check_numbers(&all)?;
         check_region(self.keywords.region_name.as_deref().unwrap_or_default())?;
         let chosen = self.chosen_of(&all);
+        let conninfo = IamConninfo::new(chosen, &all, self.keywords.load_balance_hosts.clone())?;
         if !self.names_a_user() {
-            let user = chosen.get("user").map(String::as_str).unwrap_or_default();
             log::warn!(
-                "the connection string names no user: this logs in as {user:?}, the user of this \
-                 process; add USER@ or set PGUSER"
+                "the connection string names no user: this logs in as {:?}, the user of this \
+                 process; add USER@ or set PGUSER",
+                conninfo.user()
             );
         }
-        IamConninfo::new(chosen, &all, self.keywords.load_balance_hosts.clone())
+        Ok(conninfo)
     }
 
     /// libpq falls back to the user of the process. A service file can name another one.
