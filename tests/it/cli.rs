@@ -174,9 +174,9 @@ mod exec {
                 );
             }
         }
-        let said = run(&mut rds_iam(&rds, &folder, &["exec", "--", "host=h password=hunter2"]));
+        let said = run(&mut rds_iam(&rds, &folder, &["exec", "--", "host=h password=swordfish"]));
         assert!(said.stderr.contains("cannot run a text with =: "), "{said:?}");
-        assert!(!said.stderr.contains("hunter2"), "{said:?}");
+        assert!(!said.stderr.contains("swordfish"), "{said:?}");
         let said = run(&mut rds_iam(&rds, &folder, &["exec"]));
         assert_eq!(said.code, Some(2));
         assert!(said.stderr.contains("<COMMAND>"), "{said:?}");
@@ -585,7 +585,8 @@ mod exec {
     #[test]
     fn no_argument_with_a_password_is_printed() {
         let (rds, folder) = (start(LocalRds::builder()), folder());
-        let url = "postgres://app:hunter2@localhost/app";
+        // Not the password that tests/it/secrets.rs searches for in arguments.
+        let url = "postgres://app:swordfish@localhost/app";
         let option = format!("--iam-port={url}");
         let cases: [&[&str]; 9] = [
             &[url],
@@ -602,7 +603,7 @@ mod exec {
             let said = run_unseen(&mut rds_iam(&rds, &folder, arguments));
             assert!(said.code != Some(0), "{arguments:?}");
             let text = said.stdout + &said.stderr;
-            assert!(!text.contains("hunter2"), "{:?}", arguments[0]);
+            assert!(!text.contains("swordfish"), "{:?}", arguments[0]);
         }
     }
 

@@ -296,7 +296,7 @@ fn exit_code_is_0_only_if_a_login_works() {
     assert!(text(&refused).contains("✗ login"), "{}", text(&refused));
     assert!(text(&refused).contains("GRANT rds_iam TO \"without_grant\";"), "{}", text(&refused));
 
-    let no_string = doctor(&[], &["--database-url", "postgres://app:hunter2@db.example.com/app"]);
+    let no_string = doctor(&[], &["--database-url", "postgres://app:swordfish@db.example.com/app"]);
     assert_eq!(no_string.status.code(), Some(1));
     assert!(text(&no_string).contains("✗ connection string"), "{}", text(&no_string));
     assert!(text(&no_string).contains("help: remove the password"), "{}", text(&no_string));
