@@ -6,9 +6,12 @@ use std::time::SystemTime;
 
 use aws_credential_types::Credentials;
 
-use crate::conninfo::{ConnectionString, libpq};
+use crate::conninfo::{ConnectionString, Keywords, libpq};
 use crate::token::{Endpoint, HostKind, HostName};
 use crate::{libpq_login, local};
+
+/// The keywords that libpq never gets. The last one is libpq's own from version 16 on.
+pub const OUR_OWN: &[&str] = &Keywords::ALL;
 
 /// Returns the settings that libpq parses from a string.
 pub fn read_by_libpq(conninfo: &str) -> Option<BTreeMap<String, String>> {

@@ -111,7 +111,7 @@ impl RdsConnectionManager {
     /// ```
     ///
     /// It takes a `PgConnection`, so it works with the guards of a [`Pool`](crate::Pool), of a pool
-    /// of r2d2 and of [`PerThread`](crate::PerThread), and with a connection of its own.
+    /// of r2d2 and of [`PerThread`](crate::PerThread), and with a single connection.
     ///
     /// # Errors
     /// [`Error::Deadline`] if the crate does not know the connection's socket: on a system other
@@ -264,7 +264,8 @@ impl ManageConnection for RdsConnectionManager {
     ///
     /// If the socket is not known, a connection that LISTENs is pinged each time.
     fn is_valid(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        if self.checkouts.is_closed() {
+        // `Pool` checks it in again.
+        if self.checkouts.is_closed() || CheckoutTimeout::is_over() {
             return Ok(());
         }
         self.check(connection)?;
@@ -305,8 +306,6 @@ impl RdsConnectionManager {
         });
         let valid = match decision {
             CheckoutDecision::Retire(reason) => Err(Error::Retired { reason }),
-            // `Pool` checks it in again.
-            _ if CheckoutTimeout::is_over() => Ok(()),
             CheckoutDecision::Ping => self.ping(connection),
             CheckoutDecision::Peek => self.peek(connection),
         };

@@ -1,23 +1,8 @@
 //! A connection string: libpq gets all its settings, and none of our keywords.
 #![no_main]
 
-use diesel_rds_iam::fuzzing::{read_by_libpq, with_token, without_iam};
+use diesel_rds_iam::fuzzing::{OUR_OWN, read_by_libpq, with_token, without_iam};
 use libfuzzer_sys::fuzz_target;
-
-/// The last is libpq's own from version 16 on.
-const OUR_OWN: &[&str] = &[
-    "rds_iam_auth",
-    "region_name",
-    "iam_host",
-    "iam_port",
-    "max_lifetime",
-    "validate_after",
-    "leak_detection_threshold",
-    "pool_max_size",
-    "pool_min_idle",
-    "pool_connection_timeout",
-    "load_balance_hosts",
-];
 
 /// Keywords that are read before a token is signed, or have no effect for a login with a token.
 const NOT_HANDED_ON: &[&str] =

@@ -1,7 +1,7 @@
 //! [`CheckoutTimeout`]: the time limit of a pool's checkout.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 thread_local! {
     static CURRENT: Cell<Option<State>> = const { Cell::new(None) };
@@ -20,8 +20,7 @@ struct State {
 pub(crate) struct CheckoutTimeout(());
 
 impl CheckoutTimeout {
-    pub(crate) fn start(timeout: Duration) -> CheckoutTimeout {
-        let deadline = Instant::now() + timeout;
+    pub(crate) fn start(deadline: Instant) -> CheckoutTimeout {
         CURRENT.set(Some(State { deadline, is_over: false }));
         CheckoutTimeout(())
     }
@@ -49,17 +48,19 @@ impl Drop for CheckoutTimeout {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn a_checkout_is_over_if_a_ping_got_no_answer_and_its_time_is_up() {
         CheckoutTimeout::ping_timed_out();
         assert!(!CheckoutTimeout::is_over(), "no checkout");
-        let long = CheckoutTimeout::start(Duration::from_secs(3600));
+        let long = CheckoutTimeout::start(Instant::now() + Duration::from_secs(3600));
         CheckoutTimeout::ping_timed_out();
         assert!(!CheckoutTimeout::is_over(), "there is time left");
         drop(long);
-        let short = CheckoutTimeout::start(Duration::ZERO);
+        let short = CheckoutTimeout::start(Instant::now());
         assert!(!CheckoutTimeout::is_over(), "each checkout can ping once");
         CheckoutTimeout::ping_timed_out();
         assert!(CheckoutTimeout::is_over());

@@ -46,7 +46,7 @@ static BALANCES: LazyLock<bool> =
     LazyLock::new(|| libpq::parse(c"load_balance_hosts=random").is_ok());
 
 impl Keywords {
-    pub(super) const ALL: [&'static str; 11] = [
+    pub(crate) const ALL: [&'static str; 11] = [
         "rds_iam_auth",
         "region_name",
         "iam_host",

@@ -25,11 +25,6 @@ impl Untrusted {
         HostName::parse(self.0.trim_end_matches('.')).ok()
     }
 
-    /// Whether the resolver gave no answer about a name.
-    pub(super) fn is_without_answer(&self) -> bool {
-        self.0.contains("Temporary failure") || self.0.ends_with("no answer")
-    }
-
     pub(super) fn is_of_amazon(&self) -> bool {
         self.0.contains("Amazon")
     }

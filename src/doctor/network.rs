@@ -124,7 +124,7 @@ pub(super) fn tcp(addresses: &[IpAddr], evidence: &Evidence) -> Finding<SocketAd
 
 pub(super) fn no_address(text: &Untrusted, evidence: &Evidence) -> Vec<Cause> {
     let host = &evidence.host;
-    if text.is_without_answer() {
+    if text.refusal() == Refusal::NoResolver {
         let help = evidence.login.cure(Refusal::NoResolver);
         return vec![Cause::new("the DNS servers of this machine gave no answer", help)];
     }

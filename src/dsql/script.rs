@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::MigrationError;
 use crate::connection::{Words, skip_comments, split};
-use crate::error::one_line;
+use crate::error::{cut, one_line};
 use crate::token::hex;
 
 /// A migration that can run statement by statement.
@@ -62,10 +62,7 @@ impl Script {
 
     /// Returns which statement it is, for people.
     pub(super) fn at(&self, number: usize) -> String {
-        let mut text = one_line(&self.statements[number]);
-        if let Some((end, _)) = text.char_indices().nth(60) {
-            text.replace_range(end.., "...");
-        }
+        let text = cut(one_line(&self.statements[number]), 60);
         format!("{}, statement {} of {} ({text})", self.name, number + 1, self.statements.len())
     }
 

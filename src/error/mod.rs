@@ -22,7 +22,7 @@ pub use login_failure::LoginFailure;
 pub(crate) use refusal::{Outlook, Refusal};
 pub use retirement::Retirement;
 use text::without_hints;
-pub(crate) use text::{causes, chain, one_line, utc};
+pub(crate) use text::{causes, chain, cut, one_line, utc};
 
 /// What failed: one variant for each step from the settings to a usable connection.
 ///

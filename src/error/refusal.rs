@@ -127,6 +127,9 @@ const TEXTS: &[(Refusal, &str)] = &[
     (Refusal::NoSuchName, "database \" ... does not exist"),
     (Refusal::NoSuchName, "role \" ... does not exist"),
     (Refusal::NoResolver, "could not translate host name ... Temporary failure"),
+    // The doctor resolves names itself.
+    (Refusal::NoResolver, "cannot resolve host name ... Temporary failure"),
+    (Refusal::NoResolver, "cannot resolve host name ... no answer"),
     (Refusal::UnknownHost, "could not translate host name"),
     (Refusal::Timeout, "timeout expired"),
     (Refusal::Timeout, "Connection timed out"),

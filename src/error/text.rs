@@ -18,7 +18,7 @@ pub(crate) fn one_line(text: &(impl fmt::Display + ?Sized)) -> String {
         true => "***".to_owned(),
         false => word.chars().filter(|c| !is_invisible(*c)).collect(),
     };
-    cut(text.split_whitespace().map(shown).collect::<Vec<_>>().join(" "))
+    cut(text.split_whitespace().map(shown).collect::<Vec<_>>().join(" "), LONGEST_TEXT)
 }
 
 /// Control characters, and those that change the direction or the place of others.
@@ -40,7 +40,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         }
         next = cause.source();
     }
-    cut(text)
+    cut(text, LONGEST_TEXT)
 }
 
 /// libpq adds advice in a second line. One of them would turn the certificate checks off.
@@ -59,8 +59,9 @@ pub(crate) fn causes(error: &CredentialsError) -> String {
     error.source().map_or_else(|| chain(error), chain)
 }
 
-fn cut(mut text: String) -> String {
-    if let Some((end, _)) = text.char_indices().nth(LONGEST_TEXT) {
+/// Keeps the first `longest` characters.
+pub(crate) fn cut(mut text: String, longest: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(longest) {
         text.replace_range(end.., "...");
     }
     text

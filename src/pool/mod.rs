@@ -133,8 +133,9 @@ impl Pool {
     /// Checks out a connection if one is idle. Returns `None` without waiting if there is none.
     #[track_caller]
     pub fn try_get(&self) -> Option<PooledConnection<RdsConnectionManager>> {
-        let turn = self.checkouts.begin(self.pool.max_size(), Instant::now()).ok()??;
-        let _timeout = CheckoutTimeout::start(Duration::ZERO);
+        let now = Instant::now();
+        let turn = self.checkouts.begin(self.pool.max_size(), now).ok()??;
+        let _timeout = CheckoutTimeout::start(now);
         let mut connection = self.pool.try_get().filter(|_| !CheckoutTimeout::is_over())?;
         let checkout = turn.start(Location::caller()).ok()?;
         if let Some(record) = Record::of(&mut connection) {
@@ -216,7 +217,7 @@ impl Pool {
             None => (begin(deadline)?, deadline.saturating_duration_since(Instant::now())),
         };
         let turn = turn.ok_or_else(|| self.timed_out(timeout, self.timeout_error(None)))?;
-        let _timeout = CheckoutTimeout::start(left);
+        let _timeout = CheckoutTimeout::start(deadline);
         let connection = self.pool.get_timeout(left);
         // If the pool was closed, the turn ends before the connection, which r2d2 then closes.
         let checkout = turn.start(caller)?;
