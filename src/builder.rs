@@ -1,6 +1,8 @@
 //! [`Builder`]: how a manager is made.
 
 use std::fmt;
+use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use crate::conninfo::{ConnectionString, IamConninfo, Keywords, invalid};
 use crate::credentials::{Configured, CredentialsCache, Role, Source};
 use crate::error::Error;
 use crate::login::ca_bundle::CaBundle;
-use crate::login::{Iam, Login, targets};
+use crate::login::{Iam, Login, Resolver, targets};
 use crate::manager::{MAX_LIFETIME, RdsConnectionManager};
 
 /// Aurora DSQL ends a connection after this time.
@@ -71,6 +73,7 @@ pub struct Builder {
     credentials_timeout: Duration,
     time_source: Option<SharedTimeSource>,
     ping_timeout: Option<Duration>,
+    resolver: Option<Resolver>,
     hooks: Hooks,
 }
 
@@ -84,6 +87,7 @@ impl Default for Builder {
             credentials_timeout: Duration::from_secs(10),
             time_source: None,
             ping_timeout: Some(Duration::from_secs(5)),
+            resolver: None,
             hooks: Hooks::default(),
         }
     }
@@ -323,6 +327,18 @@ impl Builder {
         self
     }
 
+    /// A function that returns the addresses of a host name. It is called for each login, except if
+    /// the connection string has a `hostaddr`. An empty list is an error of this host.
+    ///
+    /// Defaults to the system's resolver.
+    pub fn resolver(
+        mut self,
+        resolve: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
+    ) -> Self {
+        self.resolver = Some(Arc::new(resolve));
+        self
+    }
+
     /// The clock that signs tokens and decides when credentials expire: for tests.
     ///
     /// Defaults to the system's clock.
@@ -387,6 +403,7 @@ impl Builder {
             conninfo.adapt_to_dsql();
         }
         let time_source = self.time_source.clone().unwrap_or_default();
+        let resolver = self.resolver.clone();
         let credentials = self.credentials(targets[0].endpoint.region().to_owned())?;
         warn_of_sslmode(conninfo.sslmode());
         for target in &targets {
@@ -395,7 +412,7 @@ impl Builder {
         }
         let regions = targets.iter().map(|it| it.endpoint.region().to_owned()).collect();
         let ca_bundle = conninfo.sslrootcert().map(|file| CaBundle::new(file, regions));
-        Ok(Iam { conninfo, targets, credentials, time_source, ca_bundle })
+        Ok(Iam { conninfo, targets, credentials, time_source, ca_bundle, resolver })
     }
 
     fn credentials(self, region: String) -> Result<Arc<CredentialsCache>, Error> {

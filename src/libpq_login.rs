@@ -64,7 +64,8 @@ impl LibpqLogin {
         let (mut names, mut hostaddrs, mut ports) = (Vec::new(), Vec::new(), Vec::new());
         let (mut tokens, mut unresolved) = (Vec::new(), None);
         for target in iam.targets_in_order() {
-            let addresses = match target.addresses(iam.conninfo.is_balanced) {
+            let addresses = match target.addresses(iam.conninfo.is_balanced, iam.resolver.as_ref())
+            {
                 Ok(addresses) => addresses,
                 Err(error) => {
                     log::debug!("host {} left out: {error}", target.host);

@@ -9,7 +9,7 @@ use diesel::{Connection, PgConnection};
 
 use super::Connected;
 use super::ca_bundle::CaBundle;
-use super::target::Target;
+use super::target::{Resolver, Target};
 use crate::connection::Mark;
 use crate::conninfo::IamConninfo;
 use crate::credentials::CredentialsCache;
@@ -24,6 +24,7 @@ pub(crate) struct Iam {
     pub(crate) credentials: Arc<CredentialsCache>,
     pub(crate) time_source: SharedTimeSource,
     pub(crate) ca_bundle: Option<CaBundle>,
+    pub(crate) resolver: Option<Resolver>,
 }
 
 impl Iam {
@@ -107,7 +108,7 @@ impl Iam {
         sslrootcert: Option<&str>,
     ) -> Result<Connected, Error> {
         let started = Instant::now();
-        let addresses = target.addresses(self.conninfo.is_balanced)?;
+        let addresses = target.addresses(self.conninfo.is_balanced, self.resolver.as_ref())?;
         let host = vec![target.endpoint.host(); addresses.len()].join(",");
         let (hostaddr, port) = (addresses.join(","), target.host.port.to_string());
         let mut settings = vec![

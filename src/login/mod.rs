@@ -25,7 +25,7 @@ pub(crate) use inherited::{ENDPOINTS, to_hand_on};
 pub(crate) use region::targets;
 #[cfg(feature = "doctor")]
 pub(crate) use target::RegionFrom;
-pub(crate) use target::Target;
+pub(crate) use target::{Resolver, Target};
 
 /// A connection that has logged in.
 pub(crate) struct Connected {

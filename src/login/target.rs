@@ -4,10 +4,14 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
+use std::sync::Arc;
 
 use crate::conninfo::Host;
 use crate::error::{Error, LoginKind};
 use crate::token::{Endpoint, HostKind, HostName};
+
+/// Returns the addresses of a host name, in place of the system's resolver.
+pub(crate) type Resolver = Arc<dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync>;
 
 /// A host to dial, and the endpoint that its token is signed for.
 #[derive(Debug)]
@@ -35,12 +39,24 @@ impl Target {
 
     /// Returns libpq's `hostaddr` for each address to dial: empty if libpq resolves the host.
     /// libpq checks the certificate against the endpoint's name, so another dialled name is
-    /// resolved here.
-    pub(crate) fn addresses(&self, is_balanced: bool) -> Result<Vec<String>, Error> {
-        if self.host.hostaddr.is_some() || !is_balanced && !self.dials_another_name() {
+    /// resolved here, and so is each name if there is a resolver.
+    pub(crate) fn addresses(
+        &self,
+        is_balanced: bool,
+        resolver: Option<&Resolver>,
+    ) -> Result<Vec<String>, Error> {
+        let is_for_libpq = !is_balanced && resolver.is_none() && !self.dials_another_name();
+        if self.host.hostaddr.is_some() || is_for_libpq {
             return Ok(vec![self.host.hostaddr.clone().unwrap_or_default()]);
         }
-        let resolved = self.host.resolve();
+        let resolved = match resolver {
+            Some(resolve) => resolve(&self.host.name),
+            None => self.host.resolve(),
+        };
+        let resolved = resolved.and_then(|addresses| match addresses.is_empty() {
+            true => Err(io::Error::other("the name has no addresses")),
+            false => Ok(addresses),
+        });
         let mut addresses =
             resolved.map_err(|error| Error::resolve(&self.host.name, self.login(), error))?;
         if is_balanced {
