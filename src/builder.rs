@@ -13,7 +13,7 @@ use diesel::{PgConnection, QueryResult};
 
 use crate::connection::Hooks;
 use crate::conninfo::libpq::check_version;
-use crate::conninfo::{ConnectionString, IamConninfo, Keywords, invalid};
+use crate::conninfo::{ConnectionString, IamConninfo, Keywords, Topology, invalid};
 use crate::credentials::{Configured, CredentialsCache, Role, Source};
 use crate::error::Error;
 use crate::login::ca_bundle::CaBundle;
@@ -327,6 +327,30 @@ impl Builder {
         self
     }
 
+    /// How to ask the cluster for its nodes, so that a failover does not depend on DNS. The guide
+    /// [describes it](crate::guide::failover#know-the-nodes). It has no effect with
+    /// `rds_iam_auth=false`, and for hosts that are not of a cluster.
+    ///
+    /// Defaults to [`Topology::Off`].
+    #[doc(alias = "failover_v2")]
+    pub fn topology(mut self, topology: Topology) -> Self {
+        self.keywords.topology = Some(topology);
+        self
+    }
+
+    /// Readers whose replica lag exceeds this are not used, as far as the cluster reports it. Needs
+    /// [`topology`](Self::topology). The keyword has the unit milliseconds.
+    ///
+    /// Defaults to no maximum.
+    ///
+    /// # Panics
+    /// If it is zero.
+    pub fn max_replica_lag(mut self, lag: Duration) -> Self {
+        assert_ne!(lag, Duration::ZERO, "max_replica_lag must be positive");
+        self.keywords.max_replica_lag = Some(lag);
+        self
+    }
+
     /// A function that returns the addresses of a host name. It is called for each login, except if
     /// the connection string has a `hostaddr`. An empty list is an error of this host.
     ///
@@ -381,7 +405,7 @@ impl Builder {
         let ping_timeout = self.ping_timeout;
         let hooks = self.hooks.clone();
         let login = if keywords.rds_iam_auth.unwrap_or(true) {
-            Login::Iam(Box::new(self.build_iam(string.with_iam()?, &keywords)?))
+            Login::Iam(Arc::new(self.build_iam(string.with_iam()?, &keywords)?))
         } else {
             log::info!("IAM authentication is off: libpq logs in as the connection string says");
             Login::Password(Box::new(string.without_iam()?))
@@ -401,6 +425,11 @@ impl Builder {
                 ));
             }
             conninfo.adapt_to_dsql();
+        }
+        if keywords.topology.unwrap_or_default() != Topology::Off
+            && let Some(role) = targets[0].default_role()
+        {
+            conninfo.default_role(role);
         }
         let time_source = self.time_source.clone().unwrap_or_default();
         let resolver = self.resolver.clone();

@@ -106,6 +106,7 @@ pub use aws::Credentials;
 pub use r2d2;
 
 pub use builder::Builder;
+pub use conninfo::Topology;
 pub use error::{Error, LoginFailure, Retirement};
 pub use libpq_login::LibpqLogin;
 pub use manager::RdsConnectionManager;

@@ -8,12 +8,14 @@ mod condition;
 mod failure;
 mod generation;
 mod hooks;
+mod instrumentation;
 mod moment;
 mod progress;
 mod query_types;
 mod series;
 #[cfg_attr(not(target_os = "linux"), path = "socket_elsewhere.rs")]
 mod socket;
+mod sockets;
 mod statement;
 mod watchdog;
 
@@ -22,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
-use diesel::connection::{Connection, Instrumentation, InstrumentationEvent};
+use diesel::connection::{Connection, Instrumentation};
 use diesel::result::DatabaseErrorKind as Kind;
 use diesel::result::Error as QueryError;
 
@@ -40,11 +42,12 @@ pub(crate) use moment::Moment;
 pub(crate) use progress::Progress;
 use query_types::QueryTypes;
 pub(crate) use socket::{Mark, Socket};
+pub(crate) use sockets::{ServerId, Sockets};
 use statement::QueryEffects;
 #[cfg(feature = "local")]
 pub(crate) use statement::length_of_token;
 pub(crate) use statement::{Words, skip_comments, split};
-use watchdog::Alarm;
+pub(crate) use watchdog::Alarm;
 
 /// Kept with the connection as its instrumentation, which diesel calls at each query. Wraps the
 /// instrumentation of the builder, or the default one.
@@ -99,6 +102,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
     pub(crate) generation: Arc<Generation>,
     pub(crate) hooks: Arc<Hooks>,
+    /// Only if a failover can end the connection while a query is in flight.
+    pub(crate) sockets: Option<Arc<Sockets>>,
     /// The generation in which the login started.
     pub(crate) born: u64,
 }
@@ -119,7 +124,7 @@ impl Record {
     /// life by up to a tenth, so that a pool does not reconnect all at once.
     pub(crate) fn start(
         connection: &mut PgConnection,
-        socket: Option<Socket>,
+        socket: Option<Arc<Socket>>,
         now: Moment,
         max_lifetime: Option<Duration>,
         jitter: f64,
@@ -129,7 +134,7 @@ impl Record {
         let ends = life.and_then(|life| now.checked_add(life));
         let wrapped = shared.hooks.new_instrumentation()?;
         let mut record = Record::new(now, ends, wrapped, shared);
-        record.socket = socket.map(Arc::new);
+        record.socket = socket;
         connection.set_instrumentation(record);
         Ok(())
     }
@@ -251,6 +256,17 @@ impl Record {
         self.socket.as_deref()
     }
 
+    fn watched_socket(&self) -> Option<&Socket> {
+        self.shared.sockets.as_ref().and(self.socket())
+    }
+
+    /// A failover can end the connection from now on.
+    pub(crate) fn watch(&self, server: ServerId) {
+        if let (Some(sockets), Some(socket)) = (&self.shared.sockets, &self.socket) {
+            sockets.add(socket, server);
+        }
+    }
+
     /// Returns why this crate ended the connection while it was in use.
     fn shut_down_for(&self) -> Option<Retirement> {
         self.socket()?.shut_down_for()
@@ -306,10 +322,16 @@ impl Record {
         self.has_changed_session |= effects.changes_session;
         self.progress.query_started(&effects);
         self.query = effects;
+        if let Some(socket) = self.watched_socket() {
+            socket.query_started();
+        }
     }
 
     fn query_finished(&mut self, error: Option<&QueryError>, now: Moment) {
         self.last_use = now;
+        if let Some(socket) = self.watched_socket() {
+            socket.query_finished();
+        }
         self.progress.query_finished(error);
         let query = std::mem::take(&mut self.query);
         self.is_left_open = query.leaves_open(self.is_left_open, error.is_some());
@@ -355,33 +377,6 @@ impl Drop for Record {
     }
 }
 
-impl Instrumentation for Record {
-    fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
-        match &event {
-            InstrumentationEvent::StartQuery { query, .. } => {
-                let effects = self.query_types.effects(*query);
-                self.query_started(effects);
-            }
-            InstrumentationEvent::CacheQuery { .. } => self.query_types.statement_cached(),
-            InstrumentationEvent::FinishQuery { error, .. } => {
-                self.query_finished(*error, Moment::now());
-            }
-            InstrumentationEvent::BeginTransaction { .. } => {
-                self.in_transaction = true;
-                self.is_begun_by_diesel = true;
-            }
-            InstrumentationEvent::CommitTransaction { depth, .. }
-            | InstrumentationEvent::RollbackTransaction { depth, .. } => {
-                self.is_ending_transaction = depth.get() == 1;
-            }
-            _ => {}
-        }
-        if let Some(wrapped) = &mut self.wrapped {
-            wrapped.on_connection_event(event);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -395,6 +390,7 @@ mod tests {
             counters: Arc::default(),
             generation: Arc::default(),
             hooks: Arc::default(),
+            sockets: None,
             born: 0,
         }
     }

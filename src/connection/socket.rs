@@ -3,12 +3,15 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, Shutdown, getpeername, recv, shutdown, sockopt};
+use rustix::net::{RecvFlags, Shutdown, connect_unspec, getpeername, recv, shutdown, sockopt};
 
 use crate::error::Retirement;
 
@@ -16,6 +19,8 @@ use crate::error::Retirement;
 pub(crate) struct Socket {
     descriptor: OwnedFd,
     shut_down: OnceLock<Retirement>,
+    /// When the query that is in flight was sent.
+    busy_since: Mutex<Option<Instant>>,
 }
 
 impl Socket {
@@ -35,6 +40,30 @@ impl Socket {
         let _ = self.shut_down.set(reason);
         // It fails if the connection has ended already.
         let _ = shutdown(&self.descriptor, Shutdown::Both);
+    }
+
+    /// Ends the TCP connection as [`shut_down`](Self::shut_down) does, and discards what was not
+    /// sent yet: a server that was cut off must not get it later.
+    pub(super) fn abort(&self, reason: Retirement) {
+        self.shut_down(reason);
+        // It fails if the connection has ended already.
+        let _ = connect_unspec(&self.descriptor);
+    }
+
+    pub(super) fn query_started(&self) {
+        *self.busy_since.lock() = Some(Instant::now());
+    }
+
+    pub(super) fn query_finished(&self) {
+        *self.busy_since.lock() = None;
+    }
+
+    pub(super) fn busy_since(&self) -> Option<Instant> {
+        *self.busy_since.lock()
+    }
+
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        getpeername(&self.descriptor).ok()??.try_into().ok()
     }
 
     /// Returns why [`shut_down`](Self::shut_down) was called.
@@ -89,7 +118,7 @@ impl Mark {
             return None;
         }
         let _ = sockopt::set_tcp_user_timeout(&copy, self.wanted);
-        Some(Socket { descriptor: copy, shut_down: OnceLock::new() })
+        Some(Socket { descriptor: copy, shut_down: OnceLock::new(), busy_since: Mutex::new(None) })
     }
 
     fn is_on(&self, fd: RawFd) -> bool {
@@ -146,6 +175,29 @@ mod tests {
             assert_eq!(found.shut_down_for(), Some(Retirement::Age));
             assert_eq!(client.read(&mut [0]).unwrap(), 0);
         }
+    }
+
+    #[test]
+    fn an_abort_wakes_a_reader_and_discards_what_was_not_sent() {
+        let [mut client, mut server] = connection();
+        let mark = Mark::new(30_000);
+        with_mark(&client, &mark);
+        let found = mark.find().unwrap();
+        // The server reads nothing yet, so a part stays in the client's queue.
+        client.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        while let Ok(length) = client.write(&[0; 1 << 16]) {
+            written += length;
+        }
+        client.set_nonblocking(false).unwrap();
+        let reader = std::thread::spawn(move || client.read(&mut [0]));
+        found.abort(Retirement::Demoted);
+        let read = reader.join().unwrap();
+        assert!(!matches!(read, Ok(1..)), "{read:?}");
+        let mut received = Vec::new();
+        let ended = server.read_to_end(&mut received);
+        assert!(received.len() < written, "{ended:?}: all {written} bytes arrived");
+        assert_eq!(found.shut_down_for(), Some(Retirement::Demoted));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Systems without TCP_USER_TIMEOUT: the socket of a connection is not known.
 
 use std::io;
+use std::net::SocketAddr;
+use std::time::Instant;
 
 use crate::error::Retirement;
 
@@ -13,6 +15,26 @@ impl Socket {
     }
 
     pub(super) fn shut_down(&self, _reason: Retirement) {
+        match *self {}
+    }
+
+    pub(super) fn abort(&self, _reason: Retirement) {
+        match *self {}
+    }
+
+    pub(super) fn query_started(&self) {
+        match *self {}
+    }
+
+    pub(super) fn query_finished(&self) {
+        match *self {}
+    }
+
+    pub(super) fn busy_since(&self) -> Option<Instant> {
+        match *self {}
+    }
+
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
         match *self {}
     }
 

@@ -65,7 +65,7 @@ pub(crate) struct Alarm {
 
 impl Alarm {
     /// Shuts the socket down `at` this time for this reason.
-    pub(super) fn set(socket: Arc<Socket>, at: Instant, reason: Retirement) -> io::Result<Alarm> {
+    pub(crate) fn set(socket: Arc<Socket>, at: Instant, reason: Retirement) -> io::Result<Alarm> {
         let watchdog = Watchdog::shared()?;
         let mut schedule = watchdog.schedule.lock();
         if schedule.is_earlier(at) {

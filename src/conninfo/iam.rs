@@ -98,6 +98,15 @@ impl IamConninfo {
         }
     }
 
+    /// Sets the role to look for, if the user did not choose it.
+    pub(crate) fn default_role(&mut self, role: &'static str) {
+        let keyword = "target_session_attrs";
+        if !self.settings.contains_key(keyword) {
+            self.settings.insert(keyword.into(), role.into());
+            self.defaulted.push(keyword);
+        }
+    }
+
     fn get(&self, keyword: &str) -> Option<&str> {
         self.settings.get(keyword).map(String::as_str)
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::libpq;
 use super::redact::redacted;
+use super::topology::Topology;
 use super::{c_string, host_of_uri, invalid, is_uri};
 use crate::error::Error;
 
@@ -21,6 +22,8 @@ pub(crate) struct Keywords {
     pub(crate) max_lifetime: Option<Option<Duration>>,
     pub(crate) validate_after: Option<Duration>,
     pub(crate) leak_detection_threshold: Option<Duration>,
+    pub(crate) topology: Option<Topology>,
+    pub(crate) max_replica_lag: Option<Duration>,
     pub(crate) pool: PoolKeywords,
     /// libpq's own keyword, if this libpq is too old to know it.
     pub(crate) load_balance_hosts: Option<String>,
@@ -46,7 +49,7 @@ static BALANCES: LazyLock<bool> =
     LazyLock::new(|| libpq::parse(c"load_balance_hosts=random").is_ok());
 
 impl Keywords {
-    pub(crate) const ALL: [&'static str; 11] = [
+    pub(crate) const ALL: [&'static str; 13] = [
         "rds_iam_auth",
         "region_name",
         "iam_host",
@@ -54,6 +57,8 @@ impl Keywords {
         "max_lifetime",
         "validate_after",
         "leak_detection_threshold",
+        "topology",
+        "max_replica_lag",
         "pool_max_size",
         "pool_min_idle",
         "pool_connection_timeout",
@@ -104,6 +109,8 @@ impl Keywords {
             leak_detection_threshold: self
                 .leak_detection_threshold
                 .or(others.leak_detection_threshold),
+            topology: self.topology.or(others.topology),
+            max_replica_lag: self.max_replica_lag.or(others.max_replica_lag),
             // The builder has no setters for these.
             pool: others.pool,
             load_balance_hosts: self.load_balance_hosts.or(others.load_balance_hosts),
@@ -136,6 +143,18 @@ impl Keywords {
             }
             "leak_detection_threshold" => {
                 self.leak_detection_threshold = seconds(keyword, value, SECONDS)?;
+            }
+            "topology" => match Topology::parse(value.trim()) {
+                Some(topology) => self.topology = Some(topology),
+                None if value.is_empty() => self.topology = None,
+                None => {
+                    return invalid("topology must be \"aurora\", \"multi-az\" or \"off\"");
+                }
+            },
+            "max_replica_lag" => {
+                let unit = " of milliseconds, without a unit,";
+                let lag = number(keyword, value, unit, SECONDS)?;
+                self.max_replica_lag = lag.map(|lag| Duration::from_millis(lag.into()));
             }
             "pool_max_size" => self.pool.max_size = number(keyword, value, "", 1..=LARGEST_POOL)?,
             "pool_min_idle" => self.pool.min_idle = number(keyword, value, "", 0..=LARGEST_POOL)?,
@@ -284,10 +303,11 @@ mod tests {
 
     #[test]
     fn numbers_are_accepted_up_to_their_limits() {
-        const LIMITS: [(&str, u32, u32); 6] = [
+        const LIMITS: [(&str, u32, u32); 7] = [
             ("max_lifetime", 1, i32::MAX as u32),
             ("validate_after", 0, i32::MAX as u32),
             ("leak_detection_threshold", 1, i32::MAX as u32),
+            ("max_replica_lag", 1, i32::MAX as u32),
             ("pool_connection_timeout", 1, i32::MAX as u32),
             ("pool_max_size", 1, LARGEST_POOL),
             ("pool_min_idle", 0, DEFAULT_MAX_SIZE),
@@ -318,7 +338,9 @@ mod tests {
 
     #[test]
     fn bad_values_are_refused() {
-        for text in ["rds_iam_auth=yes", "iam_port=0", "iam_port=x", "iam_port=65536"] {
+        for text in
+            ["rds_iam_auth=yes", "topology=on", "iam_port=0", "iam_port=x", "iam_port=65536"]
+        {
             let error = Keywords::take_from(text).unwrap_err().to_string();
             assert!(error.contains(text.split('=').next().unwrap()), "{error}");
         }

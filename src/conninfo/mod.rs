@@ -8,6 +8,7 @@ mod keywords;
 pub(crate) mod libpq;
 mod malformed;
 mod redact;
+mod topology;
 mod variables;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ pub(crate) use connection_string::{ConnectionString, PasswordConninfo};
 pub(crate) use hosts::{Host, one_or_one_for_each};
 pub(crate) use iam::IamConninfo;
 pub(crate) use keywords::{Keywords, PoolKeywords};
+pub use topology::Topology;
 
 /// Renders settings in the key/value form, with all values quoted (libpq, "Keyword/Value Connection
 /// Strings").

@@ -34,9 +34,16 @@ pub(crate) struct LastError {
 }
 
 impl LastError {
-    fn new(error: &Error) -> LastError {
+    pub(crate) fn new(error: &Error) -> LastError {
         let (failure, is_transient) = (error.login_failure(), error.is_transient());
         LastError { text: error.to_string(), failure, is_transient }
+    }
+}
+
+impl From<LastError> for Error {
+    fn from(last: LastError) -> Error {
+        let LastError { text: reason, failure, is_transient } = last;
+        Error::Timeout { reason, failure, is_transient }
     }
 }
 

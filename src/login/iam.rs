@@ -127,6 +127,6 @@ impl Iam {
         let connection =
             connected.map_err(|error| Error::connect(target.to_string(), target.login(), error))?;
         log::debug!("connected to {target} (took {:.1?})", started.elapsed());
-        Ok(Connected { connection, socket: mark.and_then(Mark::find) })
+        Ok(Connected::new(connection, mark))
     }
 }

@@ -4,22 +4,27 @@ pub(crate) mod backoff;
 #[cfg_attr(not(target_os = "linux"), path = "ca_bundle_elsewhere.rs")]
 pub(crate) mod ca_bundle;
 mod candidate;
+mod failover;
 mod iam;
 mod inherited;
 mod region;
+mod session;
 mod target;
+mod topology;
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::{Connection, PgConnection};
 
-use crate::connection::{Mark, Socket};
+use crate::connection::{Mark, ServerId, Socket};
 use crate::conninfo::PasswordConninfo;
 use crate::error::{Error, LoginKind};
 use crate::stats::Counters;
 use backoff::Backoff;
 use candidate::{Candidate, into_error, log_failure};
+pub(crate) use failover::{Events, Failover, SUBSTITUTE_LIFETIME};
 pub(crate) use iam::Iam;
 pub(crate) use inherited::{ENDPOINTS, to_hand_on};
 pub(crate) use region::targets;
@@ -31,12 +36,23 @@ pub(crate) use target::{Resolver, Target};
 pub(crate) struct Connected {
     pub(crate) connection: PgConnection,
     /// `None` if it is not known.
-    pub(crate) socket: Option<Socket>,
+    pub(crate) socket: Option<Arc<Socket>>,
+    /// Known with [`Failover`].
+    pub(crate) server: Option<ServerId>,
+    /// It leads to the writer because there was no reader.
+    pub(crate) is_substitute: bool,
+}
+
+impl Connected {
+    fn new(connection: PgConnection, mark: Option<Mark>) -> Connected {
+        let socket = mark.and_then(Mark::find).map(Arc::new);
+        Connected { connection, socket, server: None, is_substitute: false }
+    }
 }
 
 pub(crate) enum Login {
     /// With a new token for each connection.
-    Iam(Box<Iam>),
+    Iam(Arc<Iam>),
     /// `rds_iam_auth=false`.
     Password(Box<PasswordConninfo>),
 }
@@ -96,7 +112,7 @@ impl Login {
         }
     }
 
-    fn longest_retry(&self) -> Duration {
+    pub(crate) fn longest_retry(&self) -> Duration {
         let connect_timeout = match self {
             Login::Iam(iam) => iam.conninfo.connect_timeout(),
             Login::Password(password) => password.connect_timeout,
@@ -137,7 +153,7 @@ fn log_in_by_password(conninfo: &PasswordConninfo) -> Result<Connected, Error> {
     let target = "the database (without IAM)".to_owned();
     let connection =
         connected.map_err(|error| Error::connect(target, LoginKind::Password, error))?;
-    Ok(Connected { connection, socket: mark.and_then(Mark::find) })
+    Ok(Connected::new(connection, mark))
 }
 
 /// The attempts of one login.

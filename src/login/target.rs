@@ -65,6 +65,21 @@ impl Target {
         Ok(addresses.iter().map(IpAddr::to_string).collect())
     }
 
+    /// Returns what an endpoint of a cluster is for, as `target_session_attrs`.
+    pub(crate) fn default_role(&self) -> Option<&'static str> {
+        match self.endpoint.name().kind() {
+            HostKind::Writer | HostKind::GlobalWriter => Some("read-write"),
+            HostKind::Reader => Some("prefer-standby"),
+            _ => None,
+        }
+    }
+
+    /// Whether the endpoint is not that of one node, but leads to one.
+    pub(crate) fn is_alias(&self) -> bool {
+        use HostKind::{Custom, GlobalWriter, Reader, Writer};
+        matches!(self.endpoint.name().kind(), Writer | Reader | Custom | GlobalWriter)
+    }
+
     pub(crate) fn login(&self) -> LoginKind {
         match self.endpoint.name().kind() {
             HostKind::Proxy | HostKind::ProxyEndpoint => LoginKind::Proxy,

@@ -277,11 +277,7 @@ impl Pool {
             return timeout_for(reason);
         }
         match self.manager.backoff.last_error() {
-            Some(last) => Error::Timeout {
-                reason: last.text,
-                failure: last.failure,
-                is_transient: last.is_transient,
-            },
+            Some(last) => last.into(),
             None => timeout_for(said.and_then(cause_in).unwrap_or_else(|| IN_PROGRESS.to_owned())),
         }
     }

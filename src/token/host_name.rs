@@ -80,6 +80,19 @@ impl HostName {
     pub(crate) fn region(&self) -> Option<&str> {
         self.region.as_deref()
     }
+
+    /// Returns what follows the first label in the names of the cluster's nodes: `abc123`, region
+    /// and suffix. Returns `None` if the name is not that of a cluster or an instance.
+    pub(crate) fn node_domain(&self) -> Option<&str> {
+        let domain = self.name.split_once('.')?.1;
+        match self.kind {
+            HostKind::Instance => Some(domain),
+            HostKind::Writer => domain.strip_prefix("cluster-"),
+            HostKind::Reader => domain.strip_prefix("cluster-ro-"),
+            HostKind::Custom => domain.strip_prefix("cluster-custom-"),
+            _ => None,
+        }
+    }
 }
 
 /// Reads the labels before a partition's suffix: `NAME.ID.REGION.rds`, or `NAME.ID.rds.REGION` in
@@ -179,6 +192,27 @@ mod tests {
             rows += 1;
         }
         assert!(rows > 50, "only {rows} rows");
+    }
+
+    #[test]
+    fn nodes_have_the_domain_of_their_cluster() {
+        let domain = Some("abc123.eu-west-1.rds.amazonaws.com");
+        let cases = [
+            ("c.cluster-abc123.eu-west-1.rds.amazonaws.com", domain),
+            ("c.cluster-ro-abc123.eu-west-1.rds.amazonaws.com", domain),
+            ("c.cluster-custom-abc123.eu-west-1.rds.amazonaws.com.", domain),
+            ("NODE.abc123.eu-west-1.rds.amazonaws.com", domain),
+            ("c.cluster-abc123.rds.cn-north-1.amazonaws.com.cn", {
+                Some("abc123.rds.cn-north-1.amazonaws.com.cn")
+            }),
+            ("c.proxy-abc123.eu-west-1.rds.amazonaws.com", None),
+            ("c.global-abc123.global.rds.amazonaws.com", None),
+            ("abc123.dsql.us-east-1.on.aws", None),
+            ("localhost", None),
+        ];
+        for (host, expected) in cases {
+            assert_eq!(HostName::parse(host).unwrap().node_domain(), expected, "{host}");
+        }
     }
 
     #[test]

@@ -1,23 +1,23 @@
 //! [`RdsConnectionManager`]: r2d2's three verbs.
 
+mod check;
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::PgConnection;
-use diesel::r2d2::R2D2Connection;
 use parking_lot::Mutex;
 use r2d2::ManageConnection;
 
 use crate::connection::{
-    CheckoutDecision, CheckoutTimeout, Checkouts, Generation, Hooks, Moment, Record, Role,
-    RoleCheck, Shared, peek, ping,
+    CheckoutTimeout, Checkouts, Generation, Hooks, Moment, Record, Shared, Sockets,
 };
 use crate::conninfo::{Keywords, PoolKeywords};
-use crate::error::{Error, Retirement};
+use crate::error::Error;
 use crate::login::backoff::Backoff;
-use crate::login::{Connected, Login};
+use crate::login::{Connected, Events, Failover, Login, SUBSTITUTE_LIFETIME};
 use crate::stats::{Counters, Stats};
 use crate::token::{AuthToken, Endpoint};
 
@@ -43,6 +43,7 @@ use crate::token::{AuthToken, Endpoint};
 #[derive(Clone)]
 pub struct RdsConnectionManager {
     pub(crate) login: Arc<Login>,
+    failover: Option<Arc<Failover>>,
     pub(crate) max_lifetime: Option<Duration>,
     validate_after: Duration,
     ping_timeout: Option<Duration>,
@@ -51,9 +52,11 @@ pub struct RdsConnectionManager {
     pub(crate) backoff: Arc<Backoff>,
     pub(crate) counters: Arc<Counters>,
     generation: Arc<Generation>,
+    sockets: Option<Arc<Sockets>>,
     hooks: Arc<Hooks>,
     /// The first connection of a pool, made before the pool is built.
     first: Arc<Mutex<Option<PgConnection>>>,
+    is_of_pool: bool,
     /// Of the pool that this clone is for.
     pub(crate) checkouts: Arc<Checkouts>,
 }
@@ -181,18 +184,39 @@ impl RdsConnectionManager {
         ping_timeout: Option<Duration>,
         hooks: Hooks,
     ) -> RdsConnectionManager {
+        let backoff = Arc::<Backoff>::default();
+        let counters = Arc::<Counters>::default();
+        let generation = Arc::<Generation>::default();
+        let sockets = Arc::<Sockets>::default();
+        let events = Events {
+            backoff: backoff.clone(),
+            counters: counters.clone(),
+            generation: generation.clone(),
+            sockets: sockets.clone(),
+        };
+        let topology = keywords.topology.unwrap_or_default();
+        let failover = match &login {
+            Login::Iam(iam) => {
+                Failover::new(iam.clone(), topology, keywords.max_replica_lag, events)
+            }
+            Login::Password(_) => None,
+        };
+        let follows_the_writer = failover.as_ref().is_some_and(|it| it.follows_the_writer());
         RdsConnectionManager {
             login: Arc::new(login),
+            failover,
             max_lifetime: keywords.max_lifetime.unwrap_or(Some(MAX_LIFETIME)),
             validate_after: keywords.validate_after.unwrap_or(Duration::from_secs(1)),
             ping_timeout,
             leak_detection_threshold: keywords.leak_detection_threshold,
             pool_keywords: keywords.pool,
-            backoff: Arc::default(),
-            counters: Arc::default(),
-            generation: Arc::default(),
+            backoff,
+            counters,
+            generation,
+            sockets: follows_the_writer.then_some(sockets),
             hooks: Arc::new(hooks),
             first: Arc::default(),
+            is_of_pool: false,
             checkouts: Arc::default(),
         }
     }
@@ -200,7 +224,7 @@ impl RdsConnectionManager {
     /// Returns a clone for a new pool. Its first `connect` returns this connection.
     pub(crate) fn for_pool(&self, first: PgConnection) -> RdsConnectionManager {
         let first = Arc::new(Mutex::new(Some(first)));
-        RdsConnectionManager { first, checkouts: Arc::default(), ..self.clone() }
+        RdsConnectionManager { first, is_of_pool: true, checkouts: Arc::default(), ..self.clone() }
     }
 
     /// Whether the connection of [`for_pool`](Self::for_pool) was not asked for yet.
@@ -208,6 +232,9 @@ impl RdsConnectionManager {
         self.first.lock().is_some()
     }
 }
+
+/// For a pool in a failover.
+const LONGEST_SEARCH: Duration = Duration::from_secs(60);
 
 const NO_SOCKET: &str =
     "the connection's socket is not known; connect over TCP on Linux and keep its instrumentation";
@@ -288,73 +315,41 @@ impl RdsConnectionManager {
             born: self.generation.current(),
             generation: self.generation.clone(),
             hooks: self.hooks.clone(),
+            sockets: self.sockets.clone(),
         };
-        let Connected { mut connection, socket } =
-            self.login.connect(&self.backoff, &self.counters)?;
+        let Connected { mut connection, socket, server, is_substitute } = match &self.failover {
+            Some(failover) => {
+                let deadline = Instant::now() + self.longest_search();
+                failover.connect(deadline, self.is_of_pool, || self.checkouts.is_closed())?
+            }
+            None => self.login.connect(&self.backoff, &self.counters)?,
+        };
         let now = Moment::now();
         let jitter = fastrand::f64();
-        Record::start(&mut connection, socket, now, self.max_lifetime, jitter, shared)?;
+        let max_lifetime = match (is_substitute, self.max_lifetime) {
+            (true, Some(lifetime)) => Some(lifetime.min(SUBSTITUTE_LIFETIME)),
+            (true, None) => Some(SUBSTITUTE_LIFETIME),
+            (false, lifetime) => lifetime,
+        };
+        Record::start(&mut connection, socket, now, max_lifetime, jitter, shared)?;
+        if let (Some(record), Some(server)) = (Record::of(&mut connection), server) {
+            record.watch(server);
+        }
         self.hooks.after_connect(&mut connection)?;
         Ok(connection)
     }
 
-    /// The check of a checkout.
-    pub(crate) fn check(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        let record = Record::of(connection);
-        let decision = record.map_or(CheckoutDecision::Ping, |record| {
-            record.checkout_decision(Moment::now(), self.validate_after)
-        });
-        let valid = match decision {
-            CheckoutDecision::Retire(reason) => Err(Error::Retired { reason }),
-            CheckoutDecision::Ping => self.ping(connection),
-            CheckoutDecision::Peek => self.peek(connection),
-        };
-        valid.inspect_err(|error| {
-            log::debug!("{error}");
-            if matches!(error, Error::Ping { .. }) {
-                self.generation.connection_closed();
-            }
-        })
-    }
-
-    /// Calls the hook of a checkout. If it fails on a new connection, this counts as a failed
-    /// login: a pool would log in again and again.
-    pub(crate) fn before_check_out(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        let called = self.hooks.before_check_out(connection);
-        let is_new = Record::of(connection).is_some_and(Record::checked_out);
-        called.inspect_err(|error| match is_new {
-            true => self.login_failed(error),
-            false => log::debug!("{error}"),
-        })
-    }
-
-    /// Whether the connection must not be used again, as its record says.
-    pub(crate) fn is_retired(&self, connection: &mut PgConnection) -> bool {
-        let _ = Self::set_deadline(connection, None);
-        let reason = self.retirement(connection);
-        if let Some(reason) = reason {
-            log::debug!("a connection is retired: {reason}");
-            retire(connection, reason);
-        }
-        let is_closed = reason.is_some() || self.checkouts.is_without_use();
-        if let (false, Some(record)) = (is_closed, Record::of(connection)) {
-            record.checkout = None;
-        }
-        is_closed
-    }
-
-    /// Calls the hook of a check-in, and resets the session.
-    pub(crate) fn release(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        let released = self.hooks.after_release(connection, self.ping_timeout);
-        released.inspect_err(|error| log::debug!("{error}"))?;
-        match self.retirement(connection) {
-            Some(reason) => Err(Error::Retired { reason }),
-            None => Ok(()),
-        }
+    /// In a [`Pool`](crate::Pool) the waiting threads have their own timeouts. A failed login would
+    /// start r2d2's back-off, which cannot be ended when there is a new writer.
+    fn longest_search(&self) -> Duration {
+        if self.is_of_pool { LONGEST_SEARCH } else { self.login.longest_retry() }
     }
 
     /// Reports each cause once, until a login succeeds: r2d2 retries without end.
     fn login_failed(&self, error: &Error) {
+        if matches!(error, Error::PoolClosed) {
+            return;
+        }
         let is_new = self.backoff.failed(error, Instant::now());
         let level = if is_new { log::Level::Error } else { log::Level::Debug };
         log::log!(level, "{error}");
@@ -371,69 +366,5 @@ impl RdsConnectionManager {
     /// A pool that is closed needs no connections, unless threads still wait for one in r2d2.
     fn check_open(&self) -> Result<(), Error> {
         if self.checkouts.is_without_use() { Err(Error::PoolClosed) } else { Ok(()) }
-    }
-
-    fn retirement(&self, connection: &mut PgConnection) -> Option<Retirement> {
-        let record = Record::of(connection);
-        let reason = record.and_then(|record| record.retirement(Moment::now()));
-        if reason.is_some() {
-            return reason;
-        }
-        if std::thread::panicking() {
-            return Some(Retirement::Panic);
-        }
-        connection.is_broken().then_some(Retirement::Transaction)
-    }
-
-    /// If there is something to read, the server is pinged: a notification that we did not expect
-    /// can be followed by the end of the connection.
-    fn peek(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        self.counters.peeked();
-        let has_input = peek(connection).inspect_err(|_| retire(connection, Retirement::Closed))?;
-        if has_input { self.ping(connection) } else { Ok(()) }
-    }
-
-    fn ping(&self, connection: &mut PgConnection) -> Result<(), Error> {
-        self.counters.pinged();
-        let generation = self.generation.current();
-        let role_check = self.role_check(connection);
-        let answer = ping(connection, role_check, self.ping_timeout);
-        let Some(record) = Record::of(connection) else { return answer.map(|_| ()) };
-        match answer {
-            Ok(role) => {
-                record.ping_succeeded(generation);
-                if let Role::Reader = role {
-                    record.is_on_a_reader();
-                }
-                Ok(())
-            }
-            Err(error) => {
-                record.retire(match error {
-                    Error::Retired { reason } => reason,
-                    _ => Retirement::FailedCheck,
-                });
-                Err(error)
-            }
-        }
-    }
-
-    fn role_check(&self, connection: &mut PgConnection) -> Option<RoleCheck> {
-        let wanted = match &*self.login {
-            // Each endpoint accepts writes.
-            Login::Iam(iam) if iam.conninfo.is_dsql => return None,
-            Login::Iam(iam) => iam.conninfo.role_check(),
-            Login::Password(password) => password.role_check,
-        };
-        if let Some(query) = wanted {
-            return Some(RoleCheck { query, is_required: true });
-        }
-        Record::of(connection)?.role_check()
-    }
-}
-
-/// Records why the connection will be closed.
-fn retire(connection: &mut PgConnection, reason: Retirement) {
-    if let Some(record) = Record::of(connection) {
-        record.retire(reason);
     }
 }

@@ -1,0 +1,87 @@
+//! [`Role`]: what `target_session_attrs` asks for.
+
+use crate::login::session::Server;
+
+/// What `target_session_attrs` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Any,
+    ReadWrite,
+    ReadOnly,
+    Primary,
+    Standby,
+    PreferStandby,
+}
+
+impl Role {
+    /// libpq has checked the value.
+    pub(super) fn of(target_session_attrs: &str) -> Role {
+        match target_session_attrs {
+            "read-write" => Role::ReadWrite,
+            "read-only" => Role::ReadOnly,
+            "primary" => Role::Primary,
+            "standby" => Role::Standby,
+            "prefer-standby" => Role::PreferStandby,
+            _ => Role::Any,
+        }
+    }
+
+    pub(super) fn is_of_writer(self) -> bool {
+        matches!(self, Role::ReadWrite | Role::Primary)
+    }
+
+    pub(super) fn is_of_reader(self) -> bool {
+        matches!(self, Role::Standby | Role::PreferStandby | Role::ReadOnly)
+    }
+
+    pub(super) fn fits(self, server: &Server) -> bool {
+        let Server { in_recovery, is_read_only, .. } = *server;
+        match self {
+            Role::Any => true,
+            Role::ReadWrite => !in_recovery && !is_read_only,
+            Role::ReadOnly => in_recovery || is_read_only,
+            Role::Primary => !in_recovery,
+            Role::Standby | Role::PreferStandby => in_recovery,
+        }
+    }
+
+    /// Says in libpq's words that a server does not fit.
+    pub(super) fn complaint(self) -> &'static str {
+        match self {
+            Role::ReadWrite => "session is read-only",
+            Role::ReadOnly => "session is not read-only",
+            Role::Primary => "server is in hot standby mode",
+            _ => "server is not in hot standby mode",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::ServerId;
+
+    #[test]
+    fn fits_as_in_libpq() {
+        let server = |in_recovery, is_read_only| Server {
+            in_recovery,
+            is_read_only,
+            timeline: None,
+            id: ServerId(String::new()),
+        };
+        // On a writer, on a writer with default_transaction_read_only, on a reader.
+        let cases = [
+            ("any", [true, true, true]),
+            ("read-write", [true, false, false]),
+            ("read-only", [false, true, true]),
+            ("primary", [true, true, false]),
+            ("standby", [false, false, true]),
+            ("prefer-standby", [false, false, true]),
+        ];
+        for (text, expected) in cases {
+            let role = Role::of(text);
+            let servers = [server(false, false), server(false, true), server(true, false)];
+            assert_eq!(servers.map(|server| role.fits(&server)), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The thread that logs in at one host, and watches the role of its server.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::state::{LINGER, SUBSTITUTION, State};
+use super::{Failover, Role};
+use crate::error::{Error, Outlook};
+use crate::login::Target;
+use crate::login::session::Session;
+
+/// Between two questions for the role of a server.
+const POLL: Duration = Duration::from_millis(50);
+/// Before the next attempt at a host that refused TCP connections or starts.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Before the next attempt after another failure, and between two logins at one host.
+const LONG_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a server is good for.
+#[derive(Debug, PartialEq)]
+enum Use {
+    Fits,
+    /// The writer, because there is no reader.
+    Substitute,
+    No,
+}
+
+impl Failover {
+    /// Starts the thread. With `search` it watches the host for this search from the start.
+    pub(super) fn start_watch(
+        self: &Arc<Self>,
+        state: &mut State,
+        target: Arc<Target>,
+        search: Option<u64>,
+    ) {
+        let (failover, key) = (self.clone(), target.host.to_string());
+        let login = target.clone();
+        let thread = thread::Builder::new().name("rds-iam-login".into());
+        if let Err(error) = thread.spawn(move || failover.watch(&login, search)) {
+            state.attempt_ended(&key);
+            let cause = diesel::ConnectionError::BadConnection(format!(
+                "cannot start a thread: {error}; raise the limit of threads"
+            ));
+            let error = Error::connect(target.to_string(), target.login(), cause);
+            state.found_other_role(&key, error, search, Instant::now());
+        }
+    }
+
+    fn watch(self: &Arc<Self>, target: &Arc<Target>, mut search: Option<u64>) {
+        let key = target.host.to_string();
+        loop {
+            let started = Instant::now();
+            let outcome = Session::log_in(&self.iam, target, &self.cluster);
+            self.events.counters.login(outcome.as_ref().err(), started.elapsed());
+            let error = match outcome {
+                Ok(session) => match self.watch_session(target, session, &mut search) {
+                    Some(lost) => lost,
+                    None => return,
+                },
+                Err(error) => {
+                    self.events.backoff.host_failed(&error);
+                    log::debug!("{error}");
+                    self.lock().attempt_ended(&key);
+                    error
+                }
+            };
+            let pause = match error.outlook() {
+                Outlook::Starting => PAUSE,
+                _ => LONG_PAUSE.saturating_sub(started.elapsed()).max(PAUSE),
+            };
+            let is_permanent = error.outlook() == Outlook::Permanent;
+            search = self.lock().found_other_role(&key, error, search, Instant::now());
+            self.changed.notify_all();
+            let Some(id) = search else { return };
+            if is_permanent || self.is_superseded(target) || !self.pause(id, pause) {
+                return;
+            }
+            self.lock().attempt_started(&key);
+        }
+    }
+
+    /// Watches the role of a server. Returns why the session was lost, or `None` if it is not
+    /// needed any more.
+    fn watch_session(
+        self: &Arc<Self>,
+        target: &Arc<Target>,
+        mut session: Session,
+        search: &mut Option<u64>,
+    ) -> Option<Error> {
+        let key = target.host.to_string();
+        self.learn_nodes(target, &mut session);
+        let mut is_first = true;
+        loop {
+            let mut state = self.lock();
+            if std::mem::take(&mut is_first) {
+                state.attempt_ended(&key);
+            }
+            let now = Instant::now();
+            let is_substitute = match self.use_of(&state, &key, &session, now) {
+                Use::Fits => false,
+                Use::Substitute => true,
+                Use::No => {
+                    let error = self.other_role(target);
+                    *search = state.found_other_role(&key, error, *search, now);
+                    drop(state);
+                    self.changed.notify_all();
+                    let id = (*search)?;
+                    if self.is_superseded(target) {
+                        self.lock().stop_watching(&key);
+                        return None;
+                    }
+                    if !self.pause(id, POLL) {
+                        return None;
+                    }
+                    match session.refresh(&self.cluster) {
+                        Ok(()) => continue,
+                        Err(error) => {
+                            let cause = diesel::ConnectionError::CouldntSetupConfiguration(error);
+                            return Some(Error::connect(target.to_string(), target.login(), cause));
+                        }
+                    }
+                }
+            };
+            self.deliver(state, target, session, is_substitute, now);
+            return None;
+        }
+    }
+
+    fn learn_nodes(&self, target: &Target, session: &mut Session) {
+        if self.cluster.is_due(self.max_replica_lag.is_some(), Instant::now()) {
+            let region = target.endpoint.region();
+            session.within_limit(|connection| {
+                self.cluster.fetch(connection, self.topology, &self.domains, region);
+            });
+        }
+    }
+
+    fn use_of(&self, state: &State, key: &str, session: &Session, now: Instant) -> Use {
+        let server = &session.server;
+        let is_writer = !server.in_recovery;
+        // Each server that accepts writes is recorded, so that an older one is known.
+        let is_newest = !is_writer || self.cluster.is_newest(server.timeline, now);
+        if self.role.fits(server) && is_newest && !self.is_behind(key) {
+            return Use::Fits;
+        }
+        let may_be_writer = self.role == Role::PreferStandby && is_newest;
+        let has_no_reader = state.is_without_readers(now) || state.others_were_tried(key, now);
+        if may_be_writer && has_no_reader { Use::Substitute } else { Use::No }
+    }
+
+    /// Whether this node is a reader that must not be used.
+    fn is_behind(&self, key: &str) -> bool {
+        let Some(max) = self.max_replica_lag.filter(|_| self.role.is_of_reader()) else {
+            return false;
+        };
+        let nodes = self.cluster.nodes();
+        let node = nodes
+            .iter()
+            .find(|node| self.target_of(node).is_some_and(|target| target.host.to_string() == key));
+        node.is_some_and(|node| node.lag > Some(max))
+    }
+
+    fn other_role(&self, target: &Target) -> Error {
+        let complaint = self.role.complaint().to_owned();
+        let cause = diesel::ConnectionError::BadConnection(complaint);
+        let error = Error::connect(target.to_string(), target.login(), cause);
+        self.events.backoff.host_failed(&error);
+        error
+    }
+
+    /// Whether the target is an endpoint that leads to a node, and the nodes are watched under
+    /// their own names.
+    fn is_superseded(&self, target: &Target) -> bool {
+        target.is_alias()
+            && !self.role.is_of_reader()
+            && self.lock().has_another_hope(&target.host.to_string())
+    }
+
+    /// Waits. Returns `false` if the search has ended.
+    fn pause(&self, search: u64, pause: Duration) -> bool {
+        let end = Instant::now() + pause;
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            if !state.is_wanted(search, now) {
+                return false;
+            }
+            if now >= end {
+                return true;
+            }
+            self.changed.wait_until(&mut state, end);
+        }
+    }
+
+    /// Hands the connection to the threads that wait.
+    fn deliver(
+        self: &Arc<Self>,
+        mut state: parking_lot::MutexGuard<'_, State>,
+        target: &Arc<Target>,
+        session: Session,
+        is_substitute: bool,
+        now: Instant,
+    ) {
+        let Session { mut connected, server } = session;
+        connected.is_substitute = is_substitute;
+        let search = state.found(target, now);
+        if is_substitute {
+            state.without_readers(now);
+        } else if self.role.is_of_reader() {
+            state.has_readers();
+        }
+        if self.role.is_of_writer() {
+            if let Some(took) = search {
+                self.writer_found(&mut state, target, &server.id, took);
+            }
+            state.trust(self.events.generation.current());
+            self.start_stall_check();
+        }
+        let number = state.arrive(connected);
+        self.changed.notify_all();
+        let end = now + LINGER;
+        while state.is_there(number) && Instant::now() < end {
+            self.changed.wait_until(&mut state, end);
+        }
+        let unused = state.take_back(number);
+        drop(state);
+        drop(unused);
+    }
+
+    /// Ends all connections to other servers: some threads may wait for an answer there.
+    fn writer_found(
+        &self,
+        state: &mut State,
+        target: &Arc<Target>,
+        server: &crate::connection::ServerId,
+        took: Duration,
+    ) {
+        let ended = self.events.sockets.abort_all_but(server);
+        let is_another = state.preferred().is_none_or(|known| known.host != target.host);
+        let level = if is_another && ended > 0 { log::Level::Warn } else { log::Level::Debug };
+        log::log!(
+            level,
+            "the writer is {} (found after {took:.1?}; {ended} other connections are closed)",
+            target.host
+        );
+        state.prefer(target.clone());
+    }
+}
+
+/// The life of a connection to the writer that takes the place of one to a reader.
+pub(crate) const SUBSTITUTE_LIFETIME: Duration = SUBSTITUTION;
