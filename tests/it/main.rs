@@ -18,6 +18,8 @@ mod environment;
 mod examples;
 mod exit;
 #[cfg(target_os = "linux")]
+mod failover;
+#[cfg(target_os = "linux")]
 mod faults;
 mod guide;
 mod hooks;
