@@ -44,9 +44,11 @@ impl Failover {
         let ended = state.ended();
         while state.ended() == ended && self.stalled(least).is_some() {
             let now = Instant::now();
-            if state.is_searching() {
-                state.want(now);
+            if !state.is_searching() {
+                // Without a first host: the one that hangs would be it.
+                state.start_search(None, now);
             }
+            state.want(now);
             self.search(&mut state, now);
             self.changed.wait_until(&mut state, now + TICK);
         }

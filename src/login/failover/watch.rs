@@ -207,6 +207,7 @@ impl Failover {
         let search = state.found(target, now);
         if is_substitute {
             state.without_readers(now);
+            state.prefer(target.clone());
         } else if self.role.is_of_reader() {
             state.has_readers();
         }
