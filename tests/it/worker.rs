@@ -115,8 +115,9 @@ fn insert(connection: &mut PgConnection, jobs: i64, seconds: f64) {
 fn end_a_session(superuser: &mut PgConnection) -> bool {
     let victim =
         "SELECT pid, state FROM pg_stat_activity WHERE usename = 'app' ORDER BY random() LIMIT 1";
-    let end =
-        format!("SELECT state <> 'idle' AND pg_terminate_backend(pid) FROM ({victim}) victim");
+    // A session that has just started has no state.
+    let is_active = "coalesce(state <> 'idle', false)";
+    let end = format!("SELECT {is_active} AND pg_terminate_backend(pid) FROM ({victim}) victim");
     diesel::dsl::sql::<Bool>(&end).get_result(superuser).optional().unwrap().unwrap_or(false)
 }
 
