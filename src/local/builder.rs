@@ -2,16 +2,18 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use diesel::connection::SimpleConnection;
 
 use super::certificates::Certificates;
+use super::cluster::{Cluster, MOST_REPLICAS, Settings};
 use super::dsql::{CLUSTER, Proxy, SYS};
-use super::judge::Judge;
+use super::judge::{Entrance, Judge};
 use super::ldap::Listener;
 use super::server::{Access, Server, free_port, port_of};
-use super::{LOCALHOST, LocalRds, failed};
+use super::{LOCALHOST, LocalRds, One, Servers, failed};
 use crate::conninfo::LONGEST_NAME;
 use crate::error::Error;
 use crate::token::{Endpoint, hex};
@@ -26,6 +28,8 @@ pub struct Builder {
     authority: String,
     users: Vec<String>,
     is_dsql: bool,
+    replicas: usize,
+    dns_lag: Duration,
 }
 
 impl Default for Builder {
@@ -37,6 +41,8 @@ impl Default for Builder {
             authority: "LocalRds root".into(),
             users: vec![LocalRds::USER.into()],
             is_dsql: false,
+            replicas: 0,
+            dns_lag: Duration::from_secs(30),
         }
     }
 }
@@ -81,6 +87,37 @@ impl Builder {
     /// Defaults to [`LocalRds::USER`] only.
     pub fn iam_user(mut self, name: impl Into<String>) -> Self {
         self.users.push(name.into());
+        self
+    }
+
+    /// Starts a cluster: a writer, and this number of replicas with streaming replication. At most
+    /// 15, as in Aurora. Only on Linux.
+    ///
+    /// - All nodes listen on the same port: node 0 on 127.0.0.1, node 1 on 127.0.0.2.
+    /// - The host names are those of RDS: `local.cluster-localrds.REGION.rds.amazonaws.com` is the
+    ///   endpoint of the cluster, `local.cluster-ro-localrds.REGION.rds.amazonaws.com` that of the
+    ///   readers, and `node-1.localrds.REGION.rds.amazonaws.com` that of node 0.
+    /// - A node accepts tokens for its own endpoint and for the endpoints of cluster and readers.
+    ///   [`endpoint`](Self::endpoint) cannot be set.
+    /// - Each node has the functions by which clients find the nodes: `aurora_replica_status()`,
+    ///   `aurora_db_instance_identifier()`, `aurora_global_db_instance_status()`,
+    ///   `rds_tools.show_topology()`, `rds_tools.dbi_resource_id()` and
+    ///   `rds_tools.multi_az_db_cluster_source_dbi_resource_id()`. All nodes return the current
+    ///   roles, a former writer too.
+    /// - Replication is synchronous: a COMMIT waits for all replicas that run.
+    ///
+    /// Defaults to 0: one server without these names and functions.
+    pub fn replicas(mut self, replicas: usize) -> Self {
+        self.replicas = replicas;
+        self
+    }
+
+    /// Sets how long the names of a cluster and of its readers still lead to the old nodes after a
+    /// change, as DNS does.
+    ///
+    /// Defaults to 30 s.
+    pub fn dns_lag(mut self, lag: Duration) -> Self {
+        self.dns_lag = lag;
         self
     }
 
@@ -129,20 +166,24 @@ impl Builder {
     /// Starts the server and waits until it accepts connections.
     ///
     /// # Errors
-    /// - [`Error::Config`] if the endpoint, the region or a user is invalid.
+    /// - [`Error::Config`] if the endpoint, the region or a user is invalid, or if `replicas` are
+    ///   combined with `dsql` or `endpoint`.
     /// - [`Error::Local`] as in [`LocalRds::start`].
     pub fn start(mut self) -> Result<LocalRds, Error> {
         if self.is_dsql {
             self.users.push(ADMIN.into());
         }
         self.check_users()?;
+        if self.replicas > 0 {
+            return self.start_cluster();
+        }
         let (host, port) = self.endpoint.clone().unwrap_or((self.default_host(), UNKNOWN_PORT));
         let endpoint = Endpoint::new(&host, port, &self.region).map_err(invalid_setting)?;
         self.names.extend([endpoint.host().to_owned(), LOCALHOST.to_owned()]);
         let certificates = Certificates::new(&self.names, Ipv4Addr::LOCALHOST, &self.authority)?;
         let key_pair = new_key_pair()?;
         let judge = Arc::new(Judge::new(endpoint, key_pair.clone()));
-        let ldap = Listener::start(judge.clone())?;
+        let ldap = Listener::start(judge.clone(), Entrance::default())?;
         let listener = self.is_dsql.then(free_port).transpose()?;
         let access = match &listener {
             Some(listener) => Access::Socket(port_of(listener)?),
@@ -153,7 +194,7 @@ impl Builder {
         if self.endpoint.is_none() {
             judge.set_endpoint(Endpoint::new(&host, server.port(), &self.region)?);
         }
-        let password = format!("local-rds-password-{}", random_hex()?);
+        let password = new_password()?;
         create_roles(&server, &self.users, &password)?;
         let proxy = match listener {
             Some(listener) => {
@@ -163,16 +204,38 @@ impl Builder {
             }
             None => None,
         };
-        Ok(LocalRds {
-            proxy,
-            server,
-            _ldap: ldap,
-            judge,
-            key_pair,
-            password,
-            names: self.names,
+        let (names, authority) = (self.names, self.authority);
+        let one = One { proxy, server, _ldap: ldap, names, authority };
+        Ok(LocalRds { servers: Servers::One(Box::new(one)), judge, key_pair, password })
+    }
+
+    fn start_cluster(self) -> Result<LocalRds, Error> {
+        self.check_cluster()?;
+        let settings = Settings {
+            replicas: self.replicas,
+            dns_lag: self.dns_lag,
+            region: self.region,
+            certificate_names: self.names,
             authority: self.authority,
-        })
+        };
+        let key_pair = new_key_pair()?;
+        let password = new_password()?;
+        let (cluster, judge) = Cluster::start(
+            &settings,
+            |endpoint| Judge::new(endpoint, key_pair.clone()),
+            |server| create_roles(server, &self.users, &password),
+        )?;
+        Ok(LocalRds { servers: Servers::Cluster(cluster), judge, key_pair, password })
+    }
+
+    fn check_cluster(&self) -> Result<(), Error> {
+        let excluded = match (self.is_dsql, &self.endpoint) {
+            (true, _) => "replicas exclude dsql; remove one of them",
+            (_, Some(_)) => "replicas exclude endpoint; remove one of them",
+            _ if self.replicas > MOST_REPLICAS => "a cluster has at most 15 replicas; use fewer",
+            _ => return Ok(()),
+        };
+        Err(Error::Config(excluded.into()))
     }
 
     fn default_host(&self) -> String {
@@ -217,6 +280,10 @@ fn new_key_pair() -> Result<Credentials, Error> {
     let id = random_hex()?.to_uppercase();
     let secret = format!("local-rds-secret-{}", random_hex()?);
     Ok(Credentials::new(format!("AKIA{}", &id[..16]), secret, None, None, "LocalRds"))
+}
+
+fn new_password() -> Result<String, Error> {
+    Ok(format!("local-rds-password-{}", random_hex()?))
 }
 
 fn random_hex() -> Result<String, Error> {

@@ -1,4 +1,4 @@
-//! Creates a certificate authority for one server, and that server's certificate.
+//! Creates a certificate authority, and the certificates of its servers.
 
 use std::net::Ipv4Addr;
 
@@ -12,12 +12,18 @@ use openssl::pkey::{PKey, Private};
 use openssl::x509::extension::{
     BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName,
 };
-use openssl::x509::{X509, X509Builder, X509Name};
+use openssl::x509::{X509, X509Builder, X509Name, X509NameRef};
 
 use super::failed;
 use crate::error::Error;
 
-/// Certificates and key as PEM. The key of the authority is discarded.
+/// A certificate authority with its key.
+pub(super) struct Authority {
+    root: X509,
+    key: PKey<Private>,
+}
+
+/// Certificates and key as PEM, without the key of the authority.
 pub(super) struct Certificates {
     pub(super) authority: Vec<u8>,
     pub(super) server: Vec<u8>,
@@ -30,32 +36,57 @@ impl Certificates {
         address: Ipv4Addr,
         authority: &str,
     ) -> Result<Certificates, Error> {
-        make(names, address, authority).map_err(failed("cannot create certificates"))
+        Authority::new(authority)?.issue(names, address)
     }
 }
 
-fn make(names: &[String], address: Ipv4Addr, authority: &str) -> Result<Certificates, ErrorStack> {
-    let authority_key = new_key()?;
+impl Authority {
+    pub(super) fn new(name: &str) -> Result<Authority, Error> {
+        new_authority(name).map_err(failed("cannot create certificates"))
+    }
+
+    /// Returns the certificate of the authority as PEM.
+    pub(super) fn certificate(&self) -> Result<Vec<u8>, Error> {
+        self.root.to_pem().map_err(failed("cannot create certificates"))
+    }
+
+    /// Creates the certificate of a server with these names and this address.
+    pub(super) fn issue(&self, names: &[String], address: Ipv4Addr) -> Result<Certificates, Error> {
+        issue(self, names, address).map_err(failed("cannot create certificates"))
+    }
+}
+
+fn new_authority(name: &str) -> Result<Authority, ErrorStack> {
+    let key = new_key()?;
     // Each authority has a different name. With equal names OpenSSL checks a signature against the
     // authority of another LocalRds and reports "EVP lib".
     let mut serial = BigNum::new()?;
     serial.rand(64, MsbOption::MAYBE_ZERO, false)?;
-    let authority_name = common_name(&format!("{authority} {}", serial.to_hex_str()?))?;
-    let mut root = certificate(&authority_key, &authority_name, &authority_name)?;
+    let name = common_name(&format!("{name} {}", serial.to_hex_str()?))?;
+    let mut root = certificate(&key, &name, &name)?;
     root.append_extension(BasicConstraints::new().critical().ca().build()?)?;
     root.append_extension(KeyUsage::new().critical().key_cert_sign().crl_sign().build()?)?;
-    let root = signed(root, &authority_key)?;
+    let root = signed(root, &key)?;
+    Ok(Authority { root, key })
+}
 
+fn issue(
+    authority: &Authority,
+    names: &[String],
+    address: Ipv4Addr,
+) -> Result<Certificates, ErrorStack> {
+    let root = &authority.root;
     let server_key = new_key()?;
-    let mut server = certificate(&server_key, &common_name("LocalRds")?, &authority_name)?;
+    let subject = common_name("LocalRds")?;
+    let mut server = certificate(&server_key, &subject, root.subject_name())?;
     let mut alternatives = SubjectAlternativeName::new();
     names.iter().for_each(|name| {
         alternatives.dns(name);
     });
     alternatives.ip(&address.to_string());
-    server.append_extension(alternatives.build(&server.x509v3_context(Some(&root), None))?)?;
+    server.append_extension(alternatives.build(&server.x509v3_context(Some(root), None))?)?;
     server.append_extension(ExtendedKeyUsage::new().server_auth().build()?)?;
-    let server = signed(server, &authority_key)?;
+    let server = signed(server, &authority.key)?;
 
     Ok(Certificates {
         authority: root.to_pem()?,
@@ -77,8 +108,8 @@ fn common_name(name: &str) -> Result<X509Name, ErrorStack> {
 
 fn certificate(
     key: &PKey<Private>,
-    subject: &X509Name,
-    issuer: &X509Name,
+    subject: &X509NameRef,
+    issuer: &X509NameRef,
 ) -> Result<X509Builder, ErrorStack> {
     let mut serial = BigNum::new()?;
     serial.rand(127, MsbOption::MAYBE_ZERO, false)?;

@@ -32,8 +32,19 @@ pub struct Attempt {
     pub signed_at: Option<SystemTime>,
     /// The SHA-256 of the token, in hexadecimal. It identifies a token without storing it.
     pub token_sha256: String,
+    /// The node at which the login arrived. It is 0 without
+    /// [`replicas`](super::Builder::replicas).
+    pub node: usize,
     /// `Ok` if the login was admitted, otherwise the reason why it was refused.
     pub verdict: Result<(), Refusal>,
+}
+
+/// Where a login arrives.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Entrance {
+    pub(super) node: usize,
+    /// The endpoints for which tokens are accepted besides the judge's endpoint.
+    pub(super) endpoints: Vec<Endpoint>,
 }
 
 impl fmt::Debug for Attempt {
@@ -80,9 +91,9 @@ impl Judge {
     }
 
     /// Returns whether `user` may log in with `password`.
-    pub(super) fn admits(&self, user: &str, password: &str) -> bool {
+    pub(super) fn admits(&self, entrance: &Entrance, user: &str, password: &str) -> bool {
         let at = self.clock.now();
-        let verdict = self.verdict(user, password, at);
+        let verdict = self.verdict(entrance, user, password, at);
         let admitted = verdict.is_ok();
         // A logger may call methods of the LocalRds, so no lock is held here.
         match &verdict {
@@ -96,12 +107,19 @@ impl Judge {
         }
         let signed_at = Request::parse(password).ok().and_then(|request| request.signed_at().ok());
         let (user, token_sha256) = (user.to_owned(), sha256(password));
-        let attempt = Attempt { at, user, signed_at, token_sha256, verdict };
+        let node = entrance.node;
+        let attempt = Attempt { at, user, signed_at, token_sha256, node, verdict };
         self.state.lock().attempts.push(attempt);
         admitted
     }
 
-    fn verdict(&self, user: &str, password: &str, at: SystemTime) -> Result<(), Refusal> {
+    fn verdict(
+        &self,
+        entrance: &Entrance,
+        user: &str,
+        password: &str,
+        at: SystemTime,
+    ) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         if state.refuse_next > 0 {
             state.refuse_next -= 1;
@@ -110,7 +128,12 @@ impl Judge {
         let State { endpoint, key_pairs, .. } = &*state;
         let (endpoint, key_pairs) = (endpoint.clone(), key_pairs.clone());
         drop(state);
-        judge(password, user, &endpoint, &key_pairs, at)
+        let verdict_for = |endpoint| judge(password, user, endpoint, &key_pairs, at);
+        let others = entrance.endpoints.iter();
+        others.fold(verdict_for(&endpoint), |verdict, other| match verdict {
+            Err(Refusal::Endpoint) => verdict_for(other),
+            verdict => verdict,
+        })
     }
 
     pub(super) fn attempts(&self) -> Vec<Attempt> {

@@ -16,7 +16,7 @@ use ldap3_proto::proto::{
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::failed;
-use super::judge::Judge;
+use super::judge::{Entrance, Judge};
 use crate::error::Error;
 
 /// PostgreSQL sends `uid=USER,dc=rds` and does not escape the user's name.
@@ -34,13 +34,13 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    pub(super) fn start(judge: Arc<Judge>) -> Result<Listener, Error> {
+    pub(super) fn start(judge: Arc<Judge>, entrance: Entrance) -> Result<Listener, Error> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .map_err(failed("cannot listen on 127.0.0.1"))?;
         let address = listener.local_addr().map_err(failed("cannot listen on 127.0.0.1"))?;
         let ended = Arc::new(AtomicBool::new(false));
         let seen = ended.clone();
-        let thread = std::thread::spawn(move || serve(&listener, &judge, &seen));
+        let thread = std::thread::spawn(move || serve(&listener, &judge, &entrance, &seen));
         Ok(Listener { address, ended, thread: Some(thread) })
     }
 
@@ -61,24 +61,24 @@ impl Drop for Listener {
     }
 }
 
-fn serve(listener: &TcpListener, judge: &Arc<Judge>, ended: &AtomicBool) {
+fn serve(listener: &TcpListener, judge: &Arc<Judge>, entrance: &Entrance, ended: &AtomicBool) {
     for stream in listener.incoming() {
         if ended.load(Ordering::SeqCst) {
             return;
         }
-        let judge = judge.clone();
+        let (judge, entrance) = (judge.clone(), entrance.clone());
         // Each backend of PostgreSQL opens its own connection, and backends run in parallel.
         std::thread::spawn(move || {
-            if let Err(error) = stream.and_then(|stream| attend(&stream, &judge)) {
+            if let Err(error) = stream.and_then(|stream| attend(&stream, &judge, &entrance)) {
                 log::debug!("LocalRds could not answer PostgreSQL's LDAP bind: {error}");
             }
         });
     }
 }
 
-fn attend(stream: &TcpStream, judge: &Judge) -> io::Result<()> {
+fn attend(stream: &TcpStream, judge: &Judge, entrance: &Entrance) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    converse(stream, stream, |user, password| judge.admits(user, password))
+    converse(stream, stream, |user, password| judge.admits(entrance, user, password))
 }
 
 /// Serves one connection: answers binds until an unbind or the end of input.

@@ -22,6 +22,7 @@
 mod builder;
 mod certificates;
 mod clock;
+mod cluster;
 mod dsql;
 mod folder;
 mod judge;
@@ -42,6 +43,8 @@ use diesel::connection::SimpleConnection;
 
 pub use builder::Builder;
 pub use clock::Clock;
+use cluster::Cluster;
+pub use cluster::{Condition, NodeStatus};
 pub use judge::Attempt;
 pub use refusal::Refusal;
 #[cfg(fuzzing)]
@@ -61,16 +64,28 @@ const LOCALHOST: &str = "localhost";
 /// A running PostgreSQL server whose users with the role `rds_iam` log in with a token, and only
 /// over TLS, as on RDS.
 ///
-/// It listens on a free port of 127.0.0.1 and has one database, [`DATABASE`](Self::DATABASE).
+/// It listens on a free port of 127.0.0.1 and has one database, [`DATABASE`](Self::DATABASE). With
+/// [`replicas`](Builder::replicas) it is a cluster of several servers.
 pub struct LocalRds {
+    // Dropped first, because it asks the judge.
+    servers: Servers,
+    judge: Arc<Judge>,
+    key_pair: Credentials,
+    password: String,
+}
+
+enum Servers {
+    One(Box<One>),
+    Cluster(Cluster),
+}
+
+/// A server without replicas.
+struct One {
     /// Only with the dialect of Aurora DSQL.
     proxy: Option<Proxy>,
     server: Server,
     // Dropped after the server, because fields are dropped in this order.
     _ldap: Listener,
-    judge: Arc<Judge>,
-    key_pair: Credentials,
-    password: String,
     /// The host names in the server's certificate.
     names: Vec<String>,
     /// The name of the certificate authority.
@@ -105,6 +120,9 @@ impl LocalRds {
     ///
     /// Without [`credentials`](Self::credentials) a manager for it does not log in: use
     /// [`manager`](Self::manager) or [`environment`](Self::environment).
+    ///
+    /// That of a cluster lists all nodes with their addresses, and leads to the writer without
+    /// DNS. A token is for one node, so a program signs for each node of the list.
     pub fn database_url(&self) -> String {
         self.database_url_for(Self::USER)
     }
@@ -114,6 +132,9 @@ impl LocalRds {
         let endpoint = self.judge.endpoint();
         let mut url = self.plain_url(&encode(user));
         url.push_str(&format!("&region_name={}", endpoint.region()));
+        if matches!(self.servers, Servers::Cluster(_)) {
+            return url;
+        }
         if endpoint.host() != LOCALHOST {
             url.push_str(&format!("&iam_host={}", endpoint.host()));
         }
@@ -131,23 +152,41 @@ impl LocalRds {
     }
 
     fn plain_url(&self, user: &str) -> String {
+        match &self.servers {
+            Servers::One(_) => self.url_with(user, &format!("{LOCALHOST}:{}", self.port()), ""),
+            Servers::Cluster(cluster) => {
+                let (hosts, addresses) = cluster.hosts();
+                let writer = format!("hostaddr={addresses}&target_session_attrs=read-write&");
+                self.url_with(user, &hosts, &writer)
+            }
+        }
+    }
+
+    /// Returns a connection string. `parameters` end with '&' unless they are empty.
+    fn url_with(&self, user: &str, hosts: &str, parameters: &str) -> String {
         let root = self.ca_file().to_string_lossy();
         let root = root.split('/').map(encode).collect::<Vec<_>>().join("/");
-        let (port, database) = (self.port(), Self::DATABASE);
+        let database = Self::DATABASE;
         format!(
-            "postgres://{user}@{LOCALHOST}:{port}/{database}?sslmode=verify-full&sslrootcert={root}"
+            "postgres://{user}@{hosts}/{database}?{parameters}sslmode=verify-full&sslrootcert={root}"
         )
     }
 
-    /// Returns the port on 127.0.0.1.
+    /// Returns the port on 127.0.0.1. All nodes of a cluster have the same port.
     pub fn port(&self) -> u16 {
-        self.server.port()
+        match &self.servers {
+            Servers::One(one) => one.server.port(),
+            Servers::Cluster(cluster) => cluster.port(),
+        }
     }
 
     /// Returns the path of the certificate (PEM) of the authority that signed the server's
     /// certificate.
     pub fn ca_file(&self) -> &Path {
-        self.server.ca_file()
+        match &self.servers {
+            Servers::One(one) => one.server.ca_file(),
+            Servers::Cluster(cluster) => cluster.ca_file(),
+        }
     }
 
     /// Returns the key pair that the server trusts from the start.
@@ -163,10 +202,12 @@ impl LocalRds {
     /// Returns the environment variables with which a program that uses this crate, an AWS SDK or
     /// libpq logs in to this server.
     ///
-    /// They contain the secret access key.
+    /// They contain the secret access key. Those of a cluster also have its
+    /// [`cluster_url`](Self::cluster_url) as `RDS_IAM_LOCAL_CLUSTER_URL`, and its
+    /// [`hosts_file`](Self::hosts_file) as `RDS_IAM_LOCAL_HOSTS`.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let verdict_file = self.judge.verdict_file().unwrap_or(Path::new(""));
-        vec![
+        let mut variables = vec![
             ("DATABASE_URL", self.database_url()),
             ("PGSSLROOTCERT", self.ca_file().to_string_lossy().into_owned()),
             ("AWS_ACCESS_KEY_ID", self.key_pair.access_key_id().to_owned()),
@@ -176,7 +217,13 @@ impl LocalRds {
             ("AWS_REGION", self.judge.endpoint().region().to_owned()),
             // `rds-iam doctor` reads it.
             ("RDS_IAM_LOCAL_VERDICT", verdict_file.to_string_lossy().into_owned()),
-        ]
+        ];
+        if matches!(self.servers, Servers::Cluster(_)) {
+            let hosts = self.hosts_file().to_string_lossy().into_owned();
+            variables.push(("RDS_IAM_LOCAL_CLUSTER_URL", self.cluster_url()));
+            variables.push(("RDS_IAM_LOCAL_HOSTS", hosts));
+        }
+        variables
     }
 
     /// Returns a manager of connections as [`USER`](Self::USER).
@@ -187,54 +234,81 @@ impl LocalRds {
         self.manager_builder().build(self.database_url())
     }
 
-    /// Returns a builder of managers that sign with this server's key pair and clock.
+    /// Returns a builder of managers that sign with this server's key pair and clock, and resolve
+    /// the names of a cluster with [`resolve`](Self::resolve).
     pub fn manager_builder(&self) -> crate::builder::Builder {
-        RdsConnectionManager::builder()
+        let builder = RdsConnectionManager::builder()
             .credentials_provider(self.key_pair.clone())
-            .time_source(self.clock())
+            .time_source(self.clock());
+        match &self.servers {
+            Servers::One(_) => builder,
+            Servers::Cluster(cluster) => builder.resolver(cluster.resolver()),
+        }
     }
 
     /// Connects as superuser without TLS and token. Tests use it to create objects or to end
-    /// sessions.
+    /// sessions. In a cluster it connects to the writer.
     ///
     /// # Errors
     /// [`Error::Local`] if the connection fails.
     pub fn superuser(&self) -> Result<PgConnection, Error> {
-        self.server.superuser(Self::DATABASE)
+        match &self.servers {
+            Servers::One(one) => one.server.superuser(Self::DATABASE),
+            Servers::Cluster(cluster) => cluster.superuser(Self::DATABASE),
+        }
     }
 
-    /// Shuts the server down: its sessions end, and its port refuses connections.
+    /// Shuts the server, or all nodes that run, down: the sessions end, and the port refuses
+    /// connections.
     pub fn stop(&self) {
-        self.server.stop();
+        match &self.servers {
+            Servers::One(one) => one.server.stop(),
+            Servers::Cluster(cluster) => cluster.stop(),
+        }
     }
 
     /// Starts the server again with the same data and port, and waits until it accepts connections.
-    /// A running server is shut down first, as in a reboot or a failover.
+    /// A running server is shut down first, as in a reboot or a failover. In a cluster all nodes
+    /// are started again in their roles, except those that were killed or frozen.
     ///
     /// # Errors
     /// [`Error::Local`] if PostgreSQL does not start.
     pub fn restart(&self) -> Result<(), Error> {
-        self.server.restart()
+        match &self.servers {
+            Servers::One(one) => one.server.restart(),
+            Servers::Cluster(cluster) => cluster.restart(),
+        }
     }
 
     /// Restarts the server as a standby that refuses writes, like the old writer after a failover.
     ///
     /// # Errors
-    /// As [`restart`](Self::restart).
+    /// As [`restart`](Self::restart), and for a cluster: use [`failover`](Self::failover).
     pub fn demote(&self) -> Result<(), Error> {
-        self.server.demote()
+        self.one()?.server.demote()
     }
 
     /// Lets a demoted server accept writes again. Its sessions remain open.
     ///
     /// # Errors
-    /// [`Error::Local`] if the server is stopped, or was not demoted.
+    /// [`Error::Local`] if the server is stopped, or was not demoted, and for a cluster.
     pub fn promote(&self) -> Result<(), Error> {
-        let mut superuser = self.superuser()?;
+        let mut superuser = self.one()?.server.superuser(Self::DATABASE)?;
         superuser.batch_execute("SELECT pg_promote()").map_err(failed("cannot promote the server"))
     }
 
-    /// Gives the server a certificate of a new authority, and returns the authority's certificate
+    /// Returns the server without replicas.
+    fn one(&self) -> Result<&One, Error> {
+        match &self.servers {
+            Servers::One(one) => Ok(one),
+            Servers::Cluster(_) => {
+                let text = "demote and promote are for a single server; call failover";
+                Err(failed("the LocalRds is a cluster")(text))
+            }
+        }
+    }
+
+    /// Gives the server, or each node, a certificate of a new authority, and returns the authority's certificate
     /// as PEM.
     ///
     /// [`ca_file`](Self::ca_file) does not change: until the new authority is written there, new
@@ -245,12 +319,16 @@ impl LocalRds {
     /// https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.SSL-certificate-rotation.html
     ///
     /// # Errors
-    /// [`Error::Local`] if the server is stopped.
+    /// [`Error::Local`] if the server, or the writer of the cluster, is stopped.
     pub fn rotate_certificate(&self) -> Result<Vec<u8>, Error> {
-        let certificates = Certificates::new(&self.names, Ipv4Addr::LOCALHOST, &self.authority)?;
-        match &self.proxy {
+        let one = match &self.servers {
+            Servers::One(one) => one,
+            Servers::Cluster(cluster) => return cluster.rotate_certificate(),
+        };
+        let certificates = Certificates::new(&one.names, Ipv4Addr::LOCALHOST, &one.authority)?;
+        match &one.proxy {
             Some(proxy) => proxy.set_certificate(&certificates)?,
-            None => self.server.set_certificate(&certificates)?,
+            None => one.server.set_certificate(&certificates)?,
         }
         Ok(certificates.authority)
     }
@@ -281,7 +359,8 @@ impl LocalRds {
         self.judge.refuse_next(logins);
     }
 
-    /// Returns the endpoint for which tokens must be signed.
+    /// Returns the endpoint for which tokens must be signed. That of a cluster is its cluster
+    /// endpoint. A node also accepts tokens for its own endpoint and for the reader endpoint.
     pub fn endpoint(&self) -> Endpoint {
         self.judge.endpoint()
     }

@@ -104,8 +104,7 @@ pub(super) fn end(process: &mut Option<Child>, signal: &str, watchdog: &Watchdog
     let Some(mut process) = process.take() else { return };
     // A stopped process handles the signal only after SIGCONT.
     for signal in [signal, "CONT"] {
-        let kill = ["-c", "kill -s \"$0\" \"$1\"", signal, &process.id().to_string()];
-        let _ = detached("sh").args(kill).status();
+        send(signal, &[process.id()]);
     }
     let deadline = Instant::now() + END_TIMEOUT;
     while matches!(process.try_wait(), Ok(None)) {
@@ -117,6 +116,59 @@ pub(super) fn end(process: &mut Option<Child>, signal: &str, watchdog: &Watchdog
         std::thread::sleep(POLL_INTERVAL);
     }
     watchdog.watch(None);
+}
+
+/// Sends a signal to processes.
+pub(super) fn send(signal: &str, processes: &[u32]) {
+    let mut kill = detached("sh");
+    kill.args(["-c", "kill -s \"$0\" \"$@\"", signal]);
+    let _ = kill.args(processes.iter().map(u32::to_string)).status();
+}
+
+/// Stops the server and its backends with SIGSTOP, and returns all their process ids.
+pub(super) fn freeze(process: &Child) -> Vec<u32> {
+    let server = process.id();
+    send("STOP", &[server]);
+    // The server starts no more backends when it has stopped.
+    let deadline = Instant::now() + END_TIMEOUT;
+    while stat(server).is_some_and(|(state, _)| state != "T") && Instant::now() < deadline {
+        std::thread::sleep(POLL_INTERVAL);
+    }
+    let backends = children(server);
+    if !backends.is_empty() {
+        send("STOP", &backends);
+    }
+    [vec![server], backends].concat()
+}
+
+/// Continues the server and its backends.
+pub(super) fn thaw(process: &Child) {
+    let server = process.id();
+    // The backends first, because the server ends those that do not answer.
+    send("CONT", &[children(server), vec![server]].concat());
+}
+
+/// Kills the server and its backends at the same time, as if their host had lost power.
+pub(super) fn kill(process: &mut Option<Child>, watchdog: &Watchdog) {
+    let Some(mut process) = process.take() else { return };
+    send("KILL", &freeze(&process));
+    let _ = process.wait();
+    watchdog.watch(None);
+}
+
+/// Returns the child processes of a process (proc(5)). Each backend has its own process group.
+fn children(parent: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.filter(|id| stat(*id).is_some_and(|(_, of)| of == parent)).collect()
+}
+
+/// Returns the state and the parent of a process.
+fn stat(id: u32) -> Option<(String, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // The name before it is in brackets, and can contain anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
 }
 
 /// Returns the lines of the server's log. Reads the log to its end, because PostgreSQL blocks if

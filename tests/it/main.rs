@@ -5,6 +5,8 @@ mod bad_input;
 mod browser;
 mod cli;
 mod close;
+#[cfg(target_os = "linux")]
+mod cluster;
 mod credentials;
 #[cfg(target_os = "linux")]
 mod dead_peers;
