@@ -51,7 +51,7 @@ fn a_reader_that_is_down_is_replaced_by_another() {
     let rds = cluster(2);
     let manager = manager(&rds, "");
     drop(manager.connect().unwrap());
-    rds.kill(1);
+    rds.kill(1).unwrap();
     assert_eq!(spread(&manager), counts([(2, 6)]));
 }
 
@@ -61,7 +61,7 @@ fn without_readers_the_writer_takes_their_place_and_a_strict_standby_does_not() 
     let preferring = manager(&rds, "");
     let strict = manager(&rds, "target_session_attrs=standby&connect_timeout=2");
     drop(preferring.connect().unwrap());
-    rds.kill(1);
+    rds.kill(1).unwrap();
     assert_eq!(spread(&preferring), counts([(0, 6)]));
     let error = strict.connect().map(drop).unwrap_err().to_string();
     assert!(error.contains("not in hot standby mode"), "{error}");
