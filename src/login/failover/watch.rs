@@ -69,11 +69,11 @@ impl Failover {
                 Outlook::Starting => PAUSE,
                 _ => LONG_PAUSE.saturating_sub(started.elapsed()).max(PAUSE),
             };
-            let is_permanent = error.outlook() == Outlook::Permanent;
             search = self.lock().found_other_role(&key, error, search, Instant::now());
             self.changed.notify_all();
             let Some(id) = search else { return };
-            if is_permanent || self.is_superseded(target) || !self.pause(id, pause) {
+            // Also after a permanent refusal: a replica may not have the user or the database yet.
+            if self.is_superseded(target) || !self.pause(id, pause) {
                 return;
             }
             self.lock().attempt_started(&key);
