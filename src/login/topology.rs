@@ -56,8 +56,8 @@ pub(super) struct Domain {
 
 /// The list is refreshed with a login after this time.
 const MAX_AGE: Duration = Duration::from_secs(30);
-/// The same, if readers are chosen by their lag.
-const MAX_AGE_OF_LAG: Duration = Duration::from_secs(1);
+/// The same in a search, and if readers are chosen by their lag.
+const SHORT_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// For how long an older timeline is refused. A cluster that was restored to an earlier time can
 /// have one.
@@ -101,9 +101,9 @@ impl Cluster {
     }
 
     /// Whether a login is to ask for the nodes. If so, no other login asks at the same time.
-    pub(super) fn is_due(&self, needs_lag: bool, now: Instant) -> bool {
+    pub(super) fn is_due(&self, must_be_new: bool, now: Instant) -> bool {
         let mut state = self.0.lock();
-        let max_age = if needs_lag { MAX_AGE_OF_LAG } else { MAX_AGE };
+        let max_age = if must_be_new { SHORT_MAX_AGE } else { MAX_AGE };
         let is_due = state.fetched.is_none_or(|at| now.duration_since(at) >= max_age);
         if is_due {
             state.fetched = Some(now);
@@ -384,9 +384,9 @@ mod tests {
     fn the_list_is_asked_for_once_in_its_time() {
         let (cluster, now) = (Cluster::default(), Instant::now());
         assert!(cluster.is_due(false, now) && !cluster.is_due(false, now));
-        assert!(!cluster.is_due(true, now + MAX_AGE_OF_LAG - Duration::from_nanos(1)));
-        assert!(cluster.is_due(true, now + MAX_AGE_OF_LAG));
-        assert!(!cluster.is_due(false, now + MAX_AGE_OF_LAG + MAX_AGE - Duration::from_nanos(1)));
-        assert!(cluster.is_due(false, now + MAX_AGE_OF_LAG + MAX_AGE));
+        assert!(!cluster.is_due(true, now + SHORT_MAX_AGE - Duration::from_nanos(1)));
+        assert!(cluster.is_due(true, now + SHORT_MAX_AGE));
+        assert!(!cluster.is_due(false, now + SHORT_MAX_AGE + MAX_AGE - Duration::from_nanos(1)));
+        assert!(cluster.is_due(false, now + SHORT_MAX_AGE + MAX_AGE));
     }
 }

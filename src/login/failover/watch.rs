@@ -89,9 +89,9 @@ impl Failover {
         search: &mut Option<u64>,
     ) -> Option<Error> {
         let key = target.host.to_string();
-        self.learn_nodes(target, &mut session);
         let mut is_first = true;
         loop {
+            self.learn_nodes(target, &mut session, search.is_some());
             let mut state = self.lock();
             if std::mem::take(&mut is_first) {
                 state.attempt_ended(&key);
@@ -127,8 +127,9 @@ impl Failover {
         }
     }
 
-    fn learn_nodes(&self, target: &Target, session: &mut Session) {
-        if self.cluster.is_due(self.max_replica_lag.is_some(), Instant::now()) {
+    fn learn_nodes(&self, target: &Target, session: &mut Session, is_searching: bool) {
+        let must_be_new = is_searching || self.max_replica_lag.is_some();
+        if self.cluster.is_due(must_be_new, Instant::now()) {
             let region = target.endpoint.region();
             session.within_limit(|connection| {
                 self.cluster.fetch(connection, self.topology, &self.domains, region);

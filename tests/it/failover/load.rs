@@ -106,7 +106,12 @@ impl Load {
     }
 }
 
-fn run(thread: usize, connections: &dyn Connections, state: &(Mutex<State>, Condvar), done: &AtomicBool) {
+fn run(
+    thread: usize,
+    connections: &dyn Connections,
+    state: &(Mutex<State>, Condvar),
+    done: &AtomicBool,
+) {
     let (state, written) = state;
     let mut row = thread as i64;
     while !done.load(SeqCst) {
