@@ -138,10 +138,13 @@ impl Failover {
                 Step::Attempt => self.attempt(&mut state, now),
                 Step::Search => self.search(&mut state, now),
                 Step::Wait => {}
-                // The next turn of the loop returns the error.
-                Step::GiveUp => self.give_up(&mut state),
+                Step::GiveUp => {
+                    let error = state.end_in_vain();
+                    self.changed.notify_all();
+                    break Err(error);
+                }
             }
-            if state.has_arrivals() || state.has_failed(joined) {
+            if state.has_arrivals() {
                 continue;
             }
             self.changed.wait_until(&mut state, deadline.min(now + TICK));
@@ -158,11 +161,6 @@ impl Failover {
         let mut state = self.state.lock();
         state.check_process();
         state
-    }
-
-    fn give_up(&self, state: &mut State) {
-        state.end_in_vain();
-        self.changed.notify_all();
     }
 
     /// Starts a login at the host that probably has the role.

@@ -275,20 +275,18 @@ impl State {
         self.ended += 1;
     }
 
-    /// Ends a search that no host can end. All threads that wait for it get the error.
-    pub(super) fn end_in_vain(&mut self) {
+    /// Ends a search that no host can end. Returns its error. The other threads that wait for it
+    /// get the text of the error.
+    pub(super) fn end_in_vain(&mut self) -> Error {
         self.end_search();
-        let error = one_of(self.failures_in_order());
+        let error = Error::of_hosts(self.failures_in_order());
         self.in_vain = Some((self.ended, LastError::new(&error)));
-    }
-
-    pub(super) fn has_failed(&self, joined: u64) -> bool {
-        self.in_vain.as_ref().is_some_and(|(ended, _)| *ended > joined)
+        error
     }
 
     /// Returns the error of a search that ended after the thread `joined`.
     pub(super) fn failure_of(&self, joined: u64) -> Option<Error> {
-        let (_, last) = self.in_vain.as_ref().filter(|_| self.has_failed(joined))?;
+        let (_, last) = self.in_vain.as_ref().filter(|(ended, _)| *ended > joined)?;
         Some(last.clone().into())
     }
 
@@ -297,7 +295,7 @@ impl State {
         let failures = self.failures_in_order();
         match backoff.last_error() {
             Some(last) if failures.is_empty() => last.into(),
-            _ => one_of(failures),
+            _ => Error::of_hosts(failures),
         }
     }
 
@@ -380,10 +378,6 @@ impl State {
             search.wanted = now;
         }
     }
-}
-
-fn one_of(mut failures: Vec<Error>) -> Error {
-    if failures.len() == 1 { failures.remove(0) } else { Error::Hosts { failures } }
 }
 
 #[cfg(test)]

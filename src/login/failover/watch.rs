@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 use super::hope::Hope;
 use super::state::{LINGER, SUBSTITUTION, State};
 use super::{Failover, Role};
-use crate::error::{Error, Outlook};
+use crate::error::{Error, Outlook, Refusal};
 use crate::login::Target;
-use crate::login::candidate::log_failure;
 use crate::login::session::Session;
 
 /// Between two questions for the role of a server.
@@ -20,6 +19,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LONG_PAUSE: Duration = Duration::from_secs(1);
 /// Before the next attempt after a refusal.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Logs the failure of one host. With several hosts a host that is down is expected, and one that
+/// refuses the login is not.
+fn log_failure(error: &Error, has_others: bool) {
+    let is_refused =
+        error.refusal().is_some_and(Refusal::is_of_token) || error.outlook() == Outlook::Permanent;
+    let level = if is_refused && has_others { log::Level::Warn } else { log::Level::Debug };
+    log::log!(level, "{error}");
+}
 
 /// What a server is good for.
 #[derive(Debug, PartialEq)]
