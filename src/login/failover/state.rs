@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::hope::Hope;
 use super::role::Role;
-use crate::error::Error;
+use crate::error::{Error, Outlook};
 use crate::login::backoff::{Backoff, LastError};
 use crate::login::{Connected, Target};
 
@@ -262,12 +262,17 @@ impl State {
         search.watched.iter().any(|(host, it)| host != key && *it == Some(Hope::Soon))
     }
 
-    /// Whether all hosts but this one were tried, or had enough time.
-    pub(super) fn others_were_tried(&self, key: &str, now: Instant) -> bool {
+    /// Whether this host can take the place of one with the role: all others were tried, or had
+    /// enough time, and no host before it can take the place.
+    pub(super) fn may_substitute(&self, key: &str, now: Instant) -> bool {
         let Some(search) = &self.search else { return false };
         let are_done = search.watched.iter().all(|(host, it)| host == key || it.is_some());
         let is_late = now.duration_since(search.started) >= PATIENCE;
-        search.is_wide && (are_done && self.in_flight.is_empty() || is_late)
+        let is_substitute = |host: &String| {
+            self.failures.get(host).is_some_and(|error| error.outlook() == Outlook::OtherRole)
+        };
+        let is_first = !self.listed.iter().take_while(|host| *host != key).any(is_substitute);
+        is_first && search.is_wide && (are_done && self.in_flight.is_empty() || is_late)
     }
 
     fn end_search(&mut self) {
@@ -545,15 +550,16 @@ mod tests {
     fn the_writer_takes_the_place_of_readers_after_all_of_them_were_tried() {
         let now = Instant::now();
         let mut state = searching(now);
-        assert!(!state.others_were_tried("a", now));
+        assert!(!state.may_substitute("a", now));
         fail(&mut state, "a", OTHER_ROLE, now);
         due(&mut state, now);
-        assert!(!state.others_were_tried("a", now + PATIENCE - NANOSECOND));
-        assert!(state.others_were_tried("a", now + PATIENCE), "they had enough time");
-        for key in ["b", "c"] {
-            fail(&mut state, key, "Connection refused", now);
-        }
-        assert!(state.others_were_tried("a", now));
+        assert!(!state.may_substitute("a", now + PATIENCE - NANOSECOND));
+        assert!(state.may_substitute("a", now + PATIENCE), "they had enough time");
+        fail(&mut state, "b", "Connection refused", now);
+        fail(&mut state, "c", OTHER_ROLE, now);
+        assert!(state.may_substitute("a", now));
+        state.listed = ["a", "b", "c"].map(str::to_owned).into();
+        assert!(state.may_substitute("a", now) && !state.may_substitute("c", now));
         assert!(!state.is_without_readers(now));
         state.without_readers(now);
         assert!(state.is_without_readers(now + SUBSTITUTION - NANOSECOND));

@@ -162,7 +162,7 @@ impl Failover {
             return Use::Fits;
         }
         let may_be_writer = self.role == Role::PreferStandby && is_newest;
-        let has_no_reader = state.is_without_readers(now) || state.others_were_tried(key, now);
+        let has_no_reader = state.is_without_readers(now) || state.may_substitute(key, now);
         if may_be_writer && has_no_reader { Use::Substitute } else { Use::No }
     }
 
