@@ -19,7 +19,6 @@ pub(crate) struct Target {
     pub(crate) user: String,
     pub(crate) host: Host,
     pub(crate) endpoint: Endpoint,
-    #[cfg_attr(not(feature = "doctor"), expect(dead_code, reason = "only the doctor reports it"))]
     pub(crate) region_from: RegionFrom,
 }
 
