@@ -97,8 +97,8 @@ impl RdsConnectionManager {
     /// if the server is frozen, or if something on the way acknowledges and does not answer. `None`
     /// removes the deadline. The check-in removes it too.
     ///
-    /// The connection is closed afterwards, for the reason [`Retirement::Deadline`]. The server can
-    /// go on with the query: set PostgreSQL's `statement_timeout` in addition, to a shorter time.
+    /// The connection is closed afterwards, for the reason
+    /// [`Retirement::Deadline`](crate::Retirement::Deadline). The server can go on with the query: set PostgreSQL's `statement_timeout` in addition, to a shorter time.
     ///
     /// ```no_run
     /// use std::time::{Duration, Instant};
