@@ -307,8 +307,8 @@ impl LocalRds {
         }
     }
 
-    /// Gives the server, or each node, a certificate of a new authority, and returns the authority's certificate
-    /// as PEM.
+    /// Gives the server, or each node, a certificate of a new authority, and returns the
+    /// authority's certificate as PEM.
     ///
     /// [`ca_file`](Self::ca_file) does not change: until the new authority is written there, new
     /// connections fail, as after a [rotation] if a client still uses the old CA bundle. Sessions

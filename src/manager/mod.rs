@@ -98,7 +98,8 @@ impl RdsConnectionManager {
     /// removes the deadline. The check-in removes it too.
     ///
     /// The connection is closed afterwards, for the reason
-    /// [`Retirement::Deadline`](crate::Retirement::Deadline). The server can go on with the query: set PostgreSQL's `statement_timeout` in addition, to a shorter time.
+    /// [`Retirement::Deadline`](crate::Retirement::Deadline). The server can go on with the query:
+    /// set PostgreSQL's `statement_timeout` in addition, to a shorter time.
     ///
     /// ```no_run
     /// use std::time::{Duration, Instant};
