@@ -248,6 +248,11 @@ impl Error {
         Error::Resolve { host: host.to_owned(), cause, cure }
     }
 
+    /// Returns the error of a login for which all these failed.
+    pub(crate) fn of_hosts(mut failures: Vec<Error>) -> Error {
+        if failures.len() == 1 { failures.remove(0) } else { Error::Hosts { failures } }
+    }
+
     /// Returns why a login failed, or `None` if this is not the error of a login.
     pub fn login_failure(&self) -> Option<LoginFailure> {
         match self {

@@ -13,6 +13,20 @@ pub(super) fn find() -> Result<PathBuf, Error> {
     find_in(candidates())
 }
 
+/// Returns the program pg_basebackup for the server programs in a folder.
+pub(super) fn pg_basebackup(bin: &Path) -> Result<PathBuf, Error> {
+    // The folder may contain links to the programs.
+    let linked = bin.join("postgres").canonicalize().ok();
+    let folders = [Some(bin.to_owned()), linked.and_then(|it| it.parent().map(Path::to_owned))];
+    let programs = folders.into_iter().flatten().map(|folder| folder.join("pg_basebackup"));
+    programs.into_iter().find(|program| program.is_file()).ok_or_else(|| {
+        failed_with_cure(
+            "the program pg_basebackup is missing",
+            "install PostgreSQL's client programs of the same version",
+        )(format!("it is not beside {}", bin.join("postgres").display()))
+    })
+}
+
 fn candidates() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();

@@ -6,15 +6,17 @@ use diesel::dsl::sql;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel::{PgConnection, QueryResult, RunQueryDsl};
 
+use super::failover::Role;
 use super::topology::Cluster;
 use super::{Connected, Iam, Target};
 use crate::connection::{Alarm, ServerId};
-use crate::error::{Error, Retirement};
+use crate::error::{Error, Retirement, one_line};
 
 /// A login at one node of a cluster.
 pub(super) struct Session {
     pub(super) connected: Connected,
-    pub(super) server: Server,
+    /// `None` if its role does not matter.
+    pub(super) server: Option<Server>,
 }
 
 /// What a server says of itself.
@@ -40,20 +42,28 @@ const TIMELINE: &str = "CASE WHEN NOT pg_is_in_recovery() THEN ('x' || \
 const NO_TIMELINE: &str = "NULL::bigint";
 
 impl Session {
-    /// Logs in, and asks the server for its role.
-    pub(super) fn log_in(iam: &Iam, target: &Target, cluster: &Cluster) -> Result<Session, Error> {
+    /// Logs in, and asks the server for its role unless each role fits.
+    pub(super) fn log_in(
+        iam: &Iam,
+        target: &Target,
+        cluster: &Cluster,
+        role: Role,
+    ) -> Result<Session, Error> {
         let mut connected = iam.log_in(target, "any")?;
+        if role == Role::Any {
+            return Ok(Session { connected, server: None });
+        }
         let server = ask(&mut connected, cluster).map_err(|error| {
             let cause = diesel::ConnectionError::CouldntSetupConfiguration(error);
             Error::connect(target.to_string(), target.login(), cause)
         })?;
         connected.server = Some(server.id.clone());
-        Ok(Session { connected, server })
+        Ok(Session { connected, server: Some(server) })
     }
 
     /// Asks the server for its role again.
     pub(super) fn refresh(&mut self, cluster: &Cluster) -> QueryResult<()> {
-        self.server = ask(&mut self.connected, cluster)?;
+        self.server = Some(ask(&mut self.connected, cluster)?);
         Ok(())
     }
 
@@ -68,7 +78,10 @@ fn ask(connected: &mut Connected, cluster: &Cluster) -> QueryResult<Server> {
         if cluster.has_timeline() {
             match server(connection, TIMELINE) {
                 Ok(server) => return Ok(server),
-                Err(error) => log::debug!("the server does not report its timeline: {error}"),
+                Err(error) => {
+                    let error = one_line(&error);
+                    log::debug!("the server does not report its timeline: {error}");
+                }
             }
         }
         let server = server(connection, NO_TIMELINE)?;

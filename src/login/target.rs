@@ -32,6 +32,11 @@ pub(crate) enum RegionFrom {
 }
 
 impl Target {
+    /// Distinguishes the target from others, also from one with the same name and another address.
+    pub(crate) fn key(&self) -> String {
+        format!("{self} {}", self.host.hostaddr.as_deref().unwrap_or_default())
+    }
+
     /// Whether the dialled name is not the endpoint's: a CNAME, a tunnel, a port forward.
     pub(crate) fn dials_another_name(&self) -> bool {
         HostName::parse(&self.host.name).as_ref() != Ok(self.endpoint.name())

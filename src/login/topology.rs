@@ -96,6 +96,12 @@ impl Cluster {
         cluster
     }
 
+    /// The hosts are not known to be of one cluster, so their timelines cannot be compared.
+    pub(super) fn unknown() -> Arc<Cluster> {
+        let state = State { lacks_timeline: true, ..State::default() };
+        Arc::new(Cluster(Mutex::new(state)))
+    }
+
     pub(super) fn nodes(&self) -> Vec<Node> {
         self.0.lock().nodes.clone()
     }

@@ -37,7 +37,7 @@ fn is_writable(connection: &mut PgConnection) -> bool {
 }
 
 fn create_table(rds: &LocalRds) {
-    let table = "CREATE TABLE kept (id serial PRIMARY KEY); GRANT ALL ON kept TO app";
+    let table = "CREATE TABLE kept (id serial PRIMARY KEY); ALTER TABLE kept OWNER TO app";
     rds.superuser().unwrap().batch_execute(table).unwrap();
 }
 
@@ -121,6 +121,15 @@ fn each_node_knows_all_nodes() {
     assert_eq!(texts(&mut further, "SELECT aurora_db_instance_identifier()"), ["node-1"]);
 }
 
+/// Ends a thread of a scope also if the test fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn a_planned_failover_keeps_all_rows_and_the_old_writer_comes_back_as_a_reader() {
     let rds = cluster(2);
@@ -142,6 +151,7 @@ fn a_planned_failover_keeps_all_rows_and_the_old_writer_comes_back_as_a_reader()
             }
             rows
         });
+        let _end = End(&ended);
         // Two in a row: the second waits until the first has ended completely.
         for writer in [1, 2] {
             let before = count(&mut rds.superuser().unwrap());

@@ -36,15 +36,15 @@ pub(super) fn position(writer: &Node) -> Result<Position, Error> {
     Ok(Position { lsn: lsn.to_owned(), timeline })
 }
 
-/// Returns whether a standby has all WAL of the writer up to `position`, on the same timeline. A
-/// standby without a lag has replayed it, too.
+/// Returns whether a standby has all WAL of the writer up to `position`, on the same timeline. It
+/// has also replayed it, unless it has a lag.
 pub(super) fn follows(writer: &Node, standby: &Node, position: &Position) -> Result<bool, Error> {
     let Position { lsn, timeline } = position;
-    let reached = if standby.status().lag.is_zero() { "replay_lsn" } else { "flush_lsn" };
     let name = identifier(standby.index);
+    let progress = if standby.status().lag.is_zero() { "replay_lsn" } else { "flush_lsn" };
     Ok(writer.asks(&format!(
         "EXISTS (SELECT FROM pg_stat_replication WHERE application_name = '{name}' \
-         AND state = 'streaming' AND {reached} >= '{lsn}')"
+         AND state = 'streaming' AND {progress} >= '{lsn}')"
     ))? && standby.asks(&format!(
         "EXISTS (SELECT FROM pg_stat_wal_receiver WHERE received_tli = {timeline})"
     ))?)

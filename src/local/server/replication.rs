@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use super::{NODE_SETTINGS, SUPERUSER, Server};
 use crate::conninfo::render;
 use crate::error::Error;
-use crate::local::{failed, process};
+use crate::local::{failed, process, programs};
 
 impl Server {
     /// Copies the data of another server, which does not run.
@@ -21,7 +21,7 @@ impl Server {
         let mut clear = self.folder.command("sh");
         clear.args(["-c", "rm -rf data/*"]);
         run(clear, "cannot remove the data of a node")?;
-        let mut backup = self.folder.command(self.bin.join("pg_basebackup"));
+        let mut backup = self.folder.command(programs::pg_basebackup(&self.bin)?);
         backup.args(["--wal-method=stream", "--checkpoint=fast", "--no-sync", "--no-password"]);
         backup.arg("--pgdata").arg(self.folder.data());
         backup.arg("--dbname").arg(other.primary_conninfo("pg_basebackup"));

@@ -1,4 +1,4 @@
-//! [`Failover`]: logins at a cluster whose nodes are known.
+//! [`Failover`]: logins with several hosts, or at a cluster whose nodes are known.
 //!
 //! In peace each login goes to one host. If that host fails, does not answer, or has another role,
 //! a *search* starts: one thread for each host logs in there and watches the server's role. The
@@ -30,7 +30,7 @@ pub(crate) use role::Role;
 use state::{Own, State, Step};
 pub(crate) use watch::SUBSTITUTE_LIFETIME;
 
-/// The logins of one manager at a cluster.
+/// The logins of one manager at several hosts.
 pub(crate) struct Failover {
     iam: Arc<Iam>,
     topology: Topology,
@@ -57,33 +57,43 @@ pub(crate) struct Events {
 const TICK: Duration = Duration::from_millis(50);
 
 impl Failover {
-    /// Returns `None` if no host of the connection string is one of a cluster.
+    /// Returns `None` if there is one host only.
     pub(crate) fn new(
         iam: Arc<Iam>,
         topology: Topology,
         max_replica_lag: Option<Duration>,
         events: Events,
     ) -> Option<Arc<Failover>> {
-        if topology == Topology::Off {
-            return None;
-        }
-        let domains = domains(&iam.targets);
-        if domains.is_empty() {
+        let domains = match topology {
+            Topology::Off => Vec::new(),
+            _ => domains(&iam.targets),
+        };
+        if topology != Topology::Off && domains.is_empty() {
             log::warn!(
                 "topology has no effect, because no host is an endpoint of a cluster: name the \
                  cluster's endpoint, or set iam_host"
             );
-            return None;
         }
+        let cluster = match domains.is_empty() {
+            true if iam.targets.len() == 1 => return None,
+            true => Cluster::unknown(),
+            false => Cluster::of(&iam.targets[0].endpoint),
+        };
+        // Each endpoint of DSQL accepts writes.
+        let role = match iam.conninfo.is_dsql {
+            true => Role::Any,
+            false => Role::of(iam.conninfo.target_session_attrs()),
+        };
+        let listed = iam.targets.iter().map(Target::key).collect();
         Some(Arc::new(Failover {
-            role: Role::of(iam.conninfo.target_session_attrs()),
-            cluster: Cluster::of(&iam.targets[0].endpoint),
+            role,
+            cluster,
             iam,
             topology,
             max_replica_lag,
             domains,
             events,
-            state: Mutex::new(State::new()),
+            state: Mutex::new(State::new(listed)),
             is_checking: AtomicU32::new(0),
             changed: Condvar::new(),
         }))
@@ -128,10 +138,13 @@ impl Failover {
                 Step::Attempt => self.attempt(&mut state, now),
                 Step::Search => self.search(&mut state, now),
                 Step::Wait => {}
-                // The next turn of the loop returns the error.
-                Step::GiveUp => self.give_up(&mut state),
+                Step::GiveUp => {
+                    let error = state.end_in_vain();
+                    self.changed.notify_all();
+                    break Err(error);
+                }
             }
-            if state.has_arrivals() || state.has_failed(joined) {
+            if state.has_arrivals() {
                 continue;
             }
             self.changed.wait_until(&mut state, deadline.min(now + TICK));
@@ -140,21 +153,20 @@ impl Failover {
         outcome
     }
 
+    fn has_several_hosts(&self) -> bool {
+        self.iam.targets.len() > 1 || !self.cluster.nodes().is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock();
         state.check_process();
         state
     }
 
-    fn give_up(&self, state: &mut State) {
-        state.end_in_vain();
-        self.changed.notify_all();
-    }
-
     /// Starts a login at the host that probably has the role.
     fn attempt(self: &Arc<Self>, state: &mut State, now: Instant) {
         let Some(target) = self.preferred(state, now) else { return };
-        let key = target.host.to_string();
+        let key = target.key();
         state.attempt_started(&key);
         self.start_watch(state, target, None);
     }
@@ -162,7 +174,7 @@ impl Failover {
     /// Starts what is due in a search: first the preferred host alone, then all others.
     fn search(self: &Arc<Self>, state: &mut State, now: Instant) {
         if !state.is_searching() {
-            let first = self.preferred(state, now).map(|target| target.host.to_string());
+            let first = self.preferred(state, now).map(|target| target.key());
             state.start_search(first, now);
         }
         let targets = self.targets(state);
@@ -198,7 +210,7 @@ impl Failover {
             node.is_writer != Some(true) && !is_behind
         });
         let targets = readers.filter_map(|node| self.target_of(&node));
-        targets.map(|target| (target.host.to_string(), target)).collect()
+        targets.map(|target| (target.key(), target)).collect()
     }
 
     /// Returns all hosts, by their keys: the nodes, and the hosts of the connection string. An
@@ -207,12 +219,12 @@ impl Failover {
         let nodes = self.cluster.nodes();
         let of_nodes: Vec<_> = nodes.iter().filter_map(|node| self.target_of(node)).collect();
         let listed = self.iam.targets.iter().filter(|target| {
-            let is_first = state.is_first(&target.host.to_string());
+            let is_first = state.is_first(&target.key());
             is_first || of_nodes.is_empty() || !target.is_alias()
         });
         let listed = listed.filter_map(|it| in_region_of_writer(it, &nodes).ok().map(Arc::new));
         let all = of_nodes.iter().cloned().chain(listed).chain(state.preferred());
-        all.map(|target| (target.host.to_string(), target)).collect()
+        all.map(|target| (target.key(), target)).collect()
     }
 
     /// A node that the connection string names is dialled as it says there.

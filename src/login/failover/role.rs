@@ -34,7 +34,9 @@ impl Role {
         matches!(self, Role::Standby | Role::PreferStandby | Role::ReadOnly)
     }
 
-    pub(super) fn fits(self, server: &Server) -> bool {
+    /// Whether a server fits. Without one, each role does.
+    pub(super) fn fits(self, server: Option<&Server>) -> bool {
+        let Some(server) = server else { return true };
         let Server { in_recovery, is_read_only, .. } = *server;
         match self {
             Role::Any => true,
@@ -81,7 +83,7 @@ mod tests {
         for (text, expected) in cases {
             let role = Role::of(text);
             let servers = [server(false, false), server(false, true), server(true, false)];
-            assert_eq!(servers.map(|server| role.fits(&server)), expected, "{text}");
+            assert_eq!(servers.map(|server| role.fits(Some(&server))), expected, "{text}");
         }
     }
 }

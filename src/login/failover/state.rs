@@ -39,6 +39,8 @@ pub(super) struct State {
     /// The last search that found nothing.
     in_vain: Option<(u64, LastError)>,
     failures: BTreeMap<String, Error>,
+    /// The hosts of the connection string, in their order.
+    listed: Vec<String>,
     /// Readers that failed.
     bad: BTreeMap<String, Instant>,
     next_reader: usize,
@@ -74,8 +76,9 @@ pub(super) enum Step {
 }
 
 impl State {
-    pub(super) fn new() -> State {
+    pub(super) fn new(listed: Vec<String>) -> State {
         State {
+            listed,
             process: std::process::id(),
             waiting: 0,
             arrivals: VecDeque::new(),
@@ -96,7 +99,7 @@ impl State {
     /// In the child of a fork there are no threads.
     pub(super) fn check_process(&mut self) {
         if self.process != std::process::id() {
-            *self = State::new();
+            *self = State::new(std::mem::take(&mut self.listed));
         }
     }
 
@@ -272,36 +275,42 @@ impl State {
         self.ended += 1;
     }
 
-    /// Ends a search that no host can end. All threads that wait for it get the error.
-    pub(super) fn end_in_vain(&mut self) {
+    /// Ends a search that no host can end. Returns its error. The other threads that wait for it
+    /// get the text of the error.
+    pub(super) fn end_in_vain(&mut self) -> Error {
         self.end_search();
-        let failures = std::mem::take(&mut self.failures).into_values().collect();
-        self.in_vain = Some((self.ended, LastError::new(&one_of(failures))));
-    }
-
-    pub(super) fn has_failed(&self, joined: u64) -> bool {
-        self.in_vain.as_ref().is_some_and(|(ended, _)| *ended > joined)
+        let error = Error::of_hosts(self.failures_in_order());
+        self.in_vain = Some((self.ended, LastError::new(&error)));
+        error
     }
 
     /// Returns the error of a search that ended after the thread `joined`.
     pub(super) fn failure_of(&self, joined: u64) -> Option<Error> {
-        let (_, last) = self.in_vain.as_ref().filter(|_| self.has_failed(joined))?;
+        let (_, last) = self.in_vain.as_ref().filter(|(ended, _)| *ended > joined)?;
         Some(last.clone().into())
     }
 
     /// Returns the error for a thread that has waited long enough.
     pub(super) fn take_failures(&mut self, backoff: &Backoff) -> Error {
-        let failures: Vec<Error> = std::mem::take(&mut self.failures).into_values().collect();
+        let failures = self.failures_in_order();
         match backoff.last_error() {
             Some(last) if failures.is_empty() => last.into(),
-            _ => one_of(failures),
+            _ => Error::of_hosts(failures),
         }
+    }
+
+    /// Returns the failures: first those of the hosts in the connection string.
+    fn failures_in_order(&mut self) -> Vec<Error> {
+        let mut failures = std::mem::take(&mut self.failures);
+        let listed: Vec<Error> =
+            self.listed.iter().filter_map(|key| failures.remove(key)).collect();
+        listed.into_iter().chain(failures.into_values()).collect()
     }
 
     /// Records a server with the role. Returns how long the search took that it ended.
     pub(super) fn found(&mut self, target: &Arc<Target>, now: Instant) -> Option<Duration> {
         self.failures.clear();
-        self.bad.remove(&target.host.to_string());
+        self.bad.remove(&target.key());
         let age = self.search_age(now)?;
         self.end_search();
         Some(age)
@@ -371,10 +380,6 @@ impl State {
     }
 }
 
-fn one_of(mut failures: Vec<Error>) -> Error {
-    if failures.len() == 1 { failures.remove(0) } else { Error::Hosts { failures } }
-}
-
 #[cfg(test)]
 mod tests {
     use diesel::ConnectionError;
@@ -403,7 +408,7 @@ mod tests {
     }
 
     fn searching(now: Instant) -> State {
-        let mut state = State::new();
+        let mut state = State::new(Vec::new());
         state.join();
         state.start_search(Some("a".into()), now);
         assert_eq!(due(&mut state, now), ["a"]);
@@ -417,7 +422,7 @@ mod tests {
 
     #[test]
     fn in_peace_each_thread_has_one_login_and_a_slow_one_starts_a_search() {
-        let (mut state, now) = (State::new(), Instant::now());
+        let (mut state, now) = (State::new(Vec::new()), Instant::now());
         state.trust(7);
         let mut own = Own::default();
         assert_eq!(step(&mut state, &mut own, now), Step::Attempt);
@@ -428,7 +433,7 @@ mod tests {
 
     #[test]
     fn after_a_lost_connection_only_a_search_logs_in_at_the_writer() {
-        let (mut state, now) = (State::new(), Instant::now());
+        let (mut state, now) = (State::new(Vec::new()), Instant::now());
         assert_eq!(step(&mut state, &mut Own::default(), now), Step::Search, "nothing is known");
         state.trust(6);
         assert_eq!(step(&mut state, &mut Own::default(), now), Step::Search);
@@ -450,7 +455,7 @@ mod tests {
 
     #[test]
     fn a_login_in_progress_becomes_the_watch_of_its_host() {
-        let (mut state, now) = (State::new(), Instant::now());
+        let (mut state, now) = (State::new(Vec::new()), Instant::now());
         state.join();
         state.attempt_started("a");
         state.start_search(Some("a".into()), now);
@@ -462,7 +467,7 @@ mod tests {
 
     #[test]
     fn a_failed_login_starts_a_search_if_a_thread_waits() {
-        let (mut state, now) = (State::new(), Instant::now());
+        let (mut state, now) = (State::new(Vec::new()), Instant::now());
         assert_eq!(fail(&mut state, "a", OTHER_ROLE, now), None);
         state.join();
         assert_eq!(fail(&mut state, "a", OTHER_ROLE, now), Some(1));
@@ -521,7 +526,7 @@ mod tests {
 
     #[test]
     fn readers_take_turns_and_one_that_failed_is_left_out_for_a_while() {
-        let (mut state, now) = (State::new(), Instant::now());
+        let (mut state, now) = (State::new(Vec::new()), Instant::now());
         let names = ["a", "b", "c"].map(str::to_owned);
         let readers: Vec<&String> = names.iter().collect();
         let turns = |state: &mut State, now| {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::hope::Hope;
 use super::state::{LINGER, SUBSTITUTION, State};
 use super::{Failover, Role};
-use crate::error::{Error, Outlook};
+use crate::error::{Error, Outlook, Refusal};
 use crate::login::Target;
 use crate::login::session::Session;
 
@@ -16,6 +17,17 @@ const POLL: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Before the next attempt after another failure, and between two logins at one host.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
+/// Before the next attempt after a refusal.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Logs the failure of one host. With several hosts a host that is down is expected, and one that
+/// refuses the login is not.
+fn log_failure(error: &Error, has_others: bool) {
+    let is_refused =
+        error.refusal().is_some_and(Refusal::is_of_token) || error.outlook() == Outlook::Permanent;
+    let level = if is_refused && has_others { log::Level::Warn } else { log::Level::Debug };
+    log::log!(level, "{error}");
+}
 
 /// What a server is good for.
 #[derive(Debug, PartialEq)]
@@ -34,7 +46,7 @@ impl Failover {
         target: Arc<Target>,
         search: Option<u64>,
     ) {
-        let (failover, key) = (self.clone(), target.host.to_string());
+        let (failover, key) = (self.clone(), target.key());
         let login = target.clone();
         let thread = thread::Builder::new().name("rds-iam-login".into());
         if let Err(error) = thread.spawn(move || failover.watch(&login, search)) {
@@ -48,10 +60,10 @@ impl Failover {
     }
 
     fn watch(self: &Arc<Self>, target: &Arc<Target>, mut search: Option<u64>) {
-        let key = target.host.to_string();
+        let key = target.key();
         loop {
             let started = Instant::now();
-            let outcome = Session::log_in(&self.iam, target, &self.cluster);
+            let outcome = Session::log_in(&self.iam, target, &self.cluster, self.role);
             self.events.counters.login(outcome.as_ref().err(), started.elapsed());
             let error = match outcome {
                 Ok(session) => match self.watch_session(target, session, &mut search) {
@@ -60,13 +72,14 @@ impl Failover {
                 },
                 Err(error) => {
                     self.events.backoff.host_failed(&error);
-                    log::debug!("{error}");
+                    log_failure(&error, self.has_several_hosts());
                     self.lock().attempt_ended(&key);
                     error
                 }
             };
-            let pause = match error.outlook() {
-                Outlook::Starting => PAUSE,
+            let pause = match Hope::after(&error) {
+                Hope::Soon if error.outlook() == Outlook::Starting => PAUSE,
+                Hope::Never => LONGEST_PAUSE,
                 _ => LONG_PAUSE.saturating_sub(started.elapsed()).max(PAUSE),
             };
             search = self.lock().found_other_role(&key, error, search, Instant::now());
@@ -88,7 +101,7 @@ impl Failover {
         mut session: Session,
         search: &mut Option<u64>,
     ) -> Option<Error> {
-        let key = target.host.to_string();
+        let key = target.key();
         let mut is_first = true;
         loop {
             self.learn_nodes(target, &mut session, search.is_some());
@@ -128,6 +141,9 @@ impl Failover {
     }
 
     fn learn_nodes(&self, target: &Target, session: &mut Session, is_searching: bool) {
+        if self.domains.is_empty() {
+            return;
+        }
         let must_be_new = is_searching || self.max_replica_lag.is_some();
         if self.cluster.is_due(must_be_new, Instant::now()) {
             let region = target.endpoint.region();
@@ -138,10 +154,10 @@ impl Failover {
     }
 
     fn use_of(&self, state: &State, key: &str, session: &Session, now: Instant) -> Use {
-        let server = &session.server;
-        let is_writer = !server.in_recovery;
+        let server = session.server.as_ref();
         // Each server that accepts writes is recorded, so that an older one is known.
-        let is_newest = !is_writer || self.cluster.is_newest(server.timeline, now);
+        let timeline = server.filter(|server| !server.in_recovery).and_then(|it| it.timeline);
+        let is_newest = self.cluster.is_newest(timeline, now);
         if self.role.fits(server) && is_newest && !self.is_behind(key) {
             return Use::Fits;
         }
@@ -158,7 +174,7 @@ impl Failover {
         let nodes = self.cluster.nodes();
         let node = nodes
             .iter()
-            .find(|node| self.target_of(node).is_some_and(|target| target.host.to_string() == key));
+            .find(|node| self.target_of(node).is_some_and(|target| target.key() == key));
         node.is_some_and(|node| node.lag > Some(max))
     }
 
@@ -175,7 +191,7 @@ impl Failover {
     fn is_superseded(&self, target: &Target) -> bool {
         target.is_alias()
             && !self.role.is_of_reader()
-            && self.lock().has_another_hope(&target.host.to_string())
+            && self.lock().has_another_hope(&target.key())
     }
 
     /// Waits. Returns `false` if the search has ended.
@@ -213,7 +229,7 @@ impl Failover {
             state.has_readers();
         }
         if self.role.is_of_writer() {
-            if let Some(took) = search {
+            if let (Some(took), Some(server)) = (search, server) {
                 self.writer_found(&mut state, target, &server.id, took);
             }
             state.trust(self.events.generation.current());

@@ -256,3 +256,30 @@ fn the_unused_sessions_of_a_search_are_closed() {
         sessions() == i64::from(pool.state().connections)
     });
 }
+
+/// Writes, fails over to node 1, and writes again.
+fn survives_a_failover(rds: &LocalRds, manager: &RdsConnectionManager) {
+    let pool = manager.build_pool(manager.pool_builder().max_size(1)).unwrap();
+    let write = || pool.get().unwrap().batch_execute("INSERT INTO rows VALUES (1)").unwrap();
+    write();
+    rds.failover(1).unwrap();
+    write();
+    assert_eq!(rows(&mut rds.superuser().unwrap()), [1, 1]);
+}
+
+#[test]
+fn a_multi_az_cluster_lists_its_nodes_in_another_way() {
+    let rds = cluster(1);
+    let builder = rds.manager_builder().topology(Topology::MultiAz);
+    survives_a_failover(&rds, &builder.build(rds.cluster_url()).unwrap());
+}
+
+/// The other region has no servers at all.
+#[test]
+fn a_global_database_has_nodes_in_the_region_of_each_named_endpoint() {
+    let rds = cluster(1);
+    let port = rds.port();
+    let other = format!("local.cluster-xyz789.eu-west-1.rds.amazonaws.com:{port}");
+    let url = rds.cluster_url().replacen(&format!(":{port}"), &format!(":{port},{other}"), 1);
+    survives_a_failover(&rds, &builder(&rds).build(url).unwrap());
+}
