@@ -127,7 +127,7 @@ fn conninfo(name: &str, rds: &LocalRds) -> String {
         let port = rds.port();
         format!(
             "host={host} port={port} user={user} dbname={} sslmode=verify-full \
-             sslrootcert='{root}' connect_timeout=5",
+             sslrootcert={root} connect_timeout=5",
             LocalRds::DATABASE
         )
     };

@@ -30,6 +30,7 @@ impl Round {
         errors.filter(|error| is_read_only(error)).count() as f64
     }
 
+    /// The longest operation. Those that have not ended are not known.
     fn longest(&self) -> f64 {
         let lengths = self.operations.iter().map(|operation| operation.ended - operation.started);
         lengths.fold(0.0, f64::max)
@@ -80,14 +81,18 @@ pub(crate) fn row(title: &str, rounds: &[Round], limit: Duration) -> String {
     };
     let mean = |of: fn(&Round) -> f64| rounds.iter().map(of).sum::<f64>() / rounds.len() as f64;
     let longest = rounds.iter().map(Round::longest).fold(0.0, f64::max);
+    let has_hung = recoveries.last() == Some(&limit);
+    let longest = if has_hung { format!("> {limit}") } else { format!("{longest:.1}") };
+    // Logins with a password are not counted.
+    let logins = mean(|round| round.logins as f64);
+    let logins = if logins > 0.0 { format!("{logins:.1}") } else { "–".into() };
     format!(
-        "| {title} | {} | {} | {} | {:.1} | {:.1} | {:.1} | {longest:.1} | {:.2} | {:.0} |",
+        "| {title} | {} | {} | {} | {:.1} | {:.1} | {logins} | {longest} | {:.2} | {:.0} |",
         quantile(0.5),
         quantile(0.99),
         quantile(1.0),
         mean(Round::failed),
         mean(Round::read_only),
-        mean(|round| round.logins as f64),
         mean(|round| round.cpu),
         mean(|round| round.in_peace as f64)
     )
