@@ -3,6 +3,8 @@
 
 #[cfg(all(unix, feature = "local"))]
 mod child;
+#[cfg(all(unix, feature = "local"))]
+mod cluster;
 mod database;
 mod doctor;
 mod dot_env;

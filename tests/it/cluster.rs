@@ -1,6 +1,7 @@
 //! `LocalRds` with replicas.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,7 +17,8 @@ use diesel_rds_iam::r2d2::ManageConnection;
 use diesel_rds_iam::{Endpoint, Error, presign};
 
 use crate::support::{
-    await_line, end_of, eventually, eventually_equal, in_a_child, last_verdict, send, soon, start,
+    RDS_IAM, end_of, eventually, eventually_equal, in_a_child, last_verdict, send, soon, start,
+    with_no_settings,
 };
 
 /// The names follow at once.
@@ -59,6 +61,7 @@ fn condition(rds: &LocalRds, node: usize) -> Condition {
 
 /// Waits until a node has this number of rows as a replica.
 fn replica_has(rds: &LocalRds, node: usize, rows: i64) {
+    eventually("the node runs", || condition(rds, node) == Condition::Running);
     eventually_equal("the replica's rows", rows, || count(&mut rds.superuser_of(node).unwrap()));
     assert!(!is_writable(&mut rds.superuser_of(node).unwrap()));
 }
@@ -171,7 +174,6 @@ fn a_planned_failover_keeps_all_rows_and_the_old_writer_comes_back_as_a_reader()
     let lost: Vec<_> = acknowledged.iter().filter(|row| !rows.contains(row)).collect();
     assert!(lost.is_empty() && acknowledged.len() > 30, "{lost:?} of {acknowledged:?}");
     for node in [0, 1] {
-        eventually("the node runs", || condition(&rds, node) == Condition::Running);
         replica_has(&rds, node, rows.len().try_into().unwrap());
     }
 }
@@ -452,4 +454,49 @@ fn leaks() {
     std::fs::write(std::env::var("NOTE").unwrap(), lines.join("\n")).unwrap();
     rds.freeze(0).unwrap();
     std::mem::forget(rds);
+}
+
+#[test]
+fn the_program_changes_the_cluster_by_commands_on_standard_input() {
+    let mut command = Command::new(RDS_IAM);
+    with_no_settings(&mut command).args(["local", "--replicas", "1", "--dns-lag", "0"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    // A child that answers nothing is ended, and the lines end.
+    let (id, (answered, all_answers)) = (child.id(), std::sync::mpsc::channel::<()>());
+    std::thread::spawn(move || {
+        let timeout = Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+        if all_answers.recv_timeout(Duration::from_secs(120)) == timeout {
+            send("TERM", id);
+        }
+    });
+    let mut lines = BufReader::new(output).lines().map(Result::unwrap);
+    let exports: Vec<String> =
+        lines.by_ref().take_while(|line| line.starts_with("export ")).collect();
+    for variable in ["DATABASE_URL", "RDS_IAM_LOCAL_CLUSTER_URL", "RDS_IAM_LOCAL_HOSTS"] {
+        let export = format!("export {variable}=");
+        assert!(exports.iter().any(|line| line.starts_with(&export)), "{variable}: {exports:?}");
+    }
+    for (command, answer) in [
+        ("status", "node-1 127.0.0.1 running writer"),
+        ("failover", "node-2 is the writer"),
+        ("kill node-2", "node-2 is killed"),
+        ("status", "node-1 127.0.0.1 running replica"),
+        ("failover node-1", "node-1 is the writer"),
+        ("rejoin node-2", "node-2 is a replica"),
+        ("freeze node-2", "node-2 is frozen"),
+        ("thaw node-2", "node-2 is running"),
+        ("thaw node-2", "error: "),
+        ("kill node-9", "error: there is no node node-9"),
+        ("kill", "error: unknown command: kill"),
+        ("reboot", "error: unknown command: reboot"),
+    ] {
+        writeln!(input, "{command}").unwrap();
+        let answered = lines.find(|line| line.starts_with(answer) || line.starts_with("error"));
+        assert!(answered.as_ref().is_some_and(|it| it.starts_with(answer)), "{answered:?}");
+    }
+    drop(answered);
+    send("TERM", child.id());
+    assert!(end_of(&mut child, "rds-iam local after a signal").success());
 }

@@ -7,6 +7,7 @@
 
 mod hope;
 mod role;
+mod search;
 mod stall;
 mod state;
 mod watch;
@@ -99,9 +100,9 @@ impl Failover {
         }))
     }
 
-    /// Whether the open connections are those to the writer.
+    /// Whether the cluster has one writer, and the open connections are those to it.
     pub(crate) fn follows_the_writer(&self) -> bool {
-        self.role.is_of_writer()
+        self.role.is_of_writer() && !self.domains.is_empty()
     }
 
     /// Logs in at a host with the role. Waits until there is one, or until `deadline`. If no host
@@ -139,18 +140,28 @@ impl Failover {
                 Step::Search => self.search(&mut state, now),
                 Step::Wait => {}
                 Step::GiveUp => {
-                    let error = state.end_in_vain();
+                    state.give_up();
                     self.changed.notify_all();
-                    break Err(error);
+                    continue;
                 }
             }
             if state.has_arrivals() {
                 continue;
             }
+            if state.is_to_be_reported(now) {
+                self.report_late();
+            }
             self.changed.wait_until(&mut state, deadline.min(now + TICK));
         };
         state.leave();
         outcome
+    }
+
+    /// In a pool, the error of the login itself comes later.
+    fn report_late(&self) {
+        if let Some(last) = self.events.backoff.last_error() {
+            log::error!("no host can be used since 10 s: {}", last.text);
+        }
     }
 
     fn has_several_hosts(&self) -> bool {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::hope::Hope;
 use super::role::Role;
-use crate::error::Error;
+use super::search::Search;
+use crate::error::{Error, Outlook};
 use crate::login::backoff::{Backoff, LastError};
 use crate::login::{Connected, Target};
 
@@ -16,6 +17,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const BAD_READER: Duration = Duration::from_secs(30);
 /// For how long the writer takes the place of readers that do not exist.
 pub(super) const SUBSTITUTION: Duration = Duration::from_secs(60);
+/// A search that takes longer is reported.
+const LATE: Duration = Duration::from_secs(10);
 /// A search ends, and an unused connection is closed, after this time without a waiting thread.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
@@ -36,8 +39,8 @@ pub(super) struct State {
     search: Option<Search>,
     /// Searches that have ended.
     ended: u64,
-    /// The last search that found nothing.
-    in_vain: Option<(u64, LastError)>,
+    /// The last search that found nothing, and its error until a thread has taken it.
+    in_vain: Option<(u64, LastError, Option<Error>)>,
     failures: BTreeMap<String, Error>,
     /// The hosts of the connection string, in their order.
     listed: Vec<String>,
@@ -45,18 +48,6 @@ pub(super) struct State {
     bad: BTreeMap<String, Instant>,
     next_reader: usize,
     without_readers_until: Option<Instant>,
-}
-
-struct Search {
-    id: u64,
-    started: Instant,
-    first: Option<String>,
-    /// The hosts that a thread watches. `None` until the first result.
-    watched: BTreeMap<String, Option<Hope>>,
-    /// All hosts are tried.
-    is_wide: bool,
-    /// When a thread last waited for the result.
-    wanted: Instant,
 }
 
 /// The own login of a waiting thread: when it started, and how many searches had ended before.
@@ -174,14 +165,14 @@ impl State {
     /// Starts a search with this host. Without one, all hosts are tried at once.
     pub(super) fn start_search(&mut self, first: Option<String>, now: Instant) {
         self.failures.clear();
-        self.search = Some(Search {
-            id: self.ended + 1,
-            started: now,
-            first,
-            watched: BTreeMap::new(),
-            is_wide: false,
-            wanted: now,
-        });
+        self.search = Some(Search::new(self.ended + 1, first, now));
+    }
+
+    /// Whether the search takes so long that it has to be reported. Returns `true` once.
+    pub(super) fn is_to_be_reported(&mut self, now: Instant) -> bool {
+        let Some(search) = &mut self.search else { return false };
+        let is_late = now.duration_since(search.started) >= LATE;
+        is_late && !std::mem::replace(&mut search.is_reported, true)
     }
 
     /// Returns the hosts to start a login at, and the number of the search. The caller starts them.
@@ -262,12 +253,17 @@ impl State {
         search.watched.iter().any(|(host, it)| host != key && *it == Some(Hope::Soon))
     }
 
-    /// Whether all hosts but this one were tried, or had enough time.
-    pub(super) fn others_were_tried(&self, key: &str, now: Instant) -> bool {
+    /// Whether this host can take the place of one with the role: all others were tried, or had
+    /// enough time, and no host before it can take the place.
+    pub(super) fn may_substitute(&self, key: &str, now: Instant) -> bool {
         let Some(search) = &self.search else { return false };
         let are_done = search.watched.iter().all(|(host, it)| host == key || it.is_some());
         let is_late = now.duration_since(search.started) >= PATIENCE;
-        search.is_wide && (are_done && self.in_flight.is_empty() || is_late)
+        let is_substitute = |host: &String| {
+            self.failures.get(host).is_some_and(|error| error.outlook() == Outlook::OtherRole)
+        };
+        let is_first = !self.listed.iter().take_while(|host| *host != key).any(is_substitute);
+        is_first && search.is_wide && (are_done && self.in_flight.is_empty() || is_late)
     }
 
     fn end_search(&mut self) {
@@ -275,19 +271,22 @@ impl State {
         self.ended += 1;
     }
 
-    /// Ends a search that no host can end. Returns its error. The other threads that wait for it
-    /// get the text of the error.
-    pub(super) fn end_in_vain(&mut self) -> Error {
-        self.end_search();
+    /// Ends a search that no host can end.
+    pub(super) fn give_up(&mut self) {
         let error = Error::of_hosts(self.failures_in_order());
-        self.in_vain = Some((self.ended, LastError::new(&error)));
-        error
+        self.end_in_vain(error);
+    }
+
+    /// Ends all waits with this error. One thread gets it, and the others get its text.
+    pub(super) fn end_in_vain(&mut self, error: Error) {
+        self.end_search();
+        self.in_vain = Some((self.ended, LastError::new(&error), Some(error)));
     }
 
     /// Returns the error of a search that ended after the thread `joined`.
-    pub(super) fn failure_of(&self, joined: u64) -> Option<Error> {
-        let (_, last) = self.in_vain.as_ref().filter(|(ended, _)| *ended > joined)?;
-        Some(last.clone().into())
+    pub(super) fn failure_of(&mut self, joined: u64) -> Option<Error> {
+        let (_, last, error) = self.in_vain.as_mut().filter(|(ended, ..)| *ended > joined)?;
+        Some(error.take().unwrap_or_else(|| last.clone().into()))
     }
 
     /// Returns the error for a thread that has waited long enough.
@@ -363,8 +362,10 @@ impl State {
         self.without_readers_until = Some(now + SUBSTITUTION);
     }
 
+    /// A reader was found: the writer that took its place is not preferred any more.
     pub(super) fn has_readers(&mut self) {
         self.without_readers_until = None;
+        self.preferred = None;
     }
 
     /// Returns how many searches have ended.
@@ -505,10 +506,10 @@ mod tests {
         let mut state = searching(now);
         let joined = state.join();
         fail(&mut state, "a", "database \"x\" does not exist", now);
-        state.end_in_vain();
-        for joined in [0, joined] {
-            assert!(state.failure_of(joined).unwrap().to_string().contains("does not exist"));
-        }
+        state.give_up();
+        let errors = [0, joined].map(|joined| state.failure_of(joined).unwrap());
+        assert!(matches!(errors, [Error::Connect { .. }, Error::Timeout { .. }]), "{errors:?}");
+        assert!(errors.iter().all(|error| error.to_string().contains("does not exist")));
         let joined = state.join();
         assert!(state.failure_of(joined).is_none());
     }
@@ -522,6 +523,14 @@ mod tests {
         assert!(state.is_wanted(1, now + LINGER) && !state.is_wanted(2, now + LINGER));
         assert!(!state.is_wanted(1, now + LINGER + NANOSECOND));
         assert!(!state.is_searching());
+    }
+
+    #[test]
+    fn a_search_that_takes_long_is_reported_once() {
+        let now = Instant::now();
+        let mut state = searching(now);
+        assert!(!state.is_to_be_reported(now + LATE - NANOSECOND));
+        assert!(state.is_to_be_reported(now + LATE) && !state.is_to_be_reported(now + LATE));
     }
 
     #[test]
@@ -545,15 +554,16 @@ mod tests {
     fn the_writer_takes_the_place_of_readers_after_all_of_them_were_tried() {
         let now = Instant::now();
         let mut state = searching(now);
-        assert!(!state.others_were_tried("a", now));
+        assert!(!state.may_substitute("a", now));
         fail(&mut state, "a", OTHER_ROLE, now);
         due(&mut state, now);
-        assert!(!state.others_were_tried("a", now + PATIENCE - NANOSECOND));
-        assert!(state.others_were_tried("a", now + PATIENCE), "they had enough time");
-        for key in ["b", "c"] {
-            fail(&mut state, key, "Connection refused", now);
-        }
-        assert!(state.others_were_tried("a", now));
+        assert!(!state.may_substitute("a", now + PATIENCE - NANOSECOND));
+        assert!(state.may_substitute("a", now + PATIENCE), "they had enough time");
+        fail(&mut state, "b", "Connection refused", now);
+        fail(&mut state, "c", OTHER_ROLE, now);
+        assert!(state.may_substitute("a", now));
+        state.listed = ["a", "b", "c"].map(str::to_owned).into();
+        assert!(state.may_substitute("a", now) && !state.may_substitute("c", now));
         assert!(!state.is_without_readers(now));
         state.without_readers(now);
         assert!(state.is_without_readers(now + SUBSTITUTION - NANOSECOND));

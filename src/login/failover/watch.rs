@@ -29,6 +29,20 @@ fn log_failure(error: &Error, has_others: bool) {
     log::log!(level, "{error}");
 }
 
+/// If the thread panics, as in an instrumentation of the program, its attempt has ended.
+struct EndOfAttempt<'a>(&'a Failover, String);
+
+impl Drop for EndOfAttempt<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let mut state = self.0.lock();
+            state.attempt_ended(&self.1);
+            state.stop_watching(&self.1);
+            self.0.changed.notify_all();
+        }
+    }
+}
+
 /// What a server is good for.
 #[derive(Debug, PartialEq)]
 enum Use {
@@ -49,7 +63,11 @@ impl Failover {
         let (failover, key) = (self.clone(), target.key());
         let login = target.clone();
         let thread = thread::Builder::new().name("rds-iam-login".into());
-        if let Err(error) = thread.spawn(move || failover.watch(&login, search)) {
+        let watch = move || {
+            let _ended = EndOfAttempt(&failover, login.key());
+            failover.watch(&login, search);
+        };
+        if let Err(error) = thread.spawn(watch) {
             state.attempt_ended(&key);
             let cause = diesel::ConnectionError::BadConnection(format!(
                 "cannot start a thread: {error}; raise the limit of threads"
@@ -70,11 +88,19 @@ impl Failover {
                     Some(lost) => lost,
                     None => return,
                 },
-                Err(error) => {
+                Err(error @ (Error::Connect { .. } | Error::Resolve { .. })) => {
                     self.events.backoff.host_failed(&error);
                     log_failure(&error, self.has_several_hosts());
                     self.lock().attempt_ended(&key);
                     error
+                }
+                // There is no token for any host.
+                Err(error) => {
+                    let mut state = self.lock();
+                    state.attempt_ended(&key);
+                    state.end_in_vain(error);
+                    self.changed.notify_all();
+                    return;
                 }
             };
             let pause = match Hope::after(&error) {
@@ -162,7 +188,7 @@ impl Failover {
             return Use::Fits;
         }
         let may_be_writer = self.role == Role::PreferStandby && is_newest;
-        let has_no_reader = state.is_without_readers(now) || state.others_were_tried(key, now);
+        let has_no_reader = state.is_without_readers(now) || state.may_substitute(key, now);
         if may_be_writer && has_no_reader { Use::Substitute } else { Use::No }
     }
 
@@ -228,13 +254,13 @@ impl Failover {
         } else if self.role.is_of_reader() {
             state.has_readers();
         }
-        if self.role.is_of_writer() {
-            if let (Some(took), Some(server)) = (search, server) {
-                self.writer_found(&mut state, target, &server.id, took);
-            }
-            state.trust(self.events.generation.current());
+        if let (true, Some(took), Some(server)) = (self.role.is_of_writer(), search, server) {
+            self.writer_found(&mut state, target, &server.id, took);
+        }
+        if self.follows_the_writer() {
             self.start_stall_check();
         }
+        state.trust(self.events.generation.current());
         let number = state.arrive(connected);
         self.changed.notify_all();
         let end = now + LINGER;
@@ -254,7 +280,10 @@ impl Failover {
         server: &crate::connection::ServerId,
         took: Duration,
     ) {
-        let ended = self.events.sockets.abort_all_but(server);
+        let ended = match self.follows_the_writer() {
+            true => self.events.sockets.abort_all_but(server),
+            false => 0,
+        };
         let is_another = state.preferred().is_none_or(|known| known.host != target.host);
         let level = if is_another && ended > 0 { log::Level::Warn } else { log::Level::Debug };
         log::log!(
@@ -262,7 +291,9 @@ impl Failover {
             "the writer is {} (found after {took:.1?}; {ended} other connections are closed)",
             target.host
         );
-        state.prefer(target.clone());
+        if !self.iam.conninfo.is_balanced || self.follows_the_writer() {
+            state.prefer(target.clone());
+        }
     }
 }
 
