@@ -47,8 +47,8 @@ impl fmt::Display for Round {
         let first_error = self.operations.iter().find_map(|operation| operation.error.as_deref());
         write!(
             f,
-            "recovered after {} s; {} failed, {} read-only, {} logins, longest {:.2} s, CPU {:.2} s, \
-             {} connections in peace; first error: {}",
+            "recovered after {} s; {} failed, {} read-only, {} logins, longest {:.2} s, \
+             CPU {:.2} s, {} connections in peace; first error: {}",
             recoveries.join(" "),
             self.failed(),
             self.read_only(),
