@@ -431,6 +431,7 @@ impl Builder {
         {
             conninfo.default_role(role);
         }
+        check_role(&conninfo, targets.len() > 1 || keywords.topology.is_some())?;
         let time_source = self.time_source.clone().unwrap_or_default();
         let resolver = self.resolver.clone();
         let credentials = self.credentials(targets[0].endpoint.region().to_owned())?;
@@ -479,6 +480,15 @@ impl Builder {
 fn keep_openssl_until_the_end() {
     #[cfg(target_os = "linux")]
     openssl::init();
+}
+
+/// libpq checks the value, except if this crate chooses among servers.
+fn check_role(conninfo: &IamConninfo, is_ours: bool) -> Result<(), Error> {
+    let known = ["any", "read-write", "read-only", "primary", "standby", "prefer-standby"];
+    if !is_ours || known.contains(&conninfo.target_session_attrs()) {
+        return Ok(());
+    }
+    invalid(format!("target_session_attrs must be one of: {}", known.join(", ")))
 }
 
 fn warn_of_sslmode(sslmode: &str) {

@@ -201,7 +201,6 @@ fn error_response(bytes: &[u8]) -> Option<Symptom> {
 
 /// One certificate of a server's chain.
 #[derive(Debug, Clone)]
-#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "read by openssl only"))]
 pub(super) struct Presented {
     pub(super) subject: Untrusted,
     pub(super) issuer: Untrusted,

@@ -167,9 +167,8 @@ impl LocalRds {
         let root = self.ca_file().to_string_lossy();
         let root = root.split('/').map(encode).collect::<Vec<_>>().join("/");
         let database = Self::DATABASE;
-        format!(
-            "postgres://{user}@{hosts}/{database}?{parameters}sslmode=verify-full&sslrootcert={root}"
-        )
+        let tls = format!("sslmode=verify-full&sslrootcert={root}");
+        format!("postgres://{user}@{hosts}/{database}?{parameters}{tls}")
     }
 
     /// Returns the port on 127.0.0.1. All nodes of a cluster have the same port.
@@ -308,8 +307,8 @@ impl LocalRds {
         }
     }
 
-    /// Gives the server, or each node, a certificate of a new authority, and returns the authority's certificate
-    /// as PEM.
+    /// Gives the server, or each node, a certificate of a new authority, and returns the
+    /// authority's certificate as PEM.
     ///
     /// [`ca_file`](Self::ca_file) does not change: until the new authority is written there, new
     /// connections fail, as after a [rotation] if a client still uses the old CA bundle. Sessions

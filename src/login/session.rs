@@ -61,6 +61,12 @@ impl Session {
         Ok(Session { connected, server: Some(server) })
     }
 
+    /// Asks a server of Aurora which node it is.
+    pub(super) fn node(&mut self) -> Option<String> {
+        let query = sql::<Text>("SELECT aurora_db_instance_identifier()::text");
+        self.within_limit(|connection| query.get_result(connection)).ok()
+    }
+
     /// Asks the server for its role again.
     pub(super) fn refresh(&mut self, cluster: &Cluster) -> QueryResult<()> {
         self.server = Some(ask(&mut self.connected, cluster)?);

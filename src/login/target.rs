@@ -19,7 +19,6 @@ pub(crate) struct Target {
     pub(crate) user: String,
     pub(crate) host: Host,
     pub(crate) endpoint: Endpoint,
-    #[cfg_attr(not(feature = "doctor"), expect(dead_code, reason = "only the doctor reports it"))]
     pub(crate) region_from: RegionFrom,
 }
 
@@ -125,5 +124,38 @@ impl fmt::Display for Target {
             write!(f, " (signed for {endpoint})")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_resolver_is_asked_unless_there_is_an_address() {
+        let target = |hostaddr: Option<&str>| Target {
+            user: "app".into(),
+            host: Host { name: "db".into(), hostaddr: hostaddr.map(str::to_owned), port: 5432 },
+            endpoint: Endpoint::new("db", 5432, "eu-west-1").unwrap(),
+            region_from: RegionFrom::Setting,
+        };
+        let resolver = |addresses: &'static [Ipv4Addr]| -> Resolver {
+            Arc::new(move |name| {
+                assert_eq!(name, "db");
+                Ok(addresses.iter().copied().map(IpAddr::V4).collect())
+            })
+        };
+        let two = resolver(&[Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED]);
+        let addresses = |target: Target, resolver| target.addresses(false, resolver);
+        assert_eq!(addresses(target(None), None).unwrap(), [""]);
+        assert_eq!(addresses(target(None), Some(&two)).unwrap(), ["127.0.0.1", "0.0.0.0"]);
+        assert_eq!(addresses(target(Some("10.0.0.1")), Some(&two)).unwrap(), ["10.0.0.1"]);
+        let error = addresses(target(None), Some(&resolver(&[]))).unwrap_err().to_string();
+        assert!(
+            error.contains("cannot resolve host name \"db\": the name has no addresses"),
+            "{error}"
+        );
     }
 }

@@ -59,6 +59,9 @@ const MAX_AGE: Duration = Duration::from_secs(30);
 /// The same in a search, and if readers are chosen by their lag.
 const SHORT_MAX_AGE: Duration = Duration::from_secs(1);
 
+/// Aurora has at most 16 nodes in a region.
+const MOST_NODES: usize = 32;
+
 /// For how long an older timeline is refused. A cluster that was restored to an earlier time can
 /// have one.
 const TIMELINE_MEMORY: Duration = Duration::from_secs(15 * 60);
@@ -159,11 +162,25 @@ impl Cluster {
                 )
             });
         }
+        let nodes = self.limited(nodes);
         let mut state = self.0.lock();
         if state.nodes != nodes {
             log::debug!("the cluster has {} nodes", nodes.len());
         }
         state.nodes = nodes;
+    }
+
+    /// Each node gets a login in a failover, at the same time.
+    fn limited(&self, mut nodes: Vec<Node>) -> Vec<Node> {
+        let count = nodes.len();
+        nodes.sort_by_key(|node| node.is_writer != Some(true));
+        nodes.truncate(MOST_NODES);
+        if count > MOST_NODES {
+            self.report("count", || {
+                format!("the cluster lists {count} nodes, of which {MOST_NODES} are used")
+            });
+        }
+        nodes
     }
 
     fn report(&self, problem: &'static str, text: impl FnOnce() -> String) {
@@ -384,6 +401,20 @@ mod tests {
         assert!(!cluster.is_newest(Some(1), just_before));
         assert!(cluster.is_newest(Some(2), now) && cluster.is_newest(None, now));
         assert!(cluster.is_newest(Some(1), now + TIMELINE_MEMORY));
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_is_cut_behind_its_writer() {
+        let domains = domains(&[target(&format!("c.cluster-{SUFFIX}"), "eu-west-1")]);
+        let reader = |i: usize| row(&format!("node-{i}"));
+        let mut rows: Vec<Row> = (0..MOST_NODES).map(reader).collect();
+        let cluster = Cluster::default();
+        cluster.learn(rows.clone(), &domains, "eu-west-1");
+        assert_eq!(cluster.nodes().len(), MOST_NODES);
+        rows.push((Some("writer".into()), Some(true), None, None, None));
+        cluster.learn(rows, &domains, "eu-west-1");
+        assert_eq!(cluster.nodes().len(), MOST_NODES);
+        assert_eq!(cluster.nodes()[0].label, "writer");
     }
 
     #[test]

@@ -97,8 +97,9 @@ impl RdsConnectionManager {
     /// if the server is frozen, or if something on the way acknowledges and does not answer. `None`
     /// removes the deadline. The check-in removes it too.
     ///
-    /// The connection is closed afterwards, for the reason [`Retirement::Deadline`]. The server can
-    /// go on with the query: set PostgreSQL's `statement_timeout` in addition, to a shorter time.
+    /// The connection is closed afterwards, for the reason
+    /// [`Retirement::Deadline`](crate::Retirement::Deadline). The server can go on with the query:
+    /// set PostgreSQL's `statement_timeout` in addition, to a shorter time.
     ///
     /// ```no_run
     /// use std::time::{Duration, Instant};
@@ -319,8 +320,8 @@ impl RdsConnectionManager {
         };
         let Connected { mut connection, socket, server, is_substitute } = match &self.failover {
             Some(failover) => {
-                let deadline = Instant::now() + self.longest_search();
-                failover.connect(deadline, self.is_of_pool, || self.checkouts.is_closed())?
+                let patience = || self.longest_search();
+                failover.connect(patience, self.is_of_pool, || self.checkouts.is_without_use())?
             }
             None => self.login.connect(&self.backoff, &self.counters)?,
         };
@@ -342,7 +343,9 @@ impl RdsConnectionManager {
     /// In a [`Pool`](crate::Pool) the waiting threads have their own timeouts. A failed login would
     /// start r2d2's back-off, which cannot be ended when there is a new writer.
     fn longest_search(&self) -> Duration {
-        if self.is_of_pool { LONGEST_SEARCH } else { self.login.longest_retry() }
+        // One is that of this manager, which r2d2 keeps while it logs in.
+        let has_pool = self.is_of_pool && Arc::strong_count(&self.checkouts) > 1;
+        if has_pool { LONGEST_SEARCH } else { self.login.longest_retry() }
     }
 
     /// Reports each cause once, until a login succeeds: r2d2 retries without end.

@@ -122,8 +122,8 @@ impl Pool {
             let (level, waiting) = (self.checkouts.slow.next_level(), self.waiting());
             ::log::log!(
                 level,
-                "checkout was slow (waited {waited:.1?}, {waiting} threads still wait): check in \
-                 connections sooner, or raise max_size"
+                "checkout was slow (waited {waited:.1?}, {waiting} threads still wait): if no \
+                 login failed, check in connections sooner, or raise max_size"
             );
         }
         self.report_overdue();

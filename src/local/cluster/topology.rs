@@ -1,4 +1,4 @@
-//! The functions of AWS by which a client finds the nodes of a cluster, and the file that they read.
+//! The functions of AWS by which a client finds the nodes, and the file that they read.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};

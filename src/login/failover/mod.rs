@@ -105,19 +105,19 @@ impl Failover {
         self.role.is_of_writer() && !self.domains.is_empty()
     }
 
-    /// Logs in at a host with the role. Waits until there is one, or until `deadline`. If no host
-    /// can be reached, only a patient caller waits.
+    /// Logs in at a host with the role. Waits until there is one, or until `patience` is over. If
+    /// no host can be reached, only a patient caller waits.
     ///
     /// # Errors
     /// - The failures of all hosts, if none of them can change soon.
     /// - [`Error::PoolClosed`] if `is_cancelled`.
     pub(crate) fn connect(
         self: &Arc<Self>,
-        deadline: Instant,
+        patience: impl Fn() -> Duration,
         is_patient: bool,
         is_cancelled: impl Fn() -> bool,
     ) -> Result<Connected, Error> {
-        let mut state = self.lock();
+        let (mut state, started) = (self.lock(), Instant::now());
         let least = if is_patient { Hope::Later } else { Hope::Soon };
         let (mut own, joined) = (Own::default(), state.join());
         let outcome = loop {
@@ -131,7 +131,7 @@ impl Failover {
             if let Some(error) = state.failure_of(joined) {
                 break Err(error);
             }
-            if now >= deadline {
+            if now >= started + patience() {
                 break Err(state.take_failures(&self.events.backoff));
             }
             let generation = self.events.generation.current();
@@ -151,7 +151,7 @@ impl Failover {
             if state.is_to_be_reported(now) {
                 self.report_late();
             }
-            self.changed.wait_until(&mut state, deadline.min(now + TICK));
+            self.changed.wait_until(&mut state, now + TICK);
         };
         state.leave();
         outcome
@@ -188,7 +188,7 @@ impl Failover {
             let first = self.preferred(state, now).map(|target| target.key());
             state.start_search(first, now);
         }
-        let targets = self.targets(state);
+        let targets = self.targets(state, now);
         for (key, id) in state.due(targets.keys(), now) {
             if let Some(target) = targets.get(&key) {
                 state.attempt_started(&key);
@@ -225,13 +225,15 @@ impl Failover {
     }
 
     /// Returns all hosts, by their keys: the nodes, and the hosts of the connection string. An
-    /// endpoint that leads to one of the known nodes is tried only if it is preferred.
-    fn targets(&self, state: &State) -> BTreeMap<String, Arc<Target>> {
+    /// endpoint that leads to one of the known nodes is tried only if it is preferred, or if no
+    /// node can get the role.
+    fn targets(&self, state: &State, now: Instant) -> BTreeMap<String, Arc<Target>> {
         let nodes = self.cluster.nodes();
         let of_nodes: Vec<_> = nodes.iter().filter_map(|node| self.target_of(node)).collect();
+        let are_without_hope = state.is_without_hope(now);
         let listed = self.iam.targets.iter().filter(|target| {
             let is_first = state.is_first(&target.key());
-            is_first || of_nodes.is_empty() || !target.is_alias()
+            is_first || of_nodes.is_empty() || !target.is_alias() || are_without_hope
         });
         let listed = listed.filter_map(|it| in_region_of_writer(it, &nodes).ok().map(Arc::new));
         let all = of_nodes.iter().cloned().chain(listed).chain(state.preferred());

@@ -253,6 +253,11 @@ impl State {
         search.watched.iter().any(|(host, it)| host != key && *it == Some(Hope::Soon))
     }
 
+    /// Whether all hosts had enough time, and none can get the role soon.
+    pub(super) fn is_without_hope(&self, now: Instant) -> bool {
+        self.search_age(now).is_some_and(|age| age >= PATIENCE) && !self.has_another_hope("")
+    }
+
     /// Whether this host can take the place of one with the role: all others were tried, or had
     /// enough time, and no host before it can take the place.
     pub(super) fn may_substitute(&self, key: &str, now: Instant) -> bool {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use diesel::result::Error as QueryError;
+
 use super::hope::Hope;
 use super::state::{LINGER, SUBSTITUTION, State};
 use super::{Failover, Role};
@@ -35,9 +37,11 @@ struct EndOfAttempt<'a>(&'a Failover, String);
 impl Drop for EndOfAttempt<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
+            let cause = QueryError::QueryBuilderError("it panicked".into());
+            let hook = "resolver, or the default instrumentation,";
             let mut state = self.0.lock();
             state.attempt_ended(&self.1);
-            state.stop_watching(&self.1);
+            state.end_in_vain(Error::Hook { hook, cause });
             self.0.changed.notify_all();
         }
     }
@@ -129,6 +133,7 @@ impl Failover {
     ) -> Option<Error> {
         let key = target.key();
         let mut is_first = true;
+        let node = self.node_of(target, &mut session);
         loop {
             self.learn_nodes(target, &mut session, search.is_some());
             let mut state = self.lock();
@@ -136,7 +141,7 @@ impl Failover {
                 state.attempt_ended(&key);
             }
             let now = Instant::now();
-            let is_substitute = match self.use_of(&state, &key, &session, now) {
+            let is_substitute = match self.use_of(&state, &key, node.as_deref(), &session, now) {
                 Use::Fits => false,
                 Use::Substitute => true,
                 Use::No => {
@@ -179,12 +184,19 @@ impl Failover {
         }
     }
 
-    fn use_of(&self, state: &State, key: &str, session: &Session, now: Instant) -> Use {
+    fn use_of(
+        &self,
+        state: &State,
+        key: &str,
+        node: Option<&str>,
+        session: &Session,
+        now: Instant,
+    ) -> Use {
         let server = session.server.as_ref();
         // Each server that accepts writes is recorded, so that an older one is known.
         let timeline = server.filter(|server| !server.in_recovery).and_then(|it| it.timeline);
         let is_newest = self.cluster.is_newest(timeline, now);
-        if self.role.fits(server) && is_newest && !self.is_behind(key) {
+        if self.role.fits(server) && is_newest && !self.is_behind(node) {
             return Use::Fits;
         }
         let may_be_writer = self.role == Role::PreferStandby && is_newest;
@@ -192,16 +204,22 @@ impl Failover {
         if may_be_writer && has_no_reader { Use::Substitute } else { Use::No }
     }
 
+    /// Returns the node that a connection leads to, if its lag matters.
+    fn node_of(&self, target: &Target, session: &mut Session) -> Option<String> {
+        if self.max_replica_lag.is_none() || !self.role.is_of_reader() {
+            return None;
+        }
+        match target.is_alias() {
+            true => session.node(),
+            false => target.endpoint.host().split('.').next().map(str::to_owned),
+        }
+    }
+
     /// Whether this node is a reader that must not be used.
-    fn is_behind(&self, key: &str) -> bool {
-        let Some(max) = self.max_replica_lag.filter(|_| self.role.is_of_reader()) else {
-            return false;
-        };
+    fn is_behind(&self, node: Option<&str>) -> bool {
         let nodes = self.cluster.nodes();
-        let node = nodes
-            .iter()
-            .find(|node| self.target_of(node).is_some_and(|target| target.key() == key));
-        node.is_some_and(|node| node.lag > Some(max))
+        let node = nodes.iter().find(|it| Some(it.label.as_str()) == node);
+        node.is_some_and(|node| self.max_replica_lag.is_some_and(|max| node.lag > Some(max)))
     }
 
     fn other_role(&self, target: &Target) -> Error {

@@ -236,6 +236,22 @@ fn nodes_that_do_not_resolve_are_skipped() {
 }
 
 #[test]
+fn a_panic_in_a_function_of_the_program_is_reported() {
+    let rds = cluster(1);
+    let manager = builder(&rds).resolver(|_| panic!("as a test")).build(rds.cluster_url()).unwrap();
+    let error = manager.connect().map(drop).unwrap_err().to_string();
+    assert!(error.starts_with("resolver, or the default instrumentation, failed"), "{error}");
+}
+
+#[test]
+fn an_unknown_role_is_refused() {
+    let rds = cluster(1);
+    let url = format!("{}&target_session_attrs=read_write", rds.cluster_url());
+    let error = builder(&rds).build(url).unwrap_err().to_string();
+    assert!(error.contains("target_session_attrs must be one of"), "{error}");
+}
+
+#[test]
 fn the_unused_sessions_of_a_search_are_closed() {
     let rds = cluster(2);
     let pool = pool(&rds);

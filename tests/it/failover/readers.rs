@@ -44,6 +44,10 @@ fn a_reader_that_is_behind_is_not_used() {
     let manager = manager(&rds, "max_replica_lag=5000");
     drop(manager.connect().unwrap());
     assert_eq!(spread(&manager), counts([(2, 6)]));
+    rds.set_replica_lag(2, Duration::from_secs(20)).unwrap();
+    let manager = self::manager(&rds, "max_replica_lag=5000");
+    // The first connection, too: the reader endpoint does not say to which node it leads.
+    assert_eq!(spread(&manager), counts([(0, 6)]));
 }
 
 #[test]
