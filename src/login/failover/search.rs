@@ -1,6 +1,6 @@
 //! [`Search`]: logins at all hosts, until one has the role.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::hope::Hope;
@@ -11,6 +11,8 @@ pub(super) struct Search {
     pub(super) first: Option<String>,
     /// The hosts that a thread watches. `None` until the first result.
     pub(super) watched: BTreeMap<String, Option<Hope>>,
+    /// The hosts that can take the place of one with the role.
+    pub(super) substitutes: BTreeSet<String>,
     /// All hosts are tried.
     pub(super) is_wide: bool,
     /// When a thread last waited for the result.
@@ -26,6 +28,7 @@ impl Search {
             started: now,
             first,
             watched: BTreeMap::new(),
+            substitutes: BTreeSet::new(),
             is_wide: false,
             wanted: now,
             is_reported: false,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::hope::Hope;
 use super::role::Role;
 use super::search::Search;
-use crate::error::{Error, Outlook};
+use crate::error::Error;
 use crate::login::backoff::{Backoff, LastError};
 use crate::login::{Connected, Target};
 
@@ -258,17 +258,19 @@ impl State {
         self.search_age(now).is_some_and(|age| age >= PATIENCE) && !self.has_another_hope("")
     }
 
-    /// Whether this host can take the place of one with the role: all others were tried, or had
-    /// enough time, and no host before it can take the place.
-    pub(super) fn may_substitute(&self, key: &str, now: Instant) -> bool {
-        let Some(search) = &self.search else { return false };
+    /// Whether this host takes the place of one with the role: all others were tried, or had enough
+    /// time, and no host before it can take the place.
+    pub(super) fn is_substitute(&mut self, key: &str, now: Instant) -> bool {
+        if self.is_without_readers(now) {
+            return true;
+        }
+        let State { search: Some(search), listed, in_flight, .. } = self else { return false };
+        search.substitutes.insert(key.to_owned());
+        let mut before = listed.iter().take_while(|host| *host != key);
+        let is_first = !before.any(|host| search.substitutes.contains(host));
         let are_done = search.watched.iter().all(|(host, it)| host == key || it.is_some());
         let is_late = now.duration_since(search.started) >= PATIENCE;
-        let is_substitute = |host: &String| {
-            self.failures.get(host).is_some_and(|error| error.outlook() == Outlook::OtherRole)
-        };
-        let is_first = !self.listed.iter().take_while(|host| *host != key).any(is_substitute);
-        is_first && search.is_wide && (are_done && self.in_flight.is_empty() || is_late)
+        is_first && search.is_wide && (are_done && in_flight.is_empty() || is_late)
     }
 
     fn end_search(&mut self) {
@@ -559,16 +561,17 @@ mod tests {
     fn the_writer_takes_the_place_of_readers_after_all_of_them_were_tried() {
         let now = Instant::now();
         let mut state = searching(now);
-        assert!(!state.may_substitute("a", now));
+        assert!(!state.is_substitute("a", now));
         fail(&mut state, "a", OTHER_ROLE, now);
         due(&mut state, now);
-        assert!(!state.may_substitute("a", now + PATIENCE - NANOSECOND));
-        assert!(state.may_substitute("a", now + PATIENCE), "they had enough time");
+        assert!(!state.is_substitute("a", now + PATIENCE - NANOSECOND));
+        assert!(state.is_substitute("a", now + PATIENCE), "they had enough time");
         fail(&mut state, "b", "Connection refused", now);
         fail(&mut state, "c", OTHER_ROLE, now);
-        assert!(state.may_substitute("a", now));
+        assert!(!State::new(Vec::new()).is_substitute("c", now), "there is no search");
+        assert!(state.is_substitute("c", now));
         state.listed = ["a", "b", "c"].map(str::to_owned).into();
-        assert!(state.may_substitute("a", now) && !state.may_substitute("c", now));
+        assert!(state.is_substitute("a", now) && !state.is_substitute("c", now));
         assert!(!state.is_without_readers(now));
         state.without_readers(now);
         assert!(state.is_without_readers(now + SUBSTITUTION - NANOSECOND));

@@ -51,7 +51,7 @@ impl Drop for EndOfAttempt<'_> {
 #[derive(Debug, PartialEq)]
 enum Use {
     Fits,
-    /// The writer, because there is no reader.
+    /// The writer, which can take the place of a reader.
     Substitute,
     No,
 }
@@ -141,31 +141,31 @@ impl Failover {
                 state.attempt_ended(&key);
             }
             let now = Instant::now();
-            let is_substitute = match self.use_of(&state, &key, node.as_deref(), &session, now) {
-                Use::Fits => false,
-                Use::Substitute => true,
-                Use::No => {
-                    let error = self.other_role(target);
-                    *search = state.found_other_role(&key, error, *search, now);
-                    drop(state);
-                    self.changed.notify_all();
-                    let id = (*search)?;
-                    if self.is_superseded(target) {
-                        self.lock().stop_watching(&key);
-                        return None;
-                    }
-                    if !self.pause(id, POLL) {
-                        return None;
-                    }
-                    match session.refresh(&self.cluster) {
-                        Ok(()) => continue,
-                        Err(error) => {
-                            let cause = diesel::ConnectionError::CouldntSetupConfiguration(error);
-                            return Some(Error::connect(target.to_string(), target.login(), cause));
-                        }
+            let found = self.use_of(node.as_deref(), &session);
+            if found != Use::Fits {
+                let error = self.other_role(target);
+                *search = state.found_other_role(&key, error, *search, now);
+            }
+            let is_substitute = found == Use::Substitute && state.is_substitute(&key, now);
+            if found != Use::Fits && !is_substitute {
+                drop(state);
+                self.changed.notify_all();
+                let id = (*search)?;
+                if self.is_superseded(target) {
+                    self.lock().stop_watching(&key);
+                    return None;
+                }
+                if !self.pause(id, POLL) {
+                    return None;
+                }
+                match session.refresh(&self.cluster) {
+                    Ok(()) => continue,
+                    Err(error) => {
+                        let cause = diesel::ConnectionError::CouldntSetupConfiguration(error);
+                        return Some(Error::connect(target.to_string(), target.login(), cause));
                     }
                 }
-            };
+            }
             self.deliver(state, target, session, is_substitute, now);
             return None;
         }
@@ -184,24 +184,16 @@ impl Failover {
         }
     }
 
-    fn use_of(
-        &self,
-        state: &State,
-        key: &str,
-        node: Option<&str>,
-        session: &Session,
-        now: Instant,
-    ) -> Use {
+    fn use_of(&self, node: Option<&str>, session: &Session) -> Use {
         let server = session.server.as_ref();
         // Each server that accepts writes is recorded, so that an older one is known.
-        let timeline = server.filter(|server| !server.in_recovery).and_then(|it| it.timeline);
-        let is_newest = self.cluster.is_newest(timeline, now);
+        let writer = server.filter(|server| !server.in_recovery);
+        let is_newest = self.cluster.is_newest(writer.and_then(|it| it.timeline), Instant::now());
         if self.role.fits(server) && is_newest && !self.is_behind(node) {
             return Use::Fits;
         }
-        let may_be_writer = self.role == Role::PreferStandby && is_newest;
-        let has_no_reader = state.is_without_readers(now) || state.may_substitute(key, now);
-        if may_be_writer && has_no_reader { Use::Substitute } else { Use::No }
+        let may_be_writer = self.role == Role::PreferStandby && is_newest && writer.is_some();
+        if may_be_writer { Use::Substitute } else { Use::No }
     }
 
     /// Returns the node that a connection leads to, if its lag matters.
