@@ -183,7 +183,8 @@ impl Cluster {
         nodes
     }
 
-    fn report(&self, problem: &'static str, text: impl FnOnce() -> String) {
+    /// Warns of each problem once.
+    pub(super) fn report(&self, problem: &'static str, text: impl FnOnce() -> String) {
         if self.0.lock().reported.insert(problem) {
             log::warn!("{}", text());
         }

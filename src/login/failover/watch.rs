@@ -95,6 +95,7 @@ impl Failover {
                 Err(error @ (Error::Connect { .. } | Error::Resolve { .. })) => {
                     self.events.backoff.host_failed(&error);
                     log_failure(&error, self.has_several_hosts());
+                    self.warn_of_name(target, &error);
                     self.lock().attempt_ended(&key);
                     error
                 }
@@ -168,6 +169,18 @@ impl Failover {
             }
             self.deliver(state, target, session, is_substitute, now);
             return None;
+        }
+    }
+
+    /// Warns once if the name of a node that the cluster lists cannot be resolved.
+    fn warn_of_name(&self, target: &Target, error: &Error) {
+        let is_listed = self.iam.targets.iter().any(|listed| listed.key() == target.key());
+        let is_unknown = matches!(error, Error::Resolve { .. })
+            || matches!(error.refusal(), Some(Refusal::UnknownHost | Refusal::NoResolver));
+        if is_unknown && !is_listed {
+            self.cluster.report("name", || {
+                format!("a node of the cluster is not used, because its name is unknown: {error}")
+            });
         }
     }
 

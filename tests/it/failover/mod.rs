@@ -297,5 +297,8 @@ fn a_global_database_has_nodes_in_the_region_of_each_named_endpoint() {
     let port = rds.port();
     let other = format!("local.cluster-xyz789.eu-west-1.rds.amazonaws.com:{port}");
     let url = rds.cluster_url().replacen(&format!(":{port}"), &format!(":{port},{other}"), 1);
+    // Each host is signed for the region in its name.
+    let url = url.replace("&region_name=us-east-1", "");
+    assert!(!url.contains("region_name"), "{url}");
     survives_a_failover(&rds, &builder(&rds).build(url).unwrap());
 }
