@@ -178,6 +178,10 @@ impl Failover {
     fn attempt(self: &Arc<Self>, state: &mut State, now: Instant) {
         let Some(target) = self.preferred(state, now) else { return };
         let key = target.key();
+        // Those of a search that has ended serve the waiting threads, too.
+        if state.has_enough_attempts(&key) {
+            return;
+        }
         state.attempt_started(&key);
         self.start_watch(state, target, None);
     }

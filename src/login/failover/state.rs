@@ -143,6 +143,11 @@ impl State {
         *self.in_flight.entry(key.to_owned()).or_default() += 1;
     }
 
+    /// Whether each waiting thread can get a connection of an attempt in progress at this host.
+    pub(super) fn has_enough_attempts(&self, key: &str) -> bool {
+        self.in_flight.get(key).is_some_and(|count| *count >= self.waiting)
+    }
+
     pub(super) fn attempt_ended(&mut self, key: &str) {
         if let Some(count) = self.in_flight.get_mut(key) {
             *count -= 1;
@@ -437,6 +442,21 @@ mod tests {
         assert_eq!(step(&mut state, &mut own, now + PATIENCE - NANOSECOND), Step::Wait);
         assert_eq!(step(&mut state, &mut own, now + PATIENCE), Step::Search);
         assert_eq!(step(&mut state, &mut Own::default(), now), Step::Attempt);
+    }
+
+    #[test]
+    fn there_are_no_more_attempts_than_waiting_threads() {
+        let mut state = State::new(Vec::new());
+        for attempts in 0..3 {
+            state.join();
+            assert!(!state.has_enough_attempts("a"), "{attempts}");
+            state.attempt_started("a");
+            assert!(state.has_enough_attempts("a") && !state.has_enough_attempts("b"));
+        }
+        state.attempt_ended("a");
+        assert!(!state.has_enough_attempts("a"));
+        state.leave();
+        assert!(state.has_enough_attempts("a"));
     }
 
     #[test]
