@@ -17,7 +17,7 @@ use crate::conninfo::{ConnectionString, IamConninfo, Keywords, Topology, invalid
 use crate::credentials::{Configured, CredentialsCache, Role, Source};
 use crate::error::Error;
 use crate::login::ca_bundle::CaBundle;
-use crate::login::{Iam, Login, Resolver, targets};
+use crate::login::{Iam, Login, Resolver, check_role, targets};
 use crate::manager::{MAX_LIFETIME, RdsConnectionManager};
 
 /// Aurora DSQL ends a connection after this time.
@@ -431,7 +431,9 @@ impl Builder {
         {
             conninfo.default_role(role);
         }
-        check_role(&conninfo, targets.len() > 1 || keywords.topology.is_some())?;
+        if targets.len() > 1 || keywords.topology.is_some() {
+            check_role(conninfo.target_session_attrs())?;
+        }
         let time_source = self.time_source.clone().unwrap_or_default();
         let resolver = self.resolver.clone();
         let credentials = self.credentials(targets[0].endpoint.region().to_owned())?;
@@ -480,15 +482,6 @@ impl Builder {
 fn keep_openssl_until_the_end() {
     #[cfg(target_os = "linux")]
     openssl::init();
-}
-
-/// libpq checks the value, except if this crate chooses among servers.
-fn check_role(conninfo: &IamConninfo, is_ours: bool) -> Result<(), Error> {
-    let known = ["any", "read-write", "read-only", "primary", "standby", "prefer-standby"];
-    if !is_ours || known.contains(&conninfo.target_session_attrs()) {
-        return Ok(());
-    }
-    invalid(format!("target_session_attrs must be one of: {}", known.join(", ")))
 }
 
 fn warn_of_sslmode(sslmode: &str) {

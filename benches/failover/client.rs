@@ -1,4 +1,4 @@
-//! A client in a process of its own, and what it has printed.
+//! A client in a separate process, and what it has printed.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -41,7 +41,7 @@ pub(crate) struct Client {
 impl Client {
     /// Starts a client that resolves the cluster's names as the hosts file says.
     pub(crate) fn start(name: &str, rds: &LocalRds, scenario: &Scenario, python: &Path) -> Client {
-        // A process without root's rights has a user namespace of its own.
+        // A process without root's rights has its own user namespace.
         const IN_NAMESPACE: &str = r#"
             [ "$(id -u)" -eq 0 ] || map=--map-root-user
             exec unshare $map --mount sh -c 'mount --bind "$0" /etc/hosts && exec "$@"' "$@""#;

@@ -124,8 +124,7 @@ impl Iam {
         settings.extend(sslrootcert.map(|file| ("sslrootcert", file)));
         let connected =
             PgConnection::establish(&self.conninfo.with_password(token.as_str(), &settings));
-        let connection =
-            connected.map_err(|error| Error::connect(target.to_string(), target.login(), error))?;
+        let connection = connected.map_err(|error| target.failed(error))?;
         log::debug!("connected to {target} (took {:.1?})", started.elapsed());
         Ok(Connected::new(connection, mark))
     }

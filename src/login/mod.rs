@@ -22,7 +22,7 @@ use crate::conninfo::PasswordConninfo;
 use crate::error::{Error, LoginKind, Outlook};
 use crate::stats::Counters;
 use backoff::Backoff;
-pub(crate) use failover::{Events, Failover, SUBSTITUTE_LIFETIME};
+pub(crate) use failover::{Events, Failover, SUBSTITUTE_LIFETIME, check_role};
 pub(crate) use iam::Iam;
 pub(crate) use inherited::{ENDPOINTS, to_hand_on};
 pub(crate) use region::targets;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use diesel::ConnectionError::CouldntSetupConfiguration;
 use diesel::dsl::sql;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel::{PgConnection, QueryResult, RunQueryDsl};
@@ -53,10 +54,8 @@ impl Session {
         if role == Role::Any {
             return Ok(Session { connected, server: None });
         }
-        let server = ask(&mut connected, cluster).map_err(|error| {
-            let cause = diesel::ConnectionError::CouldntSetupConfiguration(error);
-            Error::connect(target.to_string(), target.login(), cause)
-        })?;
+        let server = ask(&mut connected, cluster)
+            .map_err(|error| target.failed(CouldntSetupConfiguration(error)))?;
         connected.server = Some(server.id.clone());
         Ok(Session { connected, server: Some(server) })
     }

@@ -6,6 +6,8 @@ use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
 
+use diesel::ConnectionError;
+
 use crate::conninfo::Host;
 use crate::error::{Error, LoginKind};
 use crate::token::{Endpoint, HostKind, HostName};
@@ -14,7 +16,7 @@ use crate::token::{Endpoint, HostKind, HostName};
 pub(crate) type Resolver = Arc<dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync>;
 
 /// A host to dial, and the endpoint that its token is signed for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) user: String,
     pub(crate) host: Host,
@@ -82,6 +84,11 @@ impl Target {
     pub(crate) fn is_alias(&self) -> bool {
         use HostKind::{Custom, GlobalWriter, Reader, Writer};
         matches!(self.endpoint.name().kind(), Writer | Reader | Custom | GlobalWriter)
+    }
+
+    /// Returns the error of a login here.
+    pub(super) fn failed(&self, cause: ConnectionError) -> Error {
+        Error::connect(self.to_string(), self.login(), cause)
     }
 
     pub(crate) fn login(&self) -> LoginKind {

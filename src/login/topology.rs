@@ -294,8 +294,7 @@ pub(super) fn in_region_of_writer(target: &Target, nodes: &[Node]) -> Result<Tar
         _ => target.endpoint.region(),
     };
     let endpoint = Endpoint::new(target.endpoint.host(), target.endpoint.port(), region)?;
-    let Target { user, host, region_from, .. } = target;
-    Ok(Target { user: user.clone(), host: host.clone(), endpoint, region_from: *region_from })
+    Ok(Target { endpoint, ..target.clone() })
 }
 
 #[cfg(test)]

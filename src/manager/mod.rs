@@ -97,7 +97,7 @@ impl RdsConnectionManager {
     /// if the server is frozen, or if something on the way acknowledges and does not answer. `None`
     /// removes the deadline. The check-in removes it too.
     ///
-    /// The connection is closed afterwards, for the reason
+    /// The connection is closed afterwards. The reason is
     /// [`Retirement::Deadline`](crate::Retirement::Deadline). The server can go on with the query:
     /// set PostgreSQL's `statement_timeout` in addition, to a shorter time.
     ///

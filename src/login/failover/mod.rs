@@ -20,16 +20,16 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::backoff::Backoff;
-use super::topology::{Cluster, Domain, domains, in_region_of_writer};
+use super::topology::{Cluster, Domain, Node, domains, in_region_of_writer};
 use super::{Connected, Iam, Target};
 use crate::connection::{Generation, Sockets};
 use crate::conninfo::Topology;
 use crate::error::Error;
 use crate::stats::Counters;
 use hope::Hope;
-pub(crate) use role::Role;
+pub(crate) use role::{Role, check_role};
+pub(crate) use state::SUBSTITUTE_LIFETIME;
 use state::{Own, State, Step};
-pub(crate) use watch::SUBSTITUTE_LIFETIME;
 
 /// The logins of one manager at several hosts.
 pub(crate) struct Failover {
@@ -83,7 +83,7 @@ impl Failover {
         // Each endpoint of DSQL accepts writes.
         let role = match iam.conninfo.is_dsql {
             true => Role::Any,
-            false => Role::of(iam.conninfo.target_session_attrs()),
+            false => Role::parse(iam.conninfo.target_session_attrs()).unwrap_or(Role::Any),
         };
         let listed = iam.targets.iter().map(Target::key).collect();
         Some(Arc::new(Failover {
@@ -220,12 +220,14 @@ impl Failover {
     /// Returns the nodes that can be readers, by their keys.
     fn readers(&self) -> BTreeMap<String, Arc<Target>> {
         let nodes = self.cluster.nodes().into_iter();
-        let readers = nodes.filter(|node| {
-            let is_behind = self.max_replica_lag.is_some_and(|max| node.lag > Some(max));
-            node.is_writer != Some(true) && !is_behind
-        });
+        let readers = nodes.filter(|node| node.is_writer != Some(true) && !self.is_too_late(node));
         let targets = readers.filter_map(|node| self.target_of(&node));
         targets.map(|target| (target.key(), target)).collect()
+    }
+
+    /// Whether the lag of the node exceeds the maximum.
+    fn is_too_late(&self, node: &Node) -> bool {
+        self.max_replica_lag.is_some_and(|max| node.lag > Some(max))
     }
 
     /// Returns all hosts, by their keys: the nodes, and the hosts of the connection string. An
@@ -245,13 +247,9 @@ impl Failover {
     }
 
     /// A node that the connection string names is dialled as it says there.
-    fn target_of(&self, node: &super::topology::Node) -> Option<Arc<Target>> {
+    fn target_of(&self, node: &Node) -> Option<Arc<Target>> {
         let target = node.target(&self.domains, &self.iam.targets[0])?;
         let listed = self.iam.targets.iter().find(|listed| listed.endpoint == target.endpoint);
-        let target = match listed {
-            Some(listed) => in_region_of_writer(listed, &[]).ok()?,
-            None => target,
-        };
-        Some(Arc::new(target))
+        Some(Arc::new(listed.cloned().unwrap_or(target)))
     }
 }

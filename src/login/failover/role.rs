@@ -1,5 +1,7 @@
 //! [`Role`]: what `target_session_attrs` asks for.
 
+use crate::conninfo::invalid;
+use crate::error::Error;
 use crate::login::session::Server;
 
 /// What `target_session_attrs` asks for.
@@ -13,17 +15,28 @@ pub(crate) enum Role {
     PreferStandby,
 }
 
+/// libpq checks the value, except if this crate chooses among servers.
+pub(crate) fn check_role(target_session_attrs: &str) -> Result<(), Error> {
+    if Role::parse(target_session_attrs).is_some() {
+        return Ok(());
+    }
+    let known = Role::ALL.map(|(name, _)| name).join(", ");
+    invalid(format!("target_session_attrs must be one of: {known}"))
+}
+
 impl Role {
-    /// libpq has checked the value.
-    pub(super) fn of(target_session_attrs: &str) -> Role {
-        match target_session_attrs {
-            "read-write" => Role::ReadWrite,
-            "read-only" => Role::ReadOnly,
-            "primary" => Role::Primary,
-            "standby" => Role::Standby,
-            "prefer-standby" => Role::PreferStandby,
-            _ => Role::Any,
-        }
+    /// The values of `target_session_attrs`.
+    const ALL: [(&str, Role); 6] = [
+        ("any", Role::Any),
+        ("read-write", Role::ReadWrite),
+        ("read-only", Role::ReadOnly),
+        ("primary", Role::Primary),
+        ("standby", Role::Standby),
+        ("prefer-standby", Role::PreferStandby),
+    ];
+
+    pub(super) fn parse(target_session_attrs: &str) -> Option<Role> {
+        Self::ALL.into_iter().find(|(name, _)| *name == target_session_attrs).map(|(_, role)| role)
     }
 
     pub(super) fn is_of_writer(self) -> bool {
@@ -81,7 +94,7 @@ mod tests {
             ("prefer-standby", [false, false, true]),
         ];
         for (text, expected) in cases {
-            let role = Role::of(text);
+            let role = Role::parse(text).unwrap();
             let servers = [server(false, false), server(false, true), server(true, false)];
             assert_eq!(servers.map(|server| role.fits(Some(&server))), expected, "{text}");
         }

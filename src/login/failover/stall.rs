@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,9 +27,8 @@ const REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
 impl Failover {
     /// Starts the thread that checks, once. It ends with the manager.
     pub(super) fn start_stall_check(self: &Arc<Self>) {
-        if self.is_checking.swap(std::process::id(), std::sync::atomic::Ordering::SeqCst)
-            == std::process::id()
-        {
+        let process = std::process::id();
+        if self.is_checking.swap(process, SeqCst) == process {
             return;
         }
         let failover = Arc::downgrade(self);
@@ -39,10 +39,10 @@ impl Failover {
     }
 
     /// Searches for the writer as long as a query waits.
-    fn search_while_stalled(self: &Arc<Self>, least: Duration) {
+    fn search_while_stalled(self: &Arc<Self>) {
         let mut state = self.lock();
         let ended = state.ended();
-        while state.ended() == ended && self.stalled(least).is_some() {
+        while state.ended() == ended && self.stalled().is_some() {
             let now = Instant::now();
             if !state.is_searching() {
                 // Without a first host: the one that hangs would be it.
@@ -54,8 +54,8 @@ impl Failover {
         }
     }
 
-    fn stalled(&self, least: Duration) -> Option<SocketAddr> {
-        self.events.sockets.waiting_for(least, Instant::now())
+    fn stalled(&self) -> Option<SocketAddr> {
+        self.events.sockets.waiting_for(STALLED, Instant::now())
     }
 }
 
@@ -63,12 +63,12 @@ fn check(failover: &Weak<Failover>) {
     loop {
         thread::sleep(INTERVAL);
         let Some(failover) = failover.upgrade() else { return };
-        let Some(server) = failover.stalled(STALLED) else { continue };
+        let Some(server) = failover.stalled() else { continue };
         let pause = if answers(server) {
             NEXT_PROBE
         } else {
             log::warn!("the server at {server} does not answer: looking for another writer");
-            failover.search_while_stalled(STALLED);
+            failover.search_while_stalled();
             NEXT_SEARCH
         };
         drop(failover);

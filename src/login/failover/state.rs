@@ -15,8 +15,9 @@ use crate::login::{Connected, Target};
 const PATIENCE: Duration = Duration::from_millis(500);
 /// A reader that failed is not tried for this time, if there are others.
 const BAD_READER: Duration = Duration::from_secs(30);
-/// For how long the writer takes the place of readers that do not exist.
-pub(super) const SUBSTITUTION: Duration = Duration::from_secs(60);
+/// For how long the writer takes the place of readers that do not exist, and the life of such a
+/// connection.
+pub(crate) const SUBSTITUTE_LIFETIME: Duration = Duration::from_secs(60);
 /// A search that takes longer is reported.
 const LATE: Duration = Duration::from_secs(10);
 /// A search ends, and an unused connection is closed, after this time without a waiting thread.
@@ -371,7 +372,7 @@ impl State {
     }
 
     pub(super) fn without_readers(&mut self, now: Instant) {
-        self.without_readers_until = Some(now + SUBSTITUTION);
+        self.without_readers_until = Some(now + SUBSTITUTE_LIFETIME);
     }
 
     /// A reader was found: the writer that took its place is not preferred any more.
@@ -594,7 +595,7 @@ mod tests {
         assert!(state.is_substitute("a", now) && !state.is_substitute("c", now));
         assert!(!state.is_without_readers(now));
         state.without_readers(now);
-        assert!(state.is_without_readers(now + SUBSTITUTION - NANOSECOND));
-        assert!(!state.is_without_readers(now + SUBSTITUTION));
+        assert!(state.is_without_readers(now + SUBSTITUTE_LIFETIME - NANOSECOND));
+        assert!(!state.is_without_readers(now + SUBSTITUTE_LIFETIME));
     }
 }

@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use diesel::ConnectionError;
 use diesel::result::Error as QueryError;
+use parking_lot::MutexGuard;
 
 use super::hope::Hope;
-use super::state::{LINGER, SUBSTITUTION, State};
+use super::state::{LINGER, State};
 use super::{Failover, Role};
+use crate::connection::ServerId;
 use crate::error::{Error, Outlook, Refusal};
 use crate::login::Target;
 use crate::login::session::Session;
@@ -73,10 +76,9 @@ impl Failover {
         };
         if let Err(error) = thread.spawn(watch) {
             state.attempt_ended(&key);
-            let cause = diesel::ConnectionError::BadConnection(format!(
+            let error = target.failed(ConnectionError::BadConnection(format!(
                 "cannot start a thread: {error}; raise the limit of threads"
-            ));
-            let error = Error::connect(target.to_string(), target.login(), cause);
+            )));
             state.found_other_role(&key, error, search, Instant::now());
         }
     }
@@ -162,8 +164,8 @@ impl Failover {
                 match session.refresh(&self.cluster) {
                     Ok(()) => continue,
                     Err(error) => {
-                        let cause = diesel::ConnectionError::CouldntSetupConfiguration(error);
-                        return Some(Error::connect(target.to_string(), target.login(), cause));
+                        let cause = ConnectionError::CouldntSetupConfiguration(error);
+                        return Some(target.failed(cause));
                     }
                 }
             }
@@ -222,15 +224,13 @@ impl Failover {
 
     /// Whether this node is a reader that must not be used.
     fn is_behind(&self, node: Option<&str>) -> bool {
-        let nodes = self.cluster.nodes();
-        let node = nodes.iter().find(|it| Some(it.label.as_str()) == node);
-        node.is_some_and(|node| self.max_replica_lag.is_some_and(|max| node.lag > Some(max)))
+        let Some(label) = node else { return false };
+        self.cluster.nodes().iter().any(|node| node.label == label && self.is_too_late(node))
     }
 
     fn other_role(&self, target: &Target) -> Error {
         let complaint = self.role.complaint().to_owned();
-        let cause = diesel::ConnectionError::BadConnection(complaint);
-        let error = Error::connect(target.to_string(), target.login(), cause);
+        let error = target.failed(ConnectionError::BadConnection(complaint));
         self.events.backoff.host_failed(&error);
         error
     }
@@ -262,7 +262,7 @@ impl Failover {
     /// Hands the connection to the threads that wait.
     fn deliver(
         self: &Arc<Self>,
-        mut state: parking_lot::MutexGuard<'_, State>,
+        mut state: MutexGuard<'_, State>,
         target: &Arc<Target>,
         session: Session,
         is_substitute: bool,
@@ -300,7 +300,7 @@ impl Failover {
         &self,
         state: &mut State,
         target: &Arc<Target>,
-        server: &crate::connection::ServerId,
+        server: &ServerId,
         took: Duration,
     ) {
         let ended = match self.follows_the_writer() {
@@ -319,6 +319,3 @@ impl Failover {
         }
     }
 }
-
-/// The life of a connection to the writer that takes the place of one to a reader.
-pub(crate) const SUBSTITUTE_LIFETIME: Duration = SUBSTITUTION;

@@ -50,6 +50,11 @@ fn name(node: usize) -> String {
     format!("node-{}", node + 1)
 }
 
+fn assert_all_write_soon(load: &Load) {
+    let took = load.await_all(Instant::now());
+    assert!(took < LIMIT, "{took:?}");
+}
+
 fn failovers(rds: &LocalRds, connections: impl Connections + 'static) {
     let load = Load::start(connections);
     let mut logins = rds.attempts().len();
@@ -90,8 +95,7 @@ fn a_writer_that_is_frozen_and_stays_so_is_left() {
     let load = Load::start(pool(&rds));
     rds.freeze(0).unwrap();
     rds.failover(1).unwrap();
-    let took = load.await_all(Instant::now());
-    assert!(took < LIMIT, "{took:?}");
+    assert_all_write_soon(&load);
     load.end(&rds);
 }
 
@@ -125,8 +129,7 @@ fn two_failovers_within_seconds_and_a_promoted_reader_that_drops_its_sessions() 
     rds.superuser().unwrap().batch_execute(end).unwrap();
     load.await_all(Instant::now());
     rds.failover(2).unwrap();
-    let took = load.await_all(Instant::now());
-    assert!(took < LIMIT, "{took:?}");
+    assert_all_write_soon(&load);
     load.end(&rds);
 }
 
@@ -138,8 +141,7 @@ fn a_node_that_was_added_can_become_the_writer_and_one_that_was_removed_does_no_
     let load = Load::start(pool);
     rds.remove(1).unwrap();
     rds.failover(added).unwrap();
-    let took = load.await_all(Instant::now());
-    assert!(took < LIMIT, "{took:?}");
+    assert_all_write_soon(&load);
     load.end(&rds);
 }
 
